@@ -1,0 +1,70 @@
+# One environment for the project (.venv), one for the docs tools (.venv-docs): torchattacks pins a `requests`
+# that current mkdocs-material refuses. Each is made once and refreshed when its requirements change.
+
+PYTHON ?= python3
+VENV := .venv
+DOCS_VENV := .venv-docs
+STAMP := $(VENV)/.installed
+DOCS_STAMP := $(DOCS_VENV)/.installed
+BIN := $(VENV)/bin
+DOCS_BIN := $(DOCS_VENV)/bin
+# Processes of one test run, and further arguments for it or for the demo: make demo ARGS="--seeds 1"
+JOBS ?= 2
+ARGS ?=
+# mkdocs-material prints a banner about its successor on every run.
+export NO_MKDOCS_2_WARNING := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint docs docs-serve clean
+
+help:
+	@echo "make demo        train and attack small nets on real digits, results in demo-out/"
+	@echo "make test        lint, then the fast tests"
+	@echo "make test-all    lint, every test, the docs"
+	@echo "make lint        ruff and mypy"
+	@echo "make docs        build the docs into site/ (docs-serve: with live reload)"
+	@echo "make clean       remove caches and build output; the environments stay"
+
+# $(call make_venv,FOLDER): make the environment unless it is there.
+define make_venv
+@test -x $(1)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "dcn_plugin needs Python >= 3.11; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)" >&2; \
+  echo "Name another interpreter: make PYTHON=python3.12 ..." >&2; exit 1; }
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
+
+$(STAMP): pyproject.toml
+	$(call make_venv,$(VENV))
+	$(BIN)/python -m pip install --editable '.[all]'
+	@touch $@
+
+$(DOCS_STAMP): docs/requirements.txt
+	$(call make_venv,$(DOCS_VENV))
+	$(DOCS_BIN)/python -m pip install --requirement docs/requirements.txt
+	@touch $@
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/defective demo --out demo-out $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict dcn_plugin
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-all: lint docs
+	$(BIN)/python -m pytest -n $(JOBS) -m "" $(ARGS)
+
+docs: $(DOCS_STAMP)
+	$(DOCS_BIN)/mkdocs build --strict
+
+docs-serve: $(DOCS_STAMP)
+	$(DOCS_BIN)/mkdocs serve --strict
+
+clean:
+	rm -rf build dist site demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dcn_plugin tests recipes -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

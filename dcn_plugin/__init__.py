@@ -1,0 +1,30 @@
+"""Defective Convolutional Networks for PyTorch and timm.
+
+A defective CNN has neurons in its bottom layers that are always zero: a binary mask, sampled once, fixed in
+training and in test (Luo et al., arXiv 1911.08432). This is not deformable convolution, which shares the
+abbreviation "DCN".
+"""
+
+from dcn_plugin.inspection import summary, verify
+from dcn_plugin.layers import DefectiveConv2d, DefectMask2d, Normalized
+from dcn_plugin.masks import sample_mask
+from dcn_plugin.specs import DefectSpec, MaskSpec
+from dcn_plugin.surgery import defect_spec, defectify, is_defective, undefectify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DefectMask2d",
+    "DefectSpec",
+    "DefectiveConv2d",
+    "MaskSpec",
+    "Normalized",
+    "__version__",
+    "defect_spec",
+    "defectify",
+    "is_defective",
+    "sample_mask",
+    "summary",
+    "undefectify",
+    "verify",
+]

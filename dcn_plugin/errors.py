@@ -1,0 +1,129 @@
+"""Named errors: each says what is wrong, what was got, what is allowed and what to do.
+
+Every error derives from :class:`DcnError` and from the built-in class a caller would have expected
+(``ValueError`` for a bad argument, ``RuntimeError`` for a state that broke), so that existing
+``except`` clauses keep working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadyDefectiveError",
+    "BlockError",
+    "CheckpointError",
+    "DataError",
+    "DcnError",
+    "ImageRangeError",
+    "InputSizeError",
+    "LabelError",
+    "MaskLostError",
+    "MaskShapeError",
+    "MaskStateError",
+    "MissingExtraError",
+    "ModelOutputError",
+    "NotDefectiveError",
+    "PretrainedError",
+    "RecordError",
+    "SiteError",
+    "SpecError",
+    "TraceError",
+]
+
+_UNSET = "<unset>"
+
+
+class DcnError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Args:
+        what: one sentence that names the problem, ending in a full stop.
+        got: the offending value, shown as it was given.
+        allowed: what would have been accepted.
+        fix: what the caller can do about it.
+    """
+
+    def __init__(self, what: str, got: object = _UNSET, allowed: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what, got, allowed, fix)
+        self.what, self.got, self.allowed, self.fix = what, got, allowed, fix
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.got != _UNSET:
+            parts.append(f"Got: {self.got!r}.")
+        if self.allowed is not None:
+            parts.append(f"Allowed: {self.allowed}.")
+        if self.fix is not None:
+            parts.append(f"Fix: {self.fix}.")
+        return " ".join(parts)
+
+
+class SpecError(DcnError, ValueError):
+    """A keep probability, mode, sampling rule, seed or other option is not allowed."""
+
+
+class MaskShapeError(DcnError, ValueError):
+    """A mask and the tensor it should act on do not have the same (C, H, W)."""
+
+
+class InputSizeError(DcnError, ValueError):
+    """The input size of a model is missing or is not (C, H, W)."""
+
+
+class BlockError(DcnError, ValueError):
+    """``blocks`` names nothing in this model, or the model's blocks cannot be told apart."""
+
+
+class SiteError(DcnError, ValueError):
+    """A convolution was selected that cannot carry a mask, or there is none at all."""
+
+
+class TraceError(DcnError, RuntimeError):
+    """The model's own forward failed while its structure was being read."""
+
+
+class AlreadyDefectiveError(DcnError, ValueError):
+    """The model already carries masks."""
+
+
+class NotDefectiveError(DcnError, ValueError):
+    """The model carries no masks."""
+
+
+class MaskLostError(DcnError, RuntimeError):
+    """A mask is gone or no longer acts, although the model says that it is defective."""
+
+
+class MaskStateError(DcnError, RuntimeError):
+    """A state dict holds some masks but not all, or masks of another shape or dtype."""
+
+
+class CheckpointError(DcnError, RuntimeError):
+    """A checkpoint file is truncated, tampered with, or belongs to another model."""
+
+
+class PretrainedError(DcnError, ValueError):
+    """Pretrained weights were asked for where none exist."""
+
+
+class DataError(DcnError, ValueError):
+    """A data set is missing, empty, or not laid out as expected."""
+
+
+class ImageRangeError(DcnError, ValueError):
+    """Images are not floating point, not NCHW, or not within [0, 1]."""
+
+
+class LabelError(DcnError, ValueError):
+    """Labels are not integers, or out of the range of the model's classes."""
+
+
+class ModelOutputError(DcnError, ValueError):
+    """A model returned something that is not a finite (N, classes) tensor of logits."""
+
+
+class RecordError(DcnError, ValueError):
+    """A result record is incomplete or does not follow the schema."""
+
+
+class MissingExtraError(DcnError, ImportError):
+    """An optional dependency is needed that is not installed."""

@@ -1,0 +1,287 @@
+"""The building blocks: a fixed mask, a convolution that carries one, and normalisation inside the model."""
+
+# No `from __future__ import annotations`: TorchScript reads the annotations of these classes as objects.
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
+from dcn_plugin.masks import sample_mask
+from dcn_plugin.specs import Layout, MaskOrigin, MaskSpec, Mode, Sampling, SiteSpec
+
+__all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask"]
+
+
+@torch.fx.wrap
+def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False) -> Tensor:
+    """Zero the defective neurons of ``x``: ``y = M * x``, eq. (4) of the paper.
+
+    Args:
+        x: activation, batch first; the rest must have the shape of ``mask`` without its leading 1.
+        mask: bool, 1 x the shape of one activation.
+        inplace: overwrite ``x``. Safe wherever nobody else reads ``x``; behind a norm it saves an
+            allocation as large as the activation, which is most of the cost of the mask.
+
+    Returns:
+        The masked activation, with the dtype and memory format of ``x``.
+
+    Raises:
+        MaskShapeError: ``x`` has another size than the mask was made for.
+        ImageRangeError: ``x`` is not floating point.
+    """
+    if not torch.jit.is_scripting():
+        _check_activation(x, mask)
+    # bool * bf16 stays bf16, and the first factor decides the memory format.
+    return x.mul_(mask) if inplace else x * mask
+
+
+@torch.jit.unused  # TorchScript has no exception classes; there a mismatch is torch's own broadcast error.
+def _check_activation(x: Tensor, mask: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ImageRangeError(
+            "A defect mask acts on floating-point activations.",
+            str(x.dtype),
+            "a floating-point dtype",
+            "convert the images, e.g. images.float() / 255",
+        )
+    if torch.jit.is_tracing() or x.shape[1:] == mask.shape[1:]:
+        return
+    raise MaskShapeError(
+        f"The activation is {'x'.join(map(str, x.shape[1:]))} but its defect mask is "
+        f"{'x'.join(map(str, mask.shape[1:]))}; masks have a size.",
+        tuple(x.shape),
+        f"(batch, {', '.join(map(str, mask.shape[1:]))})",
+        "feed images of the size the model was made defective for, or make it defective again with another input_size",
+    )
+
+
+class DefectMask2d(nn.Module):
+    """A fixed binary mask over the neurons of one layer, active in training and in test.
+
+    The mask is a persistent bool buffer ``mask`` of shape (1, C, H, W) (or (1, H, W, C), (1, L, C): see
+    ``layout``). There is no rescaling by 1 / p.
+
+    Args:
+        shape: (C, H, W) of the activation.
+        spec: how the mask is drawn.
+        site: ordinal of the layer's convolution in the network; layers with different ordinals get independent masks.
+        layout: memory order of the activation: "NCHW", "NHWC" or "NLC" with L = H * W.
+        inplace: overwrite the input. Only for an input that nobody else reads.
+
+    Shape:
+        - Input: (N, C, H, W), or as ``layout`` says
+        - Output: the same
+
+    Raises:
+        MaskShapeError: ``shape`` is not three integers >= 1; in ``forward``, an input of another size.
+
+    Source: paper, section 3.1, eq. (3)-(5).
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        spec: MaskSpec,
+        *,
+        site: int = 0,
+        layout: Layout = "NCHW",
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.spec = spec
+        self.site = site
+        self.layout = layout
+        self.inplace = inplace
+        self.origin: MaskOrigin = "sampled"
+        # Surgery's notes: which site this is, and which class its owner had before it carried a mask.
+        self.site_spec: SiteSpec | None = None
+        self.restores: type[nn.Module] | None = None
+        self.register_buffer("mask", _to_layout(sample_mask(spec, shape, site=site), layout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero the defective neurons of ``x``."""
+        return apply_mask(x, self.mask, self.inplace)
+
+    def kept(self) -> Tensor:
+        """The mask as bool (C, H, W), whatever the layout."""
+        channels, height, width = self.shape
+        if self.layout == "NCHW":
+            return self.mask[0]
+        return self.mask[0].reshape(height, width, channels).permute(2, 0, 1)
+
+    def extra_repr(self) -> str:
+        """Show what a reader of ``print(model)`` wants to know."""
+        size = "x".join(map(str, self.shape))
+        return f"{size}, p={self.spec.p:g}, mode={self.spec.mode}, site={self.site}, {self.origin}"
+
+
+def _to_layout(mask: Tensor, layout: Layout) -> Tensor:
+    if layout == "NCHW":
+        return mask.unsqueeze(0)
+    nhwc = mask.permute(1, 2, 0).unsqueeze(0).contiguous()
+    return nhwc if layout == "NHWC" else nhwc.flatten(1, 2)
+
+
+class DefectiveConv2d(nn.Conv2d):
+    """The paper's layer for networks written by hand: convolution, optional norm, mask.
+
+    Put the activation behind it: ``relu(DefectiveConv2d(...)(x))``.
+
+    Args:
+        in_channels: as in ``nn.Conv2d``, like all arguments up to ``dtype``.
+        out_channels: see above.
+        kernel_size: see above.
+        stride: see above.
+        padding: see above.
+        dilation: see above.
+        groups: see above.
+        bias: see above.
+        padding_mode: see above.
+        device: see above.
+        dtype: see above.
+        output_size: (H, W) of the layer's output; masks have a size.
+        p: keep probability in (0, 1].
+        mode: "neuron", "channel" or "shared".
+        sampling: "bernoulli" or "exact".
+        seed: with ``site`` it fixes every bit of the mask.
+        site: number of this layer in your network. Give every layer its own.
+        norm: module between the convolution and the mask, e.g. ``nn.BatchNorm2d(out_channels)``.
+
+    Shape:
+        - Input: (N, C_in, H_in, W_in)
+        - Output: (N, C_out, H, W) with (H, W) = ``output_size``
+
+    Source: paper, section 3.1, eq. (3)-(5); the norm sits before the mask as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        output_size: tuple[int, int],
+        site: int,
+        p: float = 0.3,
+        mode: Mode = "neuron",
+        sampling: Sampling = "bernoulli",
+        seed: int = 0,
+        norm: nn.Module | None = None,
+    ) -> None:
+        spec = MaskSpec(p, mode, sampling, seed)
+        drop = DefectMask2d((out_channels, *output_size), spec, site=site, inplace=True)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.norm = nn.Identity() if norm is None else norm
+        self.drop = drop.to(device)
+
+    def forward(self, input: Tensor) -> Tensor:  # the name is nn.Conv2d's
+        """Convolve, normalise, zero the defective neurons."""
+        return self.drop(self.norm(self._conv_forward(input, self.weight, self.bias)))  # type: ignore[no-any-return]
+
+
+class _MaskedConv:
+    """Mixed into a Conv2d subclass by surgery: the subclass's own forward, then the mask in ``drop``."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return cast(Tensor, self.drop(super().forward(*args, **kwargs)))  # type: ignore[attr-defined, misc]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # The class is made at run time, so pickle is told how to make it again.
+        state = cast(tuple[Any, ...], super().__reduce_ex__(2))[2:]
+        return (_rebuild_masked_conv, (type(self).__mro__[2],), *state)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """What surgery turns a plain ``nn.Conv2d`` without norm into (TorchScript cannot compile ``super()``)."""
+
+    drop: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve, then zero the defective neurons."""
+        return self.drop(self._conv_forward(input, self.weight, self.bias))  # type: ignore[no-any-return]
+
+
+_MASKED: dict[type[nn.Conv2d], type[nn.Conv2d]] = {nn.Conv2d: MaskedConv2d}
+
+
+def masked_conv_class(base: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """The class that runs ``base``'s forward and then ``self.drop``; the same one at every call."""
+    if base not in _MASKED:
+        _MASKED[base] = type(f"Masked{base.__name__}", (_MaskedConv, base), {"__module__": base.__module__})
+    return _MASKED[base]
+
+
+def unmasked_conv_class(masked: type[nn.Module]) -> type[nn.Conv2d]:
+    """The inverse of :func:`masked_conv_class`."""
+    return nn.Conv2d if masked is MaskedConv2d else cast(type[nn.Conv2d], masked.__mro__[2])
+
+
+def is_masked_conv(module: nn.Module) -> bool:
+    """Whether surgery gave this convolution a mask."""
+    return isinstance(module, MaskedConv2d | _MaskedConv)
+
+
+def _rebuild_masked_conv(base: type[nn.Conv2d]) -> nn.Conv2d:
+    cls = masked_conv_class(base)
+    return cls.__new__(cls)
+
+
+class Normalized(nn.Module):
+    """A model that takes images in [0, 1] and normalises them itself, as attacks need it.
+
+    Args:
+        model: takes normalised images.
+        mean: one number a channel, in units of [0, 1] images.
+        std: one positive number a channel.
+
+    Shape:
+        - Input: (N, C, H, W) in [0, 1], C = len(mean)
+        - Output: whatever ``model`` returns
+
+    Raises:
+        SpecError: mean and std differ in length, or a std is not positive.
+        ImageRangeError: in ``forward``, images that are not floating point or have another number of channels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise SpecError("Normalisation needs one mean and one positive std a channel.", (tuple(mean), tuple(std)))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        """Normalise, then call the model."""
+        if not x.is_floating_point() or x.shape[1] != self.mean.shape[1]:
+            raise ImageRangeError(
+                "The model normalises its images itself and cannot take these.",
+                (str(x.dtype), tuple(x.shape)),
+                f"floating-point images (N, {self.mean.shape[1]}, H, W) in [0, 1]",
+                "convert the images, e.g. images.float() / 255",
+            )
+        return self.model((x - self.mean) / self.std)
+
+    def extra_repr(self) -> str:
+        """Show the constants."""
+        mean, std = ([round(v, 4) for v in constants.flatten().tolist()] for constants in (self.mean, self.std))
+        return f"mean={mean}, std={std}"

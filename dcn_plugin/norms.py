@@ -1,0 +1,104 @@
+"""Where a mask fits into a normalisation layer.
+
+timm's fused norm + activation layers run norm -> ``.drop`` -> ``.act``, and ``.drop`` is exactly the
+place of the mask. A plain norm is turned into its fused twin (same object, parameters and buffers; another
+class), so timm's converters, which keep ``.drop``, keep the mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm.layers as tl
+from timm.layers.norm_act import (
+    FrozenBatchNormAct2d,
+    LayerNormAct2dFp32,
+    LayerNormActFp32,
+    RmsNormAct2dFp32,
+    RmsNormActFp32,
+)
+from timm.layers.split_batchnorm import SplitBatchNorm2d
+from torch import nn
+from torchvision.models.convnext import LayerNorm2d as TorchvisionLayerNorm2d
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from dcn_plugin.specs import Layout, Slot
+
+__all__ = ["is_norm", "layout_of", "owns_output", "remove_slot", "slot_of", "with_slot"]
+
+# plain norm -> the class that runs the same arithmetic, then `.drop`, then `.act`
+_TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: tl.BatchNormAct2d,
+    nn.SyncBatchNorm: tl.SyncBatchNormAct,
+    FrozenBatchNorm2d: FrozenBatchNormAct2d,
+    SplitBatchNorm2d: SplitBatchNorm2d,
+    nn.GroupNorm: tl.GroupNormAct,
+    tl.GroupNorm: tl.GroupNormAct,
+    tl.GroupNorm1: tl.GroupNorm1Act,
+    nn.LayerNorm: tl.LayerNormAct,
+    tl.LayerNorm: tl.LayerNormAct,
+    tl.LayerNormFp32: LayerNormActFp32,
+    tl.LayerNorm2d: tl.LayerNormAct2d,
+    tl.LayerNorm2dFp32: LayerNormAct2dFp32,
+    TorchvisionLayerNorm2d: tl.LayerNormAct2d,
+    tl.RmsNorm: tl.RmsNormAct,
+    tl.RmsNormFp32: RmsNormActFp32,
+    tl.RmsNorm2d: tl.RmsNormAct2d,
+    tl.RmsNorm2dFp32: RmsNormAct2dFp32,
+}
+_FUSED = frozenset(_TWINS.values())
+_LAST_DIM = (nn.LayerNorm, tl.RmsNorm, tl.RmsNormFp32)  # normalise trailing dimensions ...
+_NOT_LAST_DIM = (tl.LayerNorm2d, tl.LayerNormAct2d, tl.LayerNorm2dFp32, LayerNormAct2dFp32, TorchvisionLayerNorm2d)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation (with or without an activation), supported or not."""
+    if type(module) in _TWINS or type(module) in _FUSED:
+        return True
+    # Norms this package does not know are recognised so that they can be refused by name, never skipped.
+    name = type(module).__name__.lower()
+    return ("norm" in name or "abn" in name) and not any(
+        isinstance(inner, nn.Conv2d | nn.Linear) for inner in module.modules()
+    )
+
+
+def slot_of(module: nn.Module) -> Slot | None:
+    """The kind of slot: "norm_act" for a fused layer, "norm" for a plain one that has a twin, None for any other."""
+    if type(module) in _FUSED and hasattr(module, "drop"):
+        return "norm_act"
+    return "norm" if type(module) in _TWINS else None
+
+
+def layout_of(module: nn.Module, ndim: int) -> Layout:
+    """Memory order of what ``module`` normalises, given the number of dimensions with the batch."""
+    if isinstance(module, _LAST_DIM) and not isinstance(module, _NOT_LAST_DIM):
+        normalized: Any = module.normalized_shape
+        if len(normalized) == 1:
+            return "NHWC" if ndim == 4 else "NLC"
+    return "NCHW"
+
+
+def with_slot(norm: nn.Module) -> None:
+    """Turn a plain norm into its fused twin, in place: the same object with ``.drop`` and ``.act``."""
+    norm.__class__ = _TWINS[type(norm)]
+    norm.drop = nn.Identity()
+    norm.act = nn.Identity()
+    # torch's own norms never take timm's reduced-precision path; timm's have decided for themselves already.
+    norm.__dict__.setdefault("_fast_norm", False)
+
+
+def remove_slot(norm: nn.Module, plain: type[nn.Module]) -> None:
+    """Undo :func:`with_slot`; ``plain`` is the class the norm had before."""
+    del norm.drop, norm.act
+    if plain.__module__.startswith("torch"):
+        norm.__dict__.pop("_fast_norm", None)
+    # A converter may have turned the twin into another class meanwhile; that one's own plain form is right then.
+    if type(norm) in _FUSED and type(norm) is not _TWINS[plain]:
+        plain = next(p for p, twin in _TWINS.items() if twin is type(norm))
+    if type(norm) in _FUSED:
+        norm.__class__ = plain
+
+
+def owns_output(norm: nn.Module) -> bool:
+    """Whether the slot of ``norm`` sees a fresh tensor that may be overwritten without a copy for autograd."""
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | FrozenBatchNormAct2d)

@@ -1,0 +1,244 @@
+"""Which convolution feeds which norm, at which resolution: found in the data flow, not guessed from names.
+
+The rules, in the order they apply (docs: concepts):
+
+1. Gates are not sites. An edge of the data flow is a gate where a multiplication reads a 1x1 map or the
+   result of a sigmoid or softmax (squeeze-and-excite, spatial attention), and where attention weights are
+   made (queries and keys). A convolution all of whose ways to the output lead through gates is skipped.
+2. A norm belongs to the last convolution that reaches it through additions, concatenations, activations
+   and pooling, before any other norm. That covers conv -> norm, conv -> act -> norm, and pre-activation nets,
+   where the mask acts on the norm of the sum, never on the sum (the paper's SENet-18 and DenseNet).
+   Each convolution owns the first norm it reaches.
+3. A convolution that reaches no norm at all carries the mask itself.
+4. Outputs of 1x1 carry none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dcn_plugin.errors import TraceError
+from dcn_plugin.norms import layout_of, slot_of
+from dcn_plugin.specs import Layout, Slot
+from dcn_plugin.trace import Node, Trace
+
+__all__ = ["Site", "find_sites", "gate_edges", "goes_back_up"]
+
+_Edges = frozenset[tuple[int, int]]  # (reader, read)
+
+_BOUNDED = ("sigmoid", "hardsigmoid", "_softmax", "_safe_softmax")
+_CARRIERS = (
+    *("view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "clone", "alias", "contiguous"),
+    *("unsqueeze", "squeeze", "slice", "select", "split", "chunk", "unbind", "_to_copy", "dropout", "native_dropout"),
+    *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
+)
+_REORDERS = ("permute", "transpose", "view", "_unsafe_view", "reshape", "clone", "contiguous", "alias", "unsqueeze")
+_PRODUCTS = ("bmm", "mm", "matmul", "baddbmm")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a mask could go.
+
+    Args:
+        owner: module path of the norm, or of the convolution where no norm follows.
+        conv: module path of the convolution.
+        ordinal: of the convolution among all executed ones.
+        node: index in the trace of the call at which the mask acts.
+        shape: (C, H, W) of the masked activation.
+        slot: see :class:`dcn_plugin.specs.SiteSpec`.
+        layout: see :class:`dcn_plugin.specs.SiteSpec`.
+        problem: why no mask can go here, or None.
+    """
+
+    owner: str
+    conv: str
+    ordinal: int
+    node: int
+    shape: tuple[int, int, int]
+    slot: Slot
+    layout: Layout
+    problem: str | None = None
+
+
+def find_sites(model: nn.Module, trace: Trace) -> list[Site]:
+    """All sites of a network in execution order, those that must be refused included (``problem``).
+
+    Raises:
+        TraceError: the network returns no tensor that comes from its input.
+    """
+    if not trace.outputs:
+        raise TraceError(
+            "The model returned no tensor computed from its input.", fix="return tensors, or a tuple or dict of them"
+        )
+    gates = gate_edges(trace)
+    main = _reachable(trace, gates)
+    ordinals = {node.index: i for i, node in enumerate(trace.convs)}
+    sites: dict[str, Site] = {}
+    placed: set[int] = set()  # convolutions that own a norm
+    normed: set[int] = set()  # convolutions that reach one
+    for norm in trace.nodes:
+        if norm.kind != "norm" or norm.index not in main:
+            continue
+        module = model.get_submodule(norm.module)
+        layout = layout_of(module, len(norm.in_shape))
+        convs = _feeding(trace, norm, gates, layout)
+        normed.update(convs)
+        if convs and max(convs) not in placed:
+            last = max(convs)
+            placed.add(last)
+            _add(sites, _norm_site(module, norm, trace.nodes[last], ordinals[last], layout))
+    for conv in trace.convs:
+        if conv.index in main and conv.index not in normed and conv.shape[2] * conv.shape[3] > 1:
+            _add(sites, _conv_site(model.get_submodule(conv.module), conv, ordinals[conv.index]))
+    return sorted(sites.values(), key=lambda site: site.node)
+
+
+def gate_edges(trace: Trace) -> _Edges:
+    """The edges (reader, read) of the data flow through which a signal only scales another."""
+    found: set[tuple[int, int]] = set()
+    for node in trace.nodes:
+        if node.op == "mul" and len(node.parents) == 2:
+            found.update((node.index, p) for p in _gating(trace, node))
+        elif node.op in _PRODUCTS and len(node.parents) == 2:
+            bounded = [p for p in node.parents if _is_bounded(trace, p)]
+            if len(bounded) == 1:
+                found.add((node.index, bounded[0]))
+        elif node.op.startswith("_scaled_dot_product") and len(node.parents) == 3:
+            found.update((node.index, p) for p in node.parents[:2])
+    return frozenset(found)
+
+
+def goes_back_up(trace: Trace, gates: _Edges) -> Node | None:
+    """The first convolution whose output is finer than one before it on the way from the input, if any.
+
+    Such a network (HRNet, U-Net) has no bottom and top that its resolution could tell apart.
+    """
+    coarsest: dict[int, int] = {}
+    for node in trace.nodes:
+        if len(node.shape) != 4 or node.shape[2] * node.shape[3] == 1:
+            continue  # tokens and pooled vectors have no resolution to compare
+        before = [coarsest[p] for p in node.parents if p in coarsest and (node.index, p) not in gates]
+        if node.kind == "conv":
+            area = node.shape[2] * node.shape[3]
+            if before and area > min(before):
+                return node
+            before.append(area)
+        if before:
+            coarsest[node.index] = min(before)
+    return None
+
+
+def _gating(trace: Trace, node: Node) -> list[int]:
+    left, right = (trace.nodes[p].shape for p in node.parents)
+    for parent, own, other in zip(node.parents, (left, right), (right, left), strict=True):
+        if len(own) == len(other) == 4 and own[2:] == (1, 1) != other[2:]:
+            return [parent]
+    bounded = [p for p in node.parents if _is_bounded(trace, p)]
+    return bounded if len(bounded) == 1 else []
+
+
+def _is_bounded(trace: Trace, index: int) -> bool:
+    node = trace.nodes[index]
+    while node.op in _CARRIERS and len(node.parents) == 1:
+        node = trace.nodes[node.parents[0]]
+    return node.op in _BOUNDED
+
+
+def _reachable(trace: Trace, gates: _Edges) -> set[int]:
+    seen: set[int] = set()
+    todo = list(trace.outputs)
+    while todo:
+        index = todo.pop()
+        if index not in seen:
+            seen.add(index)
+            todo += [p for p in trace.nodes[index].parents if (index, p) not in gates]
+    return seen
+
+
+def _feeding(trace: Trace, norm: Node, gates: _Edges, layout: Layout) -> set[int]:
+    """The convolutions whose output reaches ``norm`` before any other norm or convolution."""
+    convs: set[int] = set()
+    seen: set[int] = set()
+    todo = [(norm.index, p) for p in norm.parents]
+    while todo:
+        reader, index = todo.pop()
+        node = trace.nodes[index]
+        if index in seen or (reader, index) in gates:
+            continue
+        seen.add(index)
+        if node.kind == "conv":
+            if _fits(node, norm, layout):
+                convs.add(index)
+        elif node.kind == "op" and _carries(node, layout):
+            todo += [(index, p) for p in node.parents]
+    return convs
+
+
+def _carries(node: Node, layout: Layout) -> bool:
+    if layout == "NCHW":
+        return len(node.shape) == 4 and node.shape[2] * node.shape[3] > 1
+    # Tokens: only a change of order. Behind an addition the stream belongs to the whole network.
+    return node.op in _REORDERS
+
+
+def _fits(conv: Node, norm: Node, layout: Layout) -> bool:
+    _, channels, height, width = conv.shape
+    if height * width == 1:
+        return False
+    if layout == "NCHW":
+        return len(norm.in_shape) == 4
+    tokens = (height, width, channels) if layout == "NHWC" else (height * width, channels)
+    return norm.in_shape[1:] == tokens
+
+
+def _norm_site(module: nn.Module, norm: Node, conv: Node, ordinal: int, layout: Layout) -> Site:
+    slot = slot_of(module)
+    problem = None
+    if slot is None:
+        problem = (
+            f"the norm {norm.module!r} is a {type(module).__name__}, which has no place for a mask between "
+            "the norm and its activation"
+        )
+        if norm.op != type(module).__name__:
+            problem = f"a normalisation ({norm.op}) is called as a function inside {norm.module!r}"
+    shape = norm.in_shape[1:] if layout == "NCHW" else conv.shape[1:]
+    return Site(
+        owner=norm.module,
+        conv=conv.module,
+        ordinal=ordinal,
+        node=norm.index,
+        shape=(shape[0], shape[1], shape[2]),
+        slot=slot or "norm",
+        layout=layout,
+        problem=problem,
+    )
+
+
+def _conv_site(module: nn.Module, conv: Node, ordinal: int) -> Site:
+    problem = None
+    if not isinstance(module, nn.Conv2d):
+        problem = f"the convolution in {conv.module!r} is called as a function, not through an nn.Conv2d"
+    return Site(
+        owner=conv.module,
+        conv=conv.module,
+        ordinal=ordinal,
+        node=conv.index,
+        shape=(conv.shape[1], conv.shape[2], conv.shape[3]),
+        slot="conv",
+        layout="NCHW",
+        problem=problem,
+    )
+
+
+def _add(sites: dict[str, Site], site: Site) -> None:
+    """A module that runs several times carries one mask for all its calls, as it carries one set of weights."""
+    first = sites.setdefault(site.owner, site)
+    if first.shape != site.shape:
+        problem = (
+            f"{site.owner!r} runs more than once, at {'x'.join(map(str, first.shape))} and at "
+            f"{'x'.join(map(str, site.shape))}; a mask has one size"
+        )
+        sites[site.owner] = Site(**{**vars(first), "problem": problem})

@@ -1,0 +1,35 @@
+"""Settings every test shares: offline, few threads, reproducible Hypothesis runs."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch, timm and huggingface_hub are imported; processes that a test starts inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+UNDER_XDIST = "PYTEST_XDIST_WORKER" in os.environ
+if UNDER_XDIST:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import hypothesis
+import pytest
+import torch
+
+SLOW_TIMEOUT_S = 900
+
+if UNDER_XDIST:
+    # One process a core already: more threads would only fight over the cores.
+    torch.set_num_threads(1)
+
+# No deadline: the first call of a torch op can take a second. In CI the same examples each time.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests their timeout, and skip GPU tests where there is no GPU."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
