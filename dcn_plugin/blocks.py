@@ -145,7 +145,7 @@ def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksAr
         return _paper(model, sites)
     parts = (chosen,) if isinstance(chosen, str | int) else tuple(chosen)
     if not parts:
-        raise BlockError(f"blocks is empty; blocks of {name}: {blocks.names}.", chosen)
+        raise BlockError(f"blocks is empty; available in {name}: {blocks.names}.", chosen, "at least one block")
     found: list[Site] = []
     for part in parts:
         matched = [site for site in sites if _is_in(part, site, blocks.of(site))]

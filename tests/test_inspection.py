@@ -1,0 +1,99 @@
+"""summary reports what is there; verify raises when a mask does not act."""
+
+import pytest
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+import dcn_plugin as dcn
+from dcn_plugin.errors import InputSizeError, MaskLostError
+from tests.nets import NoNorm, SmallNet, same, shaken, snapshot
+
+SIZE = (3, 16, 16)
+
+
+def make(**options: object) -> nn.Module:
+    return dcn.defectify(shaken(SmallNet()), input_size=SIZE, **options)
+
+
+def test_the_summary_has_one_row_a_site_and_the_share_that_is_really_kept() -> None:
+    net = make(p=0.5, sampling="exact")
+    report = dcn.summary(net)
+    assert [row.name for row in report.rows][:2] == ["bn1", "layer1.bn1"] and len(report.rows) == 7
+    assert {row.kept for row in report.rows} == {0.5} and {row.p for row in report.rows} == {0.5}
+    assert report.kept * 2 == report.neurons == 4 * 8 * 256 + 3 * 12 * 64
+    text = str(report)
+    assert "layer2.shortcut.1" in text and "12x8x8" in text and text.splitlines()[-1].startswith("7 sites, 5,248 of")
+
+
+def test_the_summary_reads_networks_written_by_hand() -> None:
+    net = nn.Sequential(dcn.DefectiveConv2d(3, 4, 3, output_size=(14, 14), site=0, p=0.1), nn.ReLU())
+    (row,) = dcn.summary(net).rows
+    assert (row.name, row.block, row.shape, row.p) == ("0", "-", (4, 14, 14), 0.1)
+
+
+@pytest.mark.parametrize("net", [make, lambda: dcn.defectify(NoNorm(), input_size=SIZE)])
+def test_verify_is_content_with_a_network_whose_masks_act_and_changes_nothing(net) -> None:
+    model = net().train()
+    images = torch.rand(2, *SIZE)
+    before = snapshot(model)
+    dcn.verify(model)
+    dcn.verify(model, images)
+    assert same(before, snapshot(model))
+
+
+def bypass(net: nn.Module) -> None:
+    net.bn1.__class__ = nn.BatchNorm2d  # the buffer stays, nobody calls it
+
+
+def remove(net: nn.Module) -> None:
+    net.layer1.bn2 = nn.BatchNorm2d(8).eval()
+
+
+def flip(net: nn.Module) -> None:
+    net.bn1.drop.mask[0, 0, 0, 0] ^= True
+
+
+def shift(net: nn.Module) -> None:
+    net.bn1.drop.register_forward_hook(lambda module, args, out: out + 1)
+
+
+def skip(net: nn.Module) -> None:
+    net.layer1 = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("harm", "match"),
+    [
+        (bypass, "bn1: its layer runs without calling it"),
+        (remove, "layer1.bn2: its mask is gone"),
+        (flip, "bn1: its bits are not those that its seed gives"),
+        (shift, "bn1: .* defective neurons are not silent"),
+        (skip, "layer1.bn1: its mask is gone"),
+    ],
+)
+def test_verify_names_the_mask_that_no_longer_acts(harm, match) -> None:
+    net = make()
+    harm(net)
+    with pytest.raises(MaskLostError, match=match):
+        dcn.verify(net)
+
+
+def test_verify_notices_a_mask_whose_layer_is_never_run() -> None:
+    net = make()
+    net.layer2.forward = lambda x: torch.zeros(x.shape[0], 12, 8, 8)
+    with pytest.raises(MaskLostError, match="layer2.bn1: its layer is never run"):
+        dcn.verify(net)
+
+
+def test_torchs_sync_batchnorm_loses_the_masks_and_timms_keeps_them() -> None:
+    dcn.verify(convert_sync_batchnorm(make()))
+    with pytest.raises(MaskLostError, match=r"7 of 7 masks.*timm.layers.convert_sync_batchnorm"):
+        dcn.verify(nn.SyncBatchNorm.convert_sync_batchnorm(make()))
+
+
+def test_a_hand_written_network_is_verified_on_the_images_it_is_given() -> None:
+    net = nn.Sequential(dcn.DefectiveConv2d(3, 4, 3, output_size=(14, 14), site=0, norm=nn.BatchNorm2d(4)), nn.ReLU())
+    dcn.verify(net, torch.rand(1, *SIZE))
+    with pytest.raises(InputSizeError, match="images"):
+        dcn.verify(net)

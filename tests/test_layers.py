@@ -1,0 +1,139 @@
+"""The mask, the layer that carries one, and normalisation inside the model."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import ScaledStdConv2d, StdConv2d
+from torch import nn
+
+from dcn_plugin import DefectiveConv2d, DefectMask2d, MaskSpec, Normalized
+from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
+from dcn_plugin.layers import masked_conv_class, unmasked_conv_class
+
+dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
+
+
+@given(st.booleans(), st.booleans(), dtypes, st.integers(0, 3), st.floats(0.1, 1))
+@settings(max_examples=40)
+def test_a_mask_zeroes_its_neurons_and_leaves_the_others_bit_equal(inplace, channels_last, dtype, batch, p) -> None:
+    layer = DefectMask2d((5, 6, 7), MaskSpec(p), inplace=inplace)
+    x = torch.randn(batch, 5, 6, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = x.to(memory_format=memory_format)
+    expected = torch.where(layer.mask, x, torch.zeros((), dtype=dtype))
+    out = layer(x)
+    assert out.dtype is dtype and torch.equal(out, expected)
+    assert out.is_contiguous(memory_format=memory_format)
+    if batch:
+        assert (out.data_ptr() == x.data_ptr()) is inplace
+
+
+def test_the_gradient_is_the_mask_itself() -> None:
+    for inplace in (False, True):
+        layer = DefectMask2d((4, 5, 5), MaskSpec(0.4), inplace=inplace)
+        x = torch.randn(3, 4, 5, 5, requires_grad=True)
+        layer(x * 1).sum().backward()
+        assert torch.equal(x.grad, layer.mask.float().expand_as(x))
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (4, 6, 5), (3, 5, 5), (1, 5, 5), (4, 1, 1)])
+def test_an_activation_of_another_size_is_refused_by_name_and_never_broadcast(size) -> None:
+    layer = DefectMask2d((4, 5, 5), MaskSpec())
+    with pytest.raises(MaskShapeError, match=f"{'x'.join(map(str, size))} but its defect mask is 4x5x5"):
+        layer(torch.zeros(2, *size))
+    flat = DefectMask2d((1, 1, 1), MaskSpec(1))
+    with pytest.raises(MaskShapeError):
+        flat(torch.zeros(2, *size))
+
+
+def test_whole_numbers_are_refused_by_name() -> None:
+    with pytest.raises(ImageRangeError, match=r"torch.uint8.*floating-point"):
+        DefectMask2d((4, 5, 5), MaskSpec())(torch.zeros(2, 4, 5, 5, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(("layout", "order"), [("NHWC", (0, 2, 3, 1)), ("NLC", None)])
+def test_other_layouts_mask_the_same_neurons(layout, order) -> None:
+    spec = MaskSpec(0.4, seed=3)
+    reference = DefectMask2d((4, 5, 6), spec, site=2)
+    layer = DefectMask2d((4, 5, 6), spec, site=2, layout=layout)
+    x = torch.randn(2, 4, 5, 6)
+    tokens = x.permute(order) if order else x.flatten(2).transpose(1, 2)
+    expected = reference(x)
+    expected = expected.permute(order) if order else expected.flatten(2).transpose(1, 2)
+    assert torch.equal(layer(tokens), expected)
+    assert torch.equal(layer.kept(), reference.kept())
+
+
+def test_the_mask_is_a_persistent_bool_buffer_and_no_parameter() -> None:
+    layer = DefectMask2d((4, 5, 5), MaskSpec())
+    assert list(layer.state_dict()) == ["mask"] and not list(layer.parameters())
+    assert layer.half().mask.dtype is torch.bool and layer.double().mask.dtype is torch.bool
+
+
+@given(st.sampled_from([None, "batch", "group"]), st.integers(1, 2), st.sampled_from([1, 2]), st.booleans())
+@settings(max_examples=20)
+def test_the_papers_layer_is_convolution_norm_mask(norm, stride, groups, training) -> None:
+    norms = {None: None, "batch": nn.BatchNorm2d(6), "group": nn.GroupNorm(3, 6)}
+    size = (8 // stride, 10 // stride)
+    layer = DefectiveConv2d(
+        4, 6, 3, stride=stride, padding=1, groups=groups, output_size=size, site=1, p=0.5, norm=norms[norm]
+    ).train(training)
+    x = torch.randn(2, 4, 8, 10)
+    plain = copy.deepcopy(layer)
+    z = nn.functional.conv2d(x, plain.weight, plain.bias, stride, 1, 1, groups)
+    expected = (z if norm is None else plain.norm(z)) * layer.drop.mask
+    assert torch.equal(layer(x), expected)
+    assert tuple(expected.shape[1:]) == (6, *size) and bool((expected == 0).any())
+
+
+def test_batch_statistics_are_taken_over_all_neurons_the_masked_ones_too() -> None:
+    layer = DefectiveConv2d(3, 4, 3, padding=1, output_size=(8, 8), site=0, p=0.3, norm=nn.BatchNorm2d(4)).train()
+    plain = nn.BatchNorm2d(4).train()
+    x = torch.randn(5, 3, 8, 8)
+    layer(x)
+    plain(nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
+    assert torch.equal(layer.norm.running_mean, plain.running_mean)
+    assert torch.equal(layer.norm.running_var, plain.running_var)
+
+
+def test_layers_with_different_sites_have_different_masks() -> None:
+    first, second = (DefectiveConv2d(3, 8, 3, output_size=(9, 9), site=site) for site in (0, 1))
+    assert not torch.equal(first.drop.mask, second.drop.mask)
+
+
+@pytest.mark.parametrize("base", [nn.Conv2d, StdConv2d, ScaledStdConv2d])
+def test_a_convolution_class_with_a_mask_survives_copy_and_pickle(base) -> None:
+    conv = base(3, 5, 3, padding=1)
+    plain = copy.deepcopy(conv)
+    conv.__class__ = masked_conv_class(base)
+    conv.drop = DefectMask2d((5, 6, 6), MaskSpec(0.5), inplace=True)
+    x = torch.randn(2, 3, 6, 6)
+    expected = plain(x) * conv.drop.mask
+    for again in (conv, copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert torch.equal(again(x), expected) and isinstance(again, base)
+        assert unmasked_conv_class(type(again)) is base
+    assert masked_conv_class(base) is masked_conv_class(base)
+
+
+def test_normalized_takes_images_between_0_and_1() -> None:
+    model = Normalized(nn.Identity(), mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    x = torch.rand(2, 3, 4, 4)
+    expected = torch.stack([(x[:, c] - m) / s for c, (m, s) in enumerate([(0.5, 0.1), (0.4, 0.2), (0.3, 0.3)])], 1)
+    assert torch.allclose(model(x), expected)
+    assert not model.state_dict()  # the constants belong to the model's definition, not to its weights
+
+
+@pytest.mark.parametrize("x", [torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 1, 4, 4)])
+def test_normalized_refuses_bytes_and_other_channel_counts_by_name(x) -> None:
+    with pytest.raises(ImageRangeError, match="floating-point images"):
+        Normalized(nn.Identity(), mean=(0.5,) * 3, std=(0.1,) * 3)(x)
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.1, 0.1)), ((0.5,), (0.0,)), ((0.5,), (-1.0,))])
+def test_normalisation_constants_that_make_no_sense_are_refused(mean, std) -> None:
+    with pytest.raises(SpecError, match="positive std"):
+        Normalized(nn.Identity(), mean, std)
