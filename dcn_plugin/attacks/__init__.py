@@ -1,0 +1,18 @@
+"""Attacks in plain PyTorch: images in [0, 1] in, images in [0, 1] out."""
+
+from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun
+from dcn_plugin.attacks.checks import check_images, check_labels, check_logits, warn_if_probabilities
+from dcn_plugin.attacks.pgd import PGD
+from dcn_plugin.attacks.streams import SampleStreams
+
+__all__ = [
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "AttackRun",
+    "SampleStreams",
+    "check_images",
+    "check_labels",
+    "check_logits",
+    "warn_if_probabilities",
+]

@@ -1,0 +1,366 @@
+"""What every attack shares: its subclass writes the step, this file owns everything around it.
+
+The call checks images, labels and logits, puts the model into eval mode and gives every submodule its flag
+back, switches gradients of weights off and on again, cuts the images into batches, gives each
+sample its own random stream, counts what each sample asked of the model and the samples whose gradient is zero,
+and checks what comes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcn_plugin.attacks.checks import (
+    check_answers,
+    check_images,
+    check_labels,
+    check_logits,
+    warn_if_probabilities,
+)
+from dcn_plugin.attacks.streams import SampleStreams
+from dcn_plugin.errors import ImageRangeError, SpecError
+from dcn_plugin.trace import eval_mode
+
+__all__ = ["Attack", "AttackResult", "AttackRun", "Rows", "Status"]
+
+Status = Literal["fooled", "not fooled", "no start", "misclassified"]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """What an attack made of N images.
+
+    Args:
+        images: (N, C, H, W) in [0, 1], in the input's dtype and order.
+        correct: bool (N,), the model was right on the clean image. Where it was not there was nothing to fool.
+        fooled: bool (N,), right on the clean image and wrong on ``images``, asked once more at the end.
+        zero_gradient: bool (N,), the loss had a gradient of exactly zero at some step. Such a sample stands
+            still and looks robust without being so.
+        started: bool (N,), False where a decision-based attack found no adversarial image to start from. Such
+            a sample comes back clean and does not count.
+        distance: float64 (N,), ||delta||_2^2 / (C * H * W) in units of [0, 1] images, the paper's score. NaN where
+            the image does not count: misclassified, no start, not fooled.
+        queries: int64 (N,), images of this sample that the model was asked about, the check of the clean image
+            and that of the result included; an image whose gradient was taken is one query.
+    """
+
+    images: Tensor
+    correct: Tensor
+    fooled: Tensor
+    zero_gradient: Tensor
+    started: Tensor
+    distance: Tensor
+    queries: Tensor
+
+    @property
+    def status(self) -> list[Status]:
+        """One word a sample. "not fooled" is a failure that counts; "no start" and "misclassified" do not count."""
+        return [
+            "misclassified" if not correct else "fooled" if fooled else "not fooled" if started else "no start"
+            for correct, fooled, started in zip(
+                self.correct.tolist(), self.fooled.tolist(), self.started.tolist(), strict=True
+            )
+        ]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many samples there are, and how many of them have a distance that counts."""
+        return {
+            "n_total": len(self.correct),
+            "n_clean_correct": int(self.correct.sum()),
+            "n_failed_starts": int((~self.started).sum()),
+            "n_counted": int(self.fooled.sum()),
+        }
+
+    @property
+    def median_distance(self) -> float:
+        """Median of ``distance`` over the ``n_counted`` samples that have one; NaN where none has."""
+        counted = self.distance[self.fooled]
+        return float(counted.quantile(0.5)) if len(counted) else float("nan")
+
+
+class AttackRun:
+    """One batch under attack: what a step may use.
+
+    Args:
+        model: in eval mode, its weights frozen.
+        images: (N, C, H, W), clean.
+        labels: int64 (N,).
+        streams: one random stream a sample.
+        max_rows: images that the model may be asked about in one forward pass.
+        starting_points: (N, C, H, W) in [0, 1], where the caller gave some.
+        on_progress: is told the share of this batch that is done, in [0, 1].
+
+    An attack reads ``correct``, bool (N,), whether the model is right on the clean image; it writes ``started`` and
+    ``zero_gradient``. ``queries``, int64 (N,) in NumPy, counts by itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        streams: SampleStreams,
+        *,
+        max_rows: int | None = None,
+        starting_points: Tensor | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.model, self.images, self.labels, self.streams = model, images, labels, streams
+        self.max_rows = len(images) if max_rows is None else max_rows
+        self.starting_points, self.on_progress = starting_points, on_progress
+        self.zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.started = torch.ones_like(self.zero_gradient)
+        self.correct = torch.ones_like(self.zero_gradient)
+        self.queries = np.zeros(len(images), dtype=np.int64)
+        self.num_classes: int | None = None
+
+    def forward(self, images: Tensor, rows: Rows | None = None) -> object:
+        """Ask the model about images and count it, whatever it answers.
+
+        Args:
+            images: (M, C, H, W).
+            rows: int64 (M,), which sample each belongs to; by default image i to sample i, M = N.
+        """
+        if rows is None:
+            assert len(images) == len(self.queries)
+            self.queries += 1
+        else:
+            self.queries += np.bincount(rows, minlength=len(self.queries))
+        return self.model(images)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, rows: Rows | None = None) -> Tensor:
+        """Ask about images: finite logits (M, classes), without a graph. Arguments as in :meth:`forward`."""
+        return check_logits(self.forward(images, rows), count=len(images))
+
+    @torch.no_grad()
+    def classes(self, images: Tensor, rows: Rows | None = None) -> Tensor:
+        """Ask for decisions: int64 (M,), of a model that returns logits or labels. Arguments as in :meth:`forward`."""
+        answers = check_answers(self.forward(images, rows), count=len(images))
+        self.num_classes = answers.shape[1] if answers.ndim == 2 else None
+        return answers.argmax(dim=1) if answers.ndim == 2 else answers.long()
+
+    def loss_gradient(self, images: Tensor) -> Tensor:
+        """Gradient of each sample's own cross-entropy with respect to ``images``, of the same shape."""
+        leaf = images.detach().requires_grad_()
+        logits = check_logits(self.forward(leaf), count=len(leaf))
+        # The sum, not the mean: a sample's gradient must not depend on its batch.
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, self.labels, reduction="sum"), leaf)
+        self.zero_gradient |= (gradient == 0).flatten(1).all(dim=1)
+        return gradient
+
+
+class Attack(ABC):
+    """An attack in the L-inf ball, or in no ball at all (``eps = None``).
+
+    Subclasses set ``eps`` and write :meth:`perturb`; they keep their settings as plain attributes.
+
+    Args:
+        eps: largest change of a pixel, in units of [0, 1] images, or None.
+        seed: of the random streams.
+
+    Raises:
+        SpecError: eps is not in (0, 1], or the seed is out of range.
+    """
+
+    #: Whether the attack works on the decision alone, so that a model may return labels in place of logits.
+    decision_based: ClassVar[bool] = False
+
+    def __init__(self, *, eps: float | None, seed: int = 0) -> None:
+        if eps is not None and not 0 < eps <= 1:
+            raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")
+        SampleStreams(self.name, seed, ())
+        self.eps, self.seed = eps, seed
+
+    @property
+    def name(self) -> str:
+        """The field's name for it; the class's own by default."""
+        return type(self).__name__
+
+    @property
+    def settings(self) -> dict[str, float | int | str | bool | None]:
+        """Every public scalar attribute: what a record says about this attack."""
+        return {
+            key: value
+            for key, value in sorted(vars(self).items())
+            if not key.startswith("_") and (value is None or isinstance(value, float | int | str | bool))
+        }
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{key}={value}' for key, value in self.settings.items())})"
+
+    @abstractmethod
+    def perturb(self, run: AttackRun) -> Tensor:
+        """Return the adversarial images (N, C, H, W) of one batch."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 256, progress: bool = False
+    ) -> AttackResult:
+        """Attack every image.
+
+        Args:
+            model: images in [0, 1] -> logits. It comes back as it was, also after an exception.
+            images: floating point (N, C, H, W) in [0, 1], on the model's device.
+            labels: integers (N,), the true classes.
+            batch_size: images at a time; it decides on memory and speed, not on the result.
+            progress: show a progress bar on stderr, if that is a terminal.
+
+        Returns:
+            The adversarial images and what became of each.
+
+        Raises:
+            ImageRangeError: ``images`` are not of that kind, or the attack left its ball or the range of pixels.
+            LabelError: ``labels`` are not of that kind, or out of the range of the logits.
+            ModelOutputError: the model does not return finite (N, classes) logits.
+        """
+        return self._attack(model, images, labels, batch_size=batch_size, progress=progress)
+
+    @final
+    def _attack(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        progress: bool,
+        starting_points: Tensor | None = None,
+    ) -> AttackResult:
+        check_images(images)
+        check_labels(labels, count=len(images))
+        if starting_points is not None:
+            self._check_output(images, starting_points, name="The starting points")
+        if batch_size < 1:
+            raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
+        # Tensors made in inference mode cannot carry gradients; clone() under this context makes normal ones.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            eval_mode(model),
+            _frozen_weights(model),
+            _progress_bar(self.name, len(images), show=progress) as tell,
+        ):
+            images, labels = images.detach().clone(), labels.detach().clone().long()
+            starts = None if starting_points is None else starting_points.detach().clone().split(batch_size)
+            parts = [
+                self._attack_batch(
+                    model,
+                    batch,
+                    labels[i * batch_size : i * batch_size + len(batch)],
+                    first=i * batch_size,
+                    max_rows=batch_size,
+                    starting_points=None if starts is None else starts[i],
+                    tell=tell,
+                )
+                for i, batch in enumerate(images.split(batch_size))
+            ]
+        return AttackResult(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackResult)))
+
+    def _attack_batch(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        first: int,
+        max_rows: int,
+        starting_points: Tensor | None,
+        tell: Callable[[float], None] | None,
+    ) -> AttackResult:
+        count = len(images)
+        run = AttackRun(
+            model,
+            images,
+            labels,
+            SampleStreams(self.name, self.seed, range(first, first + count)),
+            max_rows=max_rows,
+            starting_points=starting_points,
+            on_progress=None if tell is None else lambda share: tell(first + share * count),
+        )
+        run.correct = self._classes(run, images, None) == labels
+        adversarial = self.perturb(run).detach()
+        self._check_output(images, adversarial, name=self.name)
+        # Only who was right and got somewhere is asked again.
+        again = (run.correct & run.started).nonzero().flatten()
+        fooled = torch.zeros_like(run.correct)
+        if len(again):
+            rows = again.cpu().numpy()
+            fooled[again] = self._classes(run, adversarial[again], rows) != labels[again]
+        distance = (adversarial - images).double().flatten(1).square().mean(dim=1)
+        if tell is not None:
+            tell(first + count)
+        return AttackResult(
+            images=adversarial,
+            correct=run.correct,
+            fooled=fooled,
+            zero_gradient=run.zero_gradient,
+            started=run.started,
+            distance=torch.where(fooled, distance, torch.nan),
+            queries=torch.from_numpy(run.queries.copy()).to(images.device),
+        )
+
+    def _classes(self, run: AttackRun, images: Tensor, rows: Rows | None) -> Tensor:
+        if self.decision_based:
+            said = run.classes(images, rows)
+            check_labels(run.labels, count=len(run.labels), num_classes=run.num_classes)
+            return said
+        logits = run.logits(images, rows)
+        if rows is None:
+            check_labels(run.labels, count=len(images), num_classes=logits.shape[1])
+            warn_if_probabilities(logits, name=type(run.model).__name__)
+        return logits.argmax(dim=1)
+
+    def _check_output(self, images: Tensor, adversarial: Tensor, *, name: str) -> None:
+        if adversarial.shape != images.shape or adversarial.dtype != images.dtype:
+            raise ImageRangeError(
+                f"{name} returned images of another shape or type.",
+                (str(adversarial.dtype), tuple(adversarial.shape)),
+                f"{images.dtype} {tuple(images.shape)}",
+            )
+        check_images(adversarial)
+        if self.eps is None:
+            return
+        furthest = float((adversarial - images).abs().max())
+        # x + eps is rounded to the dtype of the images.
+        if furthest > self.eps + torch.finfo(images.dtype).eps:
+            raise ImageRangeError(
+                f"{name} left its eps-ball.", furthest, f"<= {self.eps}", "project onto the ball after every step"
+            )
+
+
+@contextlib.contextmanager
+def _progress_bar(name: str, count: int, *, show: bool) -> Iterator[Callable[[float], None] | None]:
+    """A bar over ``count`` images; what it yields takes the number of images that are done, or is None."""
+    if not show:
+        yield None
+        return
+    from tqdm import tqdm  # ships with huggingface_hub, which timm needs
+
+    layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    with tqdm(total=count, desc=name, disable=None, leave=False, dynamic_ncols=True, bar_format=layout) as bar:
+        yield lambda done: bar.update(done - bar.n)
+
+
+@contextlib.contextmanager
+def _frozen_weights(model: nn.Module) -> Iterator[None]:
+    """Switch the gradients of parameters off (they would only cost time), and each one back as it was."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

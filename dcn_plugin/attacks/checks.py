@@ -1,0 +1,115 @@
+"""Checks at the border: images, labels and logits, each with an error that says what to do."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError
+
+__all__ = ["check_answers", "check_images", "check_labels", "check_logits", "warn_if_probabilities"]
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_images(images: Tensor) -> None:
+    """Check that images are floating point (N, C, H, W), N >= 1, within [0, 1].
+
+    Raises:
+        ImageRangeError: they are not.
+    """
+    if not images.is_floating_point() or images.ndim != 4 or not len(images):
+        raise ImageRangeError(
+            "These are no images that can be attacked.",
+            (str(images.dtype), tuple(images.shape)),
+            "floating point (N, C, H, W) with N >= 1",
+            "convert 8-bit images with images.float() / 255; add the batch dimension with images[None]",
+        )
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):  # written so that NaN fails too
+        raise ImageRangeError(
+            "The images leave the range of pixels.",
+            (low, high),
+            "[0, 1]",
+            "divide 8-bit images by 255; put normalisation inside the model with dcn_plugin.Normalized",
+        )
+
+
+def check_labels(labels: Tensor, *, count: int, num_classes: int | None = None) -> None:
+    """Check that labels are integers (N,) and, where the number of classes is known, in range.
+
+    Raises:
+        LabelError: they are not.
+    """
+    integer = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+    if not integer or labels.shape != (count,):
+        raise LabelError(
+            "The labels have the wrong type or shape.",
+            (str(labels.dtype), tuple(labels.shape)),
+            f"integers ({count},), one class number an image",
+            "turn one-hot labels into numbers with labels.argmax(1)",
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        raise LabelError(
+            "The labels are out of range.",
+            (low, high),
+            "0 .. " + ("classes" if num_classes is None else str(num_classes)) + " - 1",
+            "number the classes from 0, as the model's logits are",
+        )
+
+
+def check_logits(logits: object, *, count: int) -> Tensor:
+    """Check that a model returned finite (N, classes) logits.
+
+    Returns:
+        ``logits``, now known to be a tensor.
+
+    Raises:
+        ModelOutputError: it returned something else.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count or not logits.is_floating_point():
+        got = (str(logits.dtype), tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelOutputError(
+            "The model does not return logits.",
+            got,
+            f"a floating-point tensor ({count}, classes)",
+            "wrap the model so that it returns its logits alone",
+        )
+    if not bool(torch.isfinite(logits).all()):
+        bad = int((~torch.isfinite(logits).all(dim=1)).sum())
+        raise ModelOutputError(
+            f"The model's logits are not finite for {bad} of {count} images.",
+            "NaN or infinity",
+            "finite logits",
+            "check the weights, and the range of the images the model was trained on",
+        )
+    return logits
+
+
+def check_answers(answers: object, *, count: int) -> Tensor:
+    """Check that a model returned decisions: finite (N, classes) logits, or integers (N,), the classes themselves.
+
+    Returns:
+        ``answers``, now known to be a tensor.
+
+    Raises:
+        ModelOutputError: it returned something else.
+    """
+    if isinstance(answers, Tensor) and answers.ndim == 1 and answers.dtype in _INTEGERS and len(answers) == count:
+        return answers
+    return check_logits(answers, count=count)
+
+
+def warn_if_probabilities(logits: Tensor, *, name: str) -> None:
+    """Warn if rows are non-negative and sum to 1: gradient attacks on probabilities look weaker than they are."""
+    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            f"{name} seems to return probabilities, not logits: every row is non-negative and sums to 1. "
+            "Attacks on its gradient look weaker than they are. Remove the final softmax.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,217 @@
+"""What the decision-based attacks share: asking for decisions within a budget, and a first adversarial image."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun, Rows
+from dcn_plugin.errors import SpecError
+
+__all__ = ["Asker", "Bools", "DecisionAttack", "Floats", "StartSearch", "at", "blend", "column", "row_sums"]
+
+StartSearch = Literal["bisection", "linear"]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+#: The clean image, one draw of noise, and the check of the result.
+MIN_QUERIES = 3
+UNLIMITED = np.iinfo(np.int64).max
+
+
+class Asker:
+    """Asks one batch's model "is this adversarial?" and knows what each sample has left to ask.
+
+    Images are flat here: points (M, D), each belonging to a sample named by its row in the batch.
+
+    Args:
+        run: the batch.
+        max_queries: of each sample, or None; the check of the result, which comes last, is set aside.
+    """
+
+    def __init__(self, run: AttackRun, max_queries: int | None) -> None:
+        self._run = run
+        self._limit = UNLIMITED if max_queries is None else max_queries - 1
+        self._truth = run.labels.cpu().numpy()
+        self.clean = run.images.flatten(1)
+
+    def adversarial(self, points: Tensor, rows: Rows) -> Bools:
+        """Ask about points (M, D) of the samples ``rows``, int64 (M,): bool (M,), True = not the true class."""
+        shape, step = self._run.images.shape[1:], self._run.max_rows
+        said = [
+            self._run.classes(points[i : i + step].view(-1, *shape), rows[i : i + step]).cpu().numpy()
+            for i in range(0, len(points), step)
+        ]
+        assert (self._run.queries <= self._limit).all()
+        return (said[0] if len(said) == 1 else np.concatenate(said)) != self._truth[rows]
+
+    def left(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """How many queries each of these samples has left: int64, of the shape of ``rows``."""
+        return self._limit - self._run.queries[rows]
+
+    def used(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """How many queries each of these samples has made: int64, of the shape of ``rows``."""
+        return self._run.queries[rows]
+
+
+class DecisionAttack(Attack):
+    """An attack that sees only which class the model decides on, and walks from an adversarial image to the clean one.
+
+    The model may return logits (N, classes) or labels, integers (N,). A sample that the model gets wrong, or for which
+    no adversarial image is found to start from, comes back clean, is flagged, and has no distance.
+
+    Subclasses write :meth:`approach`.
+
+    Args:
+        max_queries: budget of each sample, its two checks included; None = no limit.
+        start_draws: uniform noise images a sample may try for a start.
+        start_grid: the start is blended with the clean image in this many steps.
+        start_search: where on that grid: "linear", the first adversarial blend seen from the clean image (up to
+            ``start_grid`` queries, as Foolbox 1.x does), or "bisection", a blend that is adversarial while the next one
+            towards the clean image is not (ten queries for 1,000 steps).
+        seed: of noise and directions.
+
+    Raises:
+        SpecError: a setting is out of range.
+    """
+
+    decision_based: ClassVar[bool] = True
+
+    def __init__(
+        self, *, max_queries: int | None, start_draws: int, start_grid: int, start_search: StartSearch, seed: int
+    ) -> None:
+        super().__init__(eps=None, seed=seed)
+        if max_queries is not None and max_queries < MIN_QUERIES:
+            raise SpecError("The query budget is too small.", max_queries, f"an int >= {MIN_QUERIES}, or None")
+        if start_draws < 1 or start_grid < 1:
+            raise SpecError("The search for a start needs a try.", (start_draws, start_grid), "ints >= 1")
+        if start_search not in ("bisection", "linear"):
+            raise SpecError("Unknown search for a start.", start_search, "'bisection', 'linear'")
+        self.max_queries, self.start_draws = max_queries, start_draws
+        self.start_grid, self.start_search = start_grid, start_search
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int = 256,
+        progress: bool = False,
+        starting_points: Tensor | None = None,
+    ) -> AttackResult:
+        """Attack every image.
+
+        Args:
+            model: images in [0, 1] -> logits or labels. It comes back as it was, also after an exception.
+            images: floating point (N, C, H, W) in [0, 1], on the model's device.
+            labels: integers (N,), the true classes.
+            batch_size: images at a time, and images in one forward pass; it decides on memory and speed, not on the
+                result.
+            progress: show a progress bar on stderr, if that is a terminal.
+            starting_points: like ``images``: where each sample starts, in place of noise. One that is not
+                adversarial is a failed start.
+
+        Returns:
+            The adversarial images and what became of each; ``median_distance`` is the paper's score.
+
+        Raises:
+            ImageRangeError: ``images`` or ``starting_points`` are not of that kind.
+            LabelError: ``labels`` are not of that kind, or out of the range of the logits.
+            ModelOutputError: the model returns neither finite (N, classes) logits nor integers (N,).
+        """
+        return self._attack(
+            model, images, labels, batch_size=batch_size, progress=progress, starting_points=starting_points
+        )
+
+    def perturb(self, run: AttackRun) -> Tensor:
+        """Return the adversarial images (N, C, H, W) of one batch."""
+        asker = Asker(run, self.max_queries)
+        best = asker.clean.clone()
+        rows = run.correct.nonzero().flatten().cpu().numpy()
+        search = self._noise_starts if run.starting_points is None else self._given_starts
+        points, found = search(run, asker, rows)
+        run.started[at(rows[~found])] = False
+        rows, points = rows[found], points[at(found)]
+        if len(rows):
+            best[at(rows)] = self.approach(run, asker, rows, points)
+        return best.view_as(run.images)
+
+    @abstractmethod
+    def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
+        """Bring adversarial points closer to their clean images.
+
+        Args:
+            run: the batch.
+            asker: answers questions, and knows the clean images.
+            rows: int64 (M,), M >= 1, the samples to work on.
+            points: (M, D), an adversarial point of each, which may be overwritten.
+
+        Returns:
+            (M, D), the closest adversarial points seen; each was found adversarial by ``asker``.
+        """
+
+    def _given_starts(self, run: AttackRun, asker: Asker, rows: Rows) -> tuple[Tensor, Bools]:
+        assert run.starting_points is not None
+        points = run.starting_points.flatten(1)[at(rows)]
+        return points, asker.adversarial(points, rows) if len(rows) else np.zeros(0, dtype=bool)
+
+    def _noise_starts(self, run: AttackRun, asker: Asker, rows: Rows) -> tuple[Tensor, Bools]:
+        clean = asker.clean[at(rows)]
+        noise, found = torch.empty_like(clean), np.zeros(len(rows), dtype=bool)
+        for _ in range(self.start_draws):
+            todo = (~found & (asker.left(rows) > 0)).nonzero()[0]
+            if not len(todo):
+                break
+            drawn = run.streams.uniform(clean[at(todo)], 0, 1, rows=rows[todo].tolist())
+            won = asker.adversarial(drawn, rows[todo])
+            noise[at(todo[won])] = drawn[at(won)]
+            found[todo[won]] = True
+        kept = found.nonzero()[0]
+        take = at(kept)
+        noise[take] = self._blend(asker, rows[kept], clean[take], noise[take])
+        return noise, found
+
+    def _blend(self, asker: Asker, rows: Rows, clean: Tensor, noise: Tensor) -> Tensor:
+        """Move along the grid from noise towards the clean image as far as the samples stay adversarial."""
+        low, high = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), self.start_grid)
+        while True:
+            todo = ((high - low > 1) & (asker.left(rows) > 0)).nonzero()[0]
+            if not len(todo):
+                break
+            middle = (low[todo] + high[todo]) // 2 if self.start_search == "bisection" else low[todo] + 1
+            take = at(todo)
+            won = asker.adversarial(blend(clean[take], noise[take], middle / self.start_grid), rows[todo])
+            high[todo[won]] = middle[won]
+            low[todo[~won]] = middle[~won]
+        return blend(clean, noise, high / self.start_grid)
+
+
+def at(rows: Rows | Bools) -> Tensor:
+    """Row numbers or a mask as an index into tensors of any device."""
+    return torch.from_numpy(rows)
+
+
+def blend(clean: Tensor, other: Tensor, share: Floats) -> Tensor:
+    """(1 - share) * clean + share * other, row by row: (M, D) in [0, 1] for shares (M,) in [0, 1]."""
+    part = column(share, other)
+    return ((1 - part) * clean).add_(part * other).clamp_(0, 1)
+
+
+def column(numbers: Floats, like: Tensor) -> Tensor:
+    """Numbers (M,) as a column (M, 1) of the dtype and device of ``like``."""
+    return torch.from_numpy(numbers).to(device=like.device, dtype=like.dtype).unsqueeze(1)
+
+
+def row_sums(values: Tensor) -> Floats:
+    """Sum of each row of (M, D), float64 (M,). A row's sum does not depend on how many rows there are."""
+    if len(values) == 1:
+        # torch cuts a single long row into one piece a thread; beside another row it does not.
+        return row_sums(values.repeat(2, 1))[:1]
+    sums: Floats = values.sum(dim=1).cpu().numpy().astype(np.float64)
+    return sums

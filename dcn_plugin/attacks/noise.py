@@ -1,0 +1,82 @@
+"""Random directions at the price of a copy, for attacks that need millions of them."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dcn_plugin.attacks.streams import SampleStreams
+
+__all__ = ["NoiseTable"]
+
+TABLE_SIZE = 2**20
+
+_Words = npt.NDArray[np.uint64]
+_Floats = npt.NDArray[np.float64]
+
+
+class NoiseTable:
+    """Standard normal directions; which one a sample gets depends on its stream and on a counter.
+
+    A table of independent normal numbers is drawn once. A direction is a slice of it, whose place a hash of sample
+    and counter picks. Two slices at different places are uncorrelated as two fresh draws are, although their
+    numbers overlap, and reading one costs a copy where drawing one would cost more than a small network's forward
+    pass. Every sample of a batch is served by one call, whatever its counter.
+
+    Args:
+        streams: the samples, and the key of the table.
+        like: (N, D), whose width, dtype and device the directions take.
+
+    Source: the shared noise table of Salimans et al. 2017, arXiv 1703.03864, section 2.1.
+    """
+
+    def __init__(self, streams: SampleStreams, like: Tensor) -> None:
+        self.width = like.shape[1]
+        # Images as large as the table would find the same few slices again and again.
+        size = max(TABLE_SIZE, 4 * self.width)
+        table, self._squares = _table(streams.key, size)
+        self._places = np.array([size - self.width + 1], dtype=np.uint64)
+        self._keys = _mix(np.array([streams.key], dtype=np.uint64) + _mix(np.array(streams.indices, dtype=np.uint64)))
+        numbers = torch.from_numpy(table).to(device=like.device, dtype=like.dtype)
+        # All slices as one overlapping view, so that a batch of them is one gather.
+        self._slices = numbers.as_strided((size - self.width + 1, self.width), (1, 1))
+        # NumPy copies rows four times faster than torch gathers them.
+        self._on_cpu = self._slices.numpy() if like.device.type == "cpu" else None
+
+    def directions(self, rows: npt.NDArray[np.int64], counters: npt.NDArray[np.int64]) -> tuple[Tensor, _Floats]:
+        """Look up one direction for each entry of ``rows``.
+
+        Args:
+            rows: int64 (M,), which samples.
+            counters: int64 (M,), >= 0, the number of the direction within its sample's stream.
+
+        Returns:
+            (M, D), which the caller may overwrite, and the squared L2 norm of each, float64 (M,).
+        """
+        places = (_mix(self._keys[rows] + counters.astype(np.uint64)) % self._places).astype(np.int64)
+        norms = self._squares[places + self.width] - self._squares[places]
+        if self._on_cpu is not None:
+            return torch.from_numpy(self._on_cpu[places]), norms
+        return self._slices[torch.from_numpy(places).to(self._slices.device)], norms
+
+
+@functools.lru_cache(maxsize=2)
+def _table(key: int, size: int) -> tuple[_Floats, _Floats]:
+    """``size`` normal numbers, and the running sum of their squares, which starts with 0."""
+    generator = np.random.Generator(np.random.Philox(key=np.array([key, 2**64 - 1], dtype=np.uint64)))
+    # float32 numbers: both dtypes of images see the same directions.
+    table = generator.standard_normal(size, dtype=np.float32).astype(np.float64)
+    squares = np.concatenate([np.zeros(1), np.cumsum(table * table)])
+    return table, squares
+
+
+def _mix(words: _Words) -> _Words:
+    """SplitMix64's output function (Steele et al. 2014): neighbouring words land far apart. Wraps at 2**64."""
+    words = words * np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

@@ -1,0 +1,66 @@
+"""Projected gradient descent in the L-inf ball; one step of it is FGSM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dcn_plugin.attacks.base import Attack, AttackRun
+from dcn_plugin.errors import SpecError
+
+__all__ = ["PGD"]
+
+
+class PGD(Attack):
+    """Untargeted PGD: climb the sign of the loss gradient, stay within eps and within [0, 1].
+
+    ``PGD(eps, steps=1)`` is FGSM.
+
+    Args:
+        eps: largest change of a pixel, in units of [0, 1] images.
+        steps: number of gradient steps, >= 1.
+        step_size: change of a pixel in one step; by default 1.25 * eps / steps, the paper's ratio (20 steps of
+            1/255 for 16/255, 40 steps of 1/255 for 32/255).
+        random_start: begin at a uniformly random point of the ball. Off by default, as in the paper.
+        seed: of the random start; a sample's start depends on its place among the images, not on its batch.
+
+    Raises:
+        SpecError: a setting is out of range.
+
+    Source: Madry et al. 2018, arXiv 1706.06083; the paper's settings: FACTS, section "Attacks".
+    """
+
+    eps: float
+
+    def __init__(
+        self,
+        eps: float,
+        *,
+        steps: int = 20,
+        step_size: float | None = None,
+        random_start: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(eps=eps, seed=seed)
+        if steps < 1:
+            raise SpecError("An attack needs at least one step.", steps, "an int >= 1")
+        if step_size is None:
+            step_size = 1.25 * eps / steps
+        if not 0 < step_size <= 2:
+            raise SpecError("The step size is not usable.", step_size, "a number in (0, 2]", "try 1.25 * eps / steps")
+        self.steps, self.step_size, self.random_start = steps, step_size, random_start
+
+    def perturb(self, run: AttackRun) -> Tensor:
+        """Return the adversarial images (N, C, H, W) of one batch."""
+        low = (run.images - self.eps).clamp(min=0)
+        high = (run.images + self.eps).clamp(max=1)
+        images = run.images
+        if self.random_start:
+            images = _into(images + run.streams.uniform(images, -self.eps, self.eps), low, high)
+        for _ in range(self.steps):
+            images = _into(images + self.step_size * run.loss_gradient(images).sign(), low, high)
+        return images
+
+
+def _into(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(images, low), high)

@@ -1,0 +1,68 @@
+"""Which versions and which machine a result was made with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+__all__ = ["code_hash", "hardware", "package_versions"]
+
+_PACKAGES = ("dcn-plugin", "torch", "timm", "numpy")
+
+
+@functools.cache
+def _package_versions() -> tuple[tuple[str, str], ...]:
+    found = [("python", platform.python_version())]
+    for package in _PACKAGES:
+        try:
+            found.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            found.append((package, "not installed"))  # run from a source folder
+    return tuple(found)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, this package, torch, timm and numpy."""
+    return dict(_package_versions())
+
+
+@functools.cache
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def hardware(device: torch.device | None = None) -> dict[str, str | int | None]:
+    """Name the processor, its cores, the threads torch uses, and the device that computed.
+
+    Args:
+        device: where the models lie; the CPU by default. CUDA is asked for a name only if it is that.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+    return {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu" if device is None else device.type,
+    }
+
+
+@functools.cache
+def code_hash() -> str:
+    """SHA-256 over this package's Python files: results of other code are not taken for those of this one."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()

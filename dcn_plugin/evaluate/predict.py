@@ -1,0 +1,67 @@
+"""What a model says about a set of images, batch by batch."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.attacks import check_labels, check_logits, warn_if_probabilities
+from dcn_plugin.trace import eval_mode
+
+__all__ = ["correct", "device_of", "predict"]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU if it has none."""
+    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: str = "") -> tuple[Tensor, int]:
+    """Classify images in eval mode; all training flags are restored.
+
+    Args:
+        model: images in [0, 1] -> logits.
+        images: (N, C, H, W), N >= 1; batches move to the model's device.
+        batch_size: images at a time.
+        name: of the model, for warnings; its class by default.
+
+    Returns:
+        int64 (N,) on the CPU, the class of the largest logit, and the number of classes.
+
+    Raises:
+        ModelOutputError: the model does not return finite (N, classes) logits.
+    """
+    device = device_of(model)
+    said: list[Tensor] = []
+    num_classes = 0
+    with eval_mode(model):
+        for batch in images.split(batch_size):
+            logits = check_logits(model(batch.to(device)), count=len(batch))
+            if not said:
+                num_classes = logits.shape[1]
+                warn_if_probabilities(logits, name=name or type(model).__name__)
+            said.append(logits.argmax(dim=1).cpu())
+    return torch.cat(said), num_classes
+
+
+def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 256, name: str = "") -> Tensor:
+    """Tell which images a model classifies correctly: bool (N,) on the CPU.
+
+    Args:
+        model: see :func:`predict`, as all that is not named here.
+        images: see there.
+        labels: int64 (N,), the true classes.
+        batch_size: see there.
+        name: see there.
+
+    Raises:
+        LabelError: a label is beyond the model's classes.
+        ModelOutputError: see :func:`predict`.
+    """
+    said, num_classes = predict(model, images, batch_size=batch_size, name=name)
+    check_labels(labels, count=len(images), num_classes=num_classes)
+    return said == labels.cpu()

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dcn_plugin.attacks import PGD, Attack, AttackRun
+from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
+from tests.toys import SmallNet, images, linear_model
+
+
+class Add(Attack):
+    """Adds a constant, whatever the ball says."""
+
+    def __init__(self, amount: float, *, eps: float | None = 0.1) -> None:
+        super().__init__(eps=eps)
+        self.amount = amount
+
+    def perturb(self, run: AttackRun) -> Tensor:
+        return run.images + self.amount
+
+
+class Broken(Attack):
+    """Fails in the middle, after it has asked for a gradient."""
+
+    def perturb(self, run: AttackRun) -> Tensor:
+        run.loss_gradient(run.images)
+        raise RuntimeError("injected")
+
+
+def labels(count: int) -> Tensor:
+    return torch.arange(count) % 3
+
+
+def state_of(model: nn.Module) -> tuple[list[bool], list[bool], list[Tensor | None], list[Tensor]]:
+    return (
+        [module.training for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [parameter.grad for parameter in model.parameters()],
+        [tensor.clone() for tensor in model.state_dict().values()],
+    )
+
+
+def same_state(model: nn.Module, before: tuple[list[bool], list[bool], list[Tensor | None], list[Tensor]]) -> bool:
+    after = state_of(model)
+    return after[:3] == before[:3] and all(map(torch.equal, after[3], before[3]))
+
+
+@pytest.mark.parametrize("attack", [PGD(0.1, steps=2, random_start=True), Broken(eps=0.1)], ids=["ends", "raises"])
+def test_the_model_and_the_global_generator_come_back_as_they_were(attack: Attack) -> None:
+    model = SmallNet()
+    model.train()
+    model.frozen.eval()  # a frozen batch norm must not be thawed
+    before, rng = state_of(model), torch.get_rng_state()
+    if isinstance(attack, Broken):
+        with pytest.raises(RuntimeError, match="injected"):
+            attack(model, images(5), labels(5))
+    else:
+        attack(model, images(5), labels(5))
+    assert same_state(model, before)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_the_model_runs_in_eval_mode_during_the_attack() -> None:
+    seen: list[bool] = []
+    model = SmallNet().train()
+    model.register_forward_hook(lambda module, _args, _out: seen.extend(m.training for m in module.modules()))
+    PGD(0.1, steps=1)(model, images(2), labels(2))
+    assert seen
+    assert not any(seen)
+
+
+def test_the_input_is_not_written_to() -> None:
+    clean, truth = images(5), labels(5)
+    kept = clean.clone(), truth.clone()
+    PGD(0.3, steps=3)(linear_model(16), clean, truth)
+    assert torch.equal(clean, kept[0])
+    assert torch.equal(truth, kept[1])
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_an_attack_works_where_the_caller_switched_gradients_off(context: type[torch.no_grad]) -> None:
+    model = linear_model(16)
+    expected = PGD(0.3, steps=3)(model, images(5), labels(5)).images
+    with context():
+        found = PGD(0.3, steps=3)(model, images(5), labels(5)).images
+    assert torch.equal(found, expected)
+
+
+def test_fooled_counts_only_images_that_were_right_before() -> None:
+    model = linear_model(16)
+    clean = images(60)
+    truth = labels(60)
+    result = PGD(0.3, steps=5)(model, clean, truth)
+    with torch.no_grad():
+        before, after = model(clean).argmax(1) == truth, model(result.images).argmax(1) == truth
+    assert torch.equal(result.correct, before)
+    assert torch.equal(result.fooled, before & ~after)
+    assert 0 < result.fooled.sum() <= before.sum() < 60
+
+
+def test_samples_without_a_gradient_are_counted() -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # Above one half the logits do not depend on the image any more.
+            return torch.stack([x.flatten(1).sum(1).clamp(max=8), torch.zeros(len(x))], dim=1)
+
+    clean = torch.cat([torch.full((2, 1, 4, 4), 0.1), torch.full((3, 1, 4, 4), 0.9)])
+    result = PGD(0.1, steps=2)(Flat(), clean, torch.zeros(5, dtype=torch.int64))
+    assert result.zero_gradient.tolist() == [False, False, True, True, True]
+    assert torch.equal(result.images[2:], clean[2:])
+
+
+def test_an_attack_that_leaves_its_ball_or_the_range_is_stopped() -> None:
+    grey = torch.full((3, 1, 4, 4), 0.5)
+    Add(0.1)(linear_model(16), grey, labels(3))
+    with pytest.raises(ImageRangeError, match="eps-ball"):
+        Add(0.2)(linear_model(16), grey, labels(3))
+    with pytest.raises(ImageRangeError, match="range of pixels"):
+        Add(0.6, eps=None)(linear_model(16), grey, labels(3))
+
+
+@given(amount=st.floats(0.001, 0.2), eps=st.floats(0.001, 0.2))
+def test_the_ball_is_checked_at_its_very_edge(amount: float, eps: float) -> None:
+    grey = torch.full((2, 1, 4, 4), 0.5)
+    inside = amount <= eps
+    if abs(amount - eps) < 1e-6:
+        return
+    if inside:
+        Add(amount, eps=eps)(linear_model(16), grey, labels(2))
+    else:
+        with pytest.raises(ImageRangeError):
+            Add(amount, eps=eps)(linear_model(16), grey, labels(2))
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "floating point"),
+        (torch.zeros(1, 4, 4), "NCHW|N, C, H, W"),
+        (torch.zeros(0, 1, 4, 4), "N >= 1"),
+        (torch.full((3, 1, 4, 4), 255.0), "divide 8-bit images by 255"),
+        (torch.full((3, 1, 4, 4), -0.01), "range"),
+        (torch.full((3, 1, 4, 4), float("nan")), "range"),
+    ],
+)
+def test_images_that_are_none_are_refused_by_name(bad: Tensor, why: str) -> None:
+    with pytest.raises(ImageRangeError, match=why):
+        PGD(0.1, steps=1)(linear_model(16), bad, labels(len(bad)))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.zeros(3),
+        torch.zeros(4, dtype=torch.int64),
+        torch.eye(3, dtype=torch.int64),
+        torch.tensor([0, 1, 3]),
+        torch.tensor([0, 1, -1]),
+        torch.tensor([True, False, True]),
+    ],
+)
+def test_labels_that_are_none_are_refused_by_name(bad: Tensor) -> None:
+    with pytest.raises(LabelError):
+        PGD(0.1, steps=1)(linear_model(16), images(3), bad)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        lambda x: x,
+        lambda x: (x.flatten(1),),
+        lambda x: x.flatten(1)[:2],
+        lambda x: x.flatten(1) * float("nan"),
+        lambda x: x.flatten(1).argmax(1),
+    ],
+    ids=["4-d", "tuple", "other batch", "nan", "classes"],
+)
+def test_a_model_that_returns_no_logits_is_refused_by_name(out: object) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            assert callable(out)
+            return out(x)
+
+    with pytest.raises(ModelOutputError):
+        PGD(0.1, steps=1)(Odd(), images(3), labels(3))
+
+
+def test_a_model_that_returns_probabilities_is_warned_about_and_one_with_logits_is_not() -> None:
+    with pytest.warns(UserWarning, match="probabilities"):
+        PGD(0.1, steps=1)(nn.Sequential(linear_model(16), nn.Softmax(dim=1)), images(3), labels(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGD(0.1, steps=1)(linear_model(16), images(3), labels(3))
+
+
+@pytest.mark.parametrize("eps", [0, -0.1, 1.5, float("nan"), float("inf")])
+def test_an_eps_that_is_no_radius_is_refused(eps: float) -> None:
+    with pytest.raises(SpecError, match="eps"):
+        PGD(eps, steps=1)
+
+
+def test_settings_name_everything_a_record_needs() -> None:
+    assert PGD(0.25, steps=5, seed=3).settings == {
+        "eps": 0.25,
+        "random_start": False,
+        "seed": 3,
+        "step_size": 0.0625,
+        "steps": 5,
+    }
+    assert repr(PGD(0.25, steps=5)) == "PGD(eps=0.25, random_start=False, seed=0, step_size=0.0625, steps=5)"

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dcn_plugin.attacks import PGD, Attack, AttackRun
+from dcn_plugin.errors import SpecError
+from tests.toys import SmallNet, images, linear_model
+
+
+class DoNothing(Attack):
+    """Returns the images as they are."""
+
+    def perturb(self, run: AttackRun) -> Tensor:
+        return run.images
+
+
+def assert_attack_works(attack: Attack) -> None:
+    """What every attack of loss-ascending kind must achieve on a network that is right about its images."""
+    model = SmallNet().eval()
+    clean = images(64)
+    with torch.no_grad():
+        truth = model(clean).argmax(1)
+    result = attack(model, clean, truth)
+    assert bool(result.correct.all())
+    assert result.fooled.float().mean() > 0.6
+    with torch.no_grad():
+        losses = [F.cross_entropy(model(x), truth, reduction="none") for x in (clean, result.images)]
+    assert (losses[1] >= losses[0]).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_pgd_fools_a_network(random_start: bool) -> None:
+    assert_attack_works(PGD(0.3, steps=10, random_start=random_start))
+
+
+def test_an_attack_that_does_nothing_fails_that_test() -> None:
+    with pytest.raises(AssertionError):
+        assert_attack_works(DoNothing(eps=0.3))
+
+
+@given(
+    eps=st.floats(1e-4, 1),
+    steps=st.integers(1, 4),
+    step_size=st.none() | st.floats(1e-4, 2),
+    random_start=st.booleans(),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_the_result_lies_in_the_ball_and_in_the_range(
+    eps: float, steps: int, step_size: float | None, random_start: bool, seed: int
+) -> None:
+    clean = images(6, seed=seed % 1000)
+    attack = PGD(eps, steps=steps, step_size=step_size, random_start=random_start, seed=seed)
+    found = attack(linear_model(16), clean, torch.arange(6) % 3).images
+    assert found.shape == clean.shape
+    assert found.dtype == clean.dtype
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert (found - clean).abs().max() <= eps + 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20])
+def test_on_a_linear_model_the_result_is_the_exact_worst_corner_of_the_ball(steps: int) -> None:
+    # Two classes: the loss is monotone along sign(w_other - w_true), so the maximum over the box is its corner.
+    model = linear_model(16, classes=2, dtype=torch.float64)
+    clean, truth = images(10, dtype=torch.float64), torch.arange(10) % 2
+    weight = dict(model.named_parameters())["1.weight"].detach()
+    direction = (weight[1 - truth] - weight[truth]).sign().view_as(clean)
+    corner = (clean + 0.1 * direction).clamp(0, 1)
+    found = PGD(0.1, steps=steps)(model, clean, truth).images
+    torch.testing.assert_close(found, corner, rtol=0, atol=1e-12)
+
+
+def test_it_agrees_with_a_plain_loop_written_from_the_paper() -> None:
+    model = SmallNet().eval()
+    clean, truth = images(7), torch.arange(7) % 3
+    expected = []
+    for x, y in zip(clean, truth, strict=True):
+        adversarial = x[None].clone()
+        for _ in range(4):
+            adversarial.requires_grad_()
+            F.cross_entropy(model(adversarial), y[None]).backward()
+            moved = adversarial.detach() + 0.03 * adversarial.grad.sign()  # type: ignore[union-attr]
+            adversarial = (x + (moved - x).clamp(-0.1, 0.1)).clamp(0, 1)
+        expected.append(adversarial)
+    found = PGD(0.1, steps=4, step_size=0.03)(model, clean, truth).images
+    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_the_batch_size_does_not_change_a_bit_in_float64(random_start: bool) -> None:
+    model = SmallNet(dtype=torch.float64)
+    clean, truth = images(64, dtype=torch.float64), torch.arange(64) % 3
+    attack = PGD(0.1, steps=5, random_start=random_start, seed=11)
+    whole, *others = (attack(model, clean, truth, batch_size=size) for size in (64, 7, 1))
+    for other in others:
+        assert torch.equal(other.images, whole.images)
+        assert torch.equal(other.fooled, whole.fooled)
+
+
+def test_the_seed_decides_on_the_random_start_and_nothing_else_does() -> None:
+    model, clean, truth = SmallNet(), images(5), torch.arange(5) % 3
+    one, same, other = (PGD(0.1, steps=1, random_start=True, seed=s)(model, clean, truth).images for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_the_default_step_size_is_the_papers_ratio() -> None:
+    assert PGD(16 / 255, steps=20).step_size == pytest.approx(1 / 255)
+    assert PGD(32 / 255, steps=40).step_size == pytest.approx(1 / 255)
+
+
+def test_one_step_is_fgsm() -> None:
+    model, clean, truth = SmallNet().eval(), images(5), torch.arange(5) % 3
+    leaf = clean.clone().requires_grad_()
+    F.cross_entropy(model(leaf), truth).backward()
+    expected = (clean + 0.05 * leaf.grad.sign()).clamp(0, 1)  # type: ignore[union-attr]
+    torch.testing.assert_close(PGD(0.05, steps=1)(model, clean, truth).images, expected, rtol=0, atol=1e-6)
+
+
+def test_half_precision_stays_half_precision() -> None:
+    model = nn.Sequential(linear_model(16).to(torch.bfloat16))
+    found = PGD(0.1, steps=2)(model, images(3).bfloat16(), torch.arange(3)).images
+    assert found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"step_size": 0.0}, {"step_size": float("nan")}, {"seed": -1}, {"seed": 2**64}]
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(SpecError):
+        PGD(0.1, **settings)  # type: ignore[arg-type]

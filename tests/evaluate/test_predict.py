@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dcn_plugin.errors import LabelError, ModelOutputError
+from dcn_plugin.evaluate import correct, predict
+from tests.toys import SmallNet, images, linear_model
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_predictions_are_those_of_the_model_in_eval_mode(batch_size: int) -> None:
+    model = SmallNet().train()
+    x = images(20)
+    said, classes = predict(model, x, batch_size=batch_size)
+    assert model.training
+    assert model.norm.training
+    with torch.no_grad():
+        assert torch.equal(said, model.eval()(x).argmax(1))
+    assert classes == 3
+
+
+def test_modes_come_back_after_an_exception() -> None:
+    model = nn.Sequential(SmallNet().train(), nn.Unflatten(1, (3, 1)))
+    before = [module.training for module in model.modules()]
+    with pytest.raises(ModelOutputError):
+        predict(model, images(3))
+    assert [module.training for module in model.modules()] == before
+
+
+def test_correct_compares_with_the_labels_and_refuses_impossible_ones() -> None:
+    model, x = linear_model(16), images(10)
+    said, _ = predict(model, x)
+    assert correct(model, x, said).all()
+    assert not correct(model, x, (said + 1) % 3).any()
+    with pytest.raises(LabelError, match="out of range"):
+        correct(model, x, said + 3)
+
+
+def test_probabilities_are_warned_about_by_the_models_name() -> None:
+    with pytest.warns(UserWarning, match="mine seems to return probabilities"):
+        predict(nn.Sequential(linear_model(16), nn.Softmax(dim=1)), images(3), name="mine")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dcn_plugin.errors import SpecError
+from dcn_plugin.models import cifar_resnet, resnet18_cifar
+from dcn_plugin.surgery import defect_spec, defectify
+
+
+def test_resnet18_has_the_papers_number_of_parameters() -> None:
+    assert sum(p.numel() for p in resnet18_cifar().parameters() if p.requires_grad) == 11_173_962
+
+
+@pytest.mark.parametrize("width", [4, 5, 16, 64])
+def test_any_width_runs_and_keeps_the_resolution_of_small_images(width: int) -> None:
+    model = cifar_resnet((1, 1, 1, 1), num_classes=7, in_chans=1, width=width).eval()
+    x = torch.rand(2, 1, 16, 16)
+    assert model.layer1(model.act1(model.bn1(model.conv1(x)))).shape == (2, width, 16, 16)
+    assert model(x).shape == (2, 7)
+
+
+def test_the_children_and_the_feature_info_are_those_of_timms_resnet() -> None:
+    model = resnet18_cifar(width=4).eval()
+    assert {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"} <= {
+        name for name, _ in model.named_children()
+    }
+    shapes: dict[str, torch.Size] = {}
+    for info in model.feature_info:
+        model.get_submodule(info["module"]).register_forward_hook(
+            lambda _module, _args, out, name=info["module"]: shapes.update({name: out.shape})
+        )
+    model(torch.rand(1, 3, 32, 32))
+    for info in model.feature_info:
+        assert shapes[info["module"]][1:] == (info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
+
+
+def test_the_bottom_half_carries_the_papers_ten_masks() -> None:
+    spec = defect_spec(defectify(resnet18_cifar(), "bottom", 0.3, input_size=(3, 32, 32)))
+    assert [site.shape for site in spec.sites] == [(64, 32, 32)] * 5 + [(128, 16, 16)] * 5
+    assert {site.block for site in spec.sites} == {"stem", "layer1", "layer2"}
+
+
+def test_weights_have_pytorchs_default_initialisation_not_timms() -> None:
+    torch.manual_seed(0)
+    model = resnet18_cifar(width=16)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            # Kaiming uniform with a = sqrt(5): uniform in +-1 / sqrt(fan_in).
+            bound = module.weight[0].numel() ** -0.5
+            assert 0.9 * bound < module.weight.abs().max() <= bound, name
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all(), name
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: cifar_resnet((2, 2, 2)),
+        lambda: cifar_resnet((2, 0, 2, 2)),
+        lambda: resnet18_cifar(width=3),
+        lambda: resnet18_cifar(num_classes=0),
+        lambda: resnet18_cifar(in_chans=0),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(build: object) -> None:
+    assert callable(build)
+    with pytest.raises(SpecError):
+        build()

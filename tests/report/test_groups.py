@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+
+from dcn_plugin.errors import RecordError
+from dcn_plugin.evaluate import wilson
+from dcn_plugin.report import cells, clean_cells, percent
+from tests.toy_records import noise_record, record
+
+
+def test_the_runs_of_one_setting_become_one_cell_in_order_of_appearance() -> None:
+    results = [
+        record(seed=seed, target=target, eps=eps)
+        for seed in (1, 0)
+        for eps in (0.2, 0.1)
+        for target in ("standard", "p=0.1")
+    ]
+    found = cells([*results, noise_record()], protocol="transfer")
+    assert [(cell.eps, cell.target) for cell in found] == [
+        (0.2, "standard"),
+        (0.2, "p=0.1"),
+        (0.1, "standard"),
+        (0.1, "p=0.1"),
+    ]
+    assert all([run.seed for run in cell.runs] == [0, 1] for cell in found)
+
+
+def test_a_cell_averages_rates_sums_counts_and_spans_intervals() -> None:
+    (cell,) = cells([record(seed=0, n_defended=40), record(seed=1, n_defended=20, n_correct=25)], protocol="transfer")
+    assert cell.defense is not None
+    assert cell.defense.mean == pytest.approx((0.5 + 0.25) / 2)
+    assert cell.accuracy.mean == pytest.approx((0.45 + 0.25) / 2)
+    assert cell.total("n_defended") == 60
+    assert cell.defense_interval == (wilson(20, 80)[0], wilson(40, 80)[1])
+    assert cell.accuracy_interval == (wilson(25, 100)[0], wilson(45, 100)[1])
+
+
+def test_a_run_without_a_denominator_has_no_part_in_the_defence_rate() -> None:
+    empty = {"n_clean_correct": 0, "n_counted": 0, "n_defended": 0}
+    (cell,) = cells([record(seed=0), record(seed=1, **empty)], protocol="transfer")
+    assert cell.defense is not None
+    assert (cell.defense.mean, cell.defense.count) == (0.5, 1)
+    (cell,) = cells([record(**empty)], protocol="transfer")
+    assert cell.defense is None
+    assert cell.defense_interval is None
+    assert percent(cell.defense) == "–"
+
+
+def test_a_setting_measured_twice_with_one_seed_is_refused() -> None:
+    with pytest.raises(RecordError, match="twice"):
+        cells([record(), record()], protocol="transfer")
+
+
+def test_clean_accuracy_is_read_once_a_seed() -> None:
+    found = clean_cells([record(eps=0.1), record(eps=0.2), record(eps=0.1, seed=1, n_clean_correct=80)])
+    assert [(cell.target, cell.clean.count) for cell in found] == [("standard", 2)]
+    assert found[0].clean.mean == pytest.approx(0.85)
+
+
+def test_percent_shows_a_deviation_only_over_several_runs() -> None:
+    (one,) = cells([record()], protocol="transfer")
+    (two,) = cells([record(seed=0), record(seed=1, n_correct=55)], protocol="transfer")
+    assert percent(one.accuracy) == "45.0 %"
+    assert percent(two.accuracy) == "50.0 ± 7.1 %"
+    assert percent(0.123) == "12.3 %"
