@@ -1,0 +1,365 @@
+"""Checkpoints: the weights, the masks and the specification of a defective network in one sealed file.
+
+Masks are stored as packed bits, which keeps the file within about one percent of the plain model's. A file
+holds the network and not what is wrapped around it: torch.compile, DataParallel,
+DistributedDataParallel and :class:`dcn_plugin.Normalized` are looked through in saving and in loading.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm.models
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.archive import RESERVED, Pathish, read_archive, ties, write_archive
+from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
+from dcn_plugin.layers import DefectMask2d, Normalized
+from dcn_plugin.specs import DefectSpec, SiteSpec
+from dcn_plugin.surgery import insert_masks, is_defective
+
+__all__ = ["CheckpointInfo", "load_checkpoint", "read_info", "read_spec", "save_checkpoint"]
+
+_RECORD = f"{RESERVED}.record"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says about itself, without its tensors.
+
+    Args:
+        parts: path of a module -> the specification it was made defective with; "" is the network itself. Empty
+            for a network written by hand with :class:`dcn_plugin.DefectiveConv2d`.
+        masks: path of a mask -> shape of its buffer.
+        architecture: timm's name of the network, or None where it is not known.
+        model_args: the arguments timm built it with, or None where they are not known or no JSON.
+        normalization: mean and std of the :class:`dcn_plugin.Normalized` that was around it, or None.
+        versions: package -> version that wrote the file.
+        metadata: the caller's own entries.
+    """
+
+    parts: Mapping[str, DefectSpec]
+    masks: Mapping[str, tuple[int, ...]]
+    architecture: str | None
+    model_args: Mapping[str, Any] | None
+    normalization: Mapping[str, list[float]] | None
+    versions: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+
+def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Save a defective network: weights, masks, specification, versions, and a SHA-256 over them.
+
+    The write is atomic: ``path`` holds its old content or all of the new one. Equal content gives equal bytes.
+
+    Args:
+        model: defective, by :func:`dcn_plugin.defectify` or by hand.
+        path: of the file, by convention ``*.safetensors``.
+        metadata: entries of your own, text to text; :func:`read_info` gives them back.
+
+    Raises:
+        NotDefectiveError: ``model`` carries no masks.
+        MaskLostError: a site of its specification has no mask any more.
+        MaskStateError: a mask has other bits than its seed gives, and no state dict brought them.
+        CheckpointError: its state dict holds something that safetensors cannot store.
+        SpecError: ``metadata`` is not text to text, or uses a reserved name.
+        OSError: the file cannot be written.
+    """
+    entries = _check_metadata(metadata or {})
+    network, normalization = _unwrap(model)
+    masks, parts = _masks(network), _parts(network)
+    if not masks and not parts:
+        raise NotDefectiveError(
+            f"{type(network).__name__} carries no defect masks.",
+            fix="call dcn_plugin.defectify(model, ...) first, or save plain weights with safetensors.torch.save_file",
+        )
+    bits = {name: mask.mask for name, mask in masks.items()}
+    sites = _sites(parts, bits)
+    lost = [site.name for name, (_, site) in sites.items() if name not in masks]
+    if lost:
+        raise MaskLostError(
+            f"{len(lost)} of {len(sites)} sites of this {type(network).__name__} have no mask any more.",
+            tuple(lost),
+            "a mask at every site of its specification",
+            "undo the conversion that dropped them, or call defectify() after it",
+        )
+    if strange := _strange(sites, bits):
+        raise MaskStateError(
+            f"{len(strange)} masks have other bits than their seed gives, and no state dict brought them.",
+            tuple(strange),
+            "the masks that defectify() made, or those of a state dict",
+            "bring masks of your own with model.load_state_dict(...), which notes it in the specification",
+        )
+    record = {
+        "parts": {name: json.loads(spec.to_json()) for name, spec in parts.items()},
+        "masks": {name: list(mask.shape) for name, mask in bits.items()},
+        "normalization": normalization,
+        "versions": {name: _version(name) for name in ("dcn-plugin", "safetensors", "timm", "torch")},
+        **_timm_origin(network),
+    }
+    state = {_canonical(key): value for key, value in network.state_dict().items()}
+    write_archive(path, state, {**entries, _RECORD: json.dumps(record, sort_keys=True)})
+
+
+def load_checkpoint(path: Pathish, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Load what :func:`save_checkpoint` wrote; the outputs are bit-equal to those of the network that was saved.
+
+    Args:
+        path: of the file. All of it is checked before anything is loaded; nothing in it is ever unpickled.
+        model: the same architecture. Plain: it is made defective as the file says. Defective, with the same
+            sites: weights and masks of the file win, and the specification says ``mask_origin="loaded"`` where that
+            changed a mask. Device, memory format and training flags stay ``model``'s; its dtypes have to be the file's.
+        inplace: change ``model`` itself and return it. If an error is raised, nothing has been changed.
+
+    Returns:
+        The defective network with the file's weights: a copy, or ``model``.
+
+    Raises:
+        CheckpointError: the file is damaged, of an unknown format, or does not fit ``model``.
+        OSError: the file cannot be read.
+    """
+    info, state = _read(path)
+    # Whatever can go wrong goes wrong on a copy.
+    loaded = copy.deepcopy(_unwrap(model)[0] if inplace else model)
+    _load(path, info, state, loaded)
+    if inplace:
+        _load(path, info, state, model)
+        return model
+    return loaded
+
+
+def read_spec(path: Pathish) -> DefectSpec:
+    """The specification in a checkpoint (of its first defective part); the whole file is checked.
+
+    Raises:
+        CheckpointError: the file is damaged, or its network was written by hand and has no specification.
+        OSError: the file cannot be read.
+    """
+    info = read_info(path)
+    for spec in info.parts.values():
+        return spec
+    raise CheckpointError(
+        f"{os.fspath(path)} holds a network written by hand, without a DefectSpec.",
+        tuple(info.masks)[:3],
+        "a checkpoint of a model that defectify() made",
+        "build the network from its own code and call load_checkpoint(path, model)",
+    )
+
+
+def read_info(path: Pathish) -> CheckpointInfo:
+    """What a checkpoint says about itself; the whole file is checked.
+
+    Raises:
+        CheckpointError: the file is damaged, or of an unknown format.
+        OSError: the file cannot be read.
+    """
+    return _read(path)[0]
+
+
+def _read(path: Pathish) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    state, metadata = read_archive(path)
+    try:
+        record = json.loads(metadata.pop(_RECORD))
+        info = CheckpointInfo(
+            parts={name: DefectSpec.from_json(json.dumps(spec)) for name, spec in record["parts"].items()},
+            masks={name: tuple(shape) for name, shape in record["masks"].items()},
+            architecture=record["architecture"],
+            model_args=record["model_args"],
+            normalization=record["normalization"],
+            versions=record["versions"],
+            metadata=metadata,
+        )
+        bits = {name: state[f"{name}.mask"] for name in info.masks}
+        strange = _strange(_sites(info.parts, bits), bits)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise CheckpointError(f"The record in {os.fspath(path)} cannot be read ({reason}).") from error
+    if strange:
+        raise CheckpointError(
+            f"{os.fspath(path)} contradicts itself: {len(strange)} masks are not those that its specification gives.",
+            tuple(strange[:3]),
+            "masks as the seed gives them, or a specification with mask_origin='loaded'",
+            "save the model again with dcn_plugin.save_checkpoint",
+        )
+    return info, state
+
+
+def _load(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    network, normalization = _unwrap(model)
+    if info.normalization and normalization and info.normalization != normalization:
+        raise _misfit(
+            path,
+            "its network was saved inside a Normalized with other constants",
+            normalization,
+            f"build Normalized with {info.normalization}",
+        )
+    if is_defective(network):
+        _check_sites(path, info, network)
+    else:
+        _insert(path, info, network)
+    own = network.state_dict()
+    _check_entries(path, state, {_canonical(key): value for key, value in own.items()}, type(network).__name__)
+    by_hand = {name: mask for name, mask in _masks(network).items() if mask.site_spec is None}
+    changed = [mask for name, mask in by_hand.items() if not torch.equal(mask.mask.cpu(), state[f"{name}.mask"])]
+    network.load_state_dict({key: state[_canonical(key)] for key in own})
+    for mask in changed:
+        mask.origin = "loaded"  # surgery has put no hook there that says so
+
+
+def _insert(path: Pathish, info: CheckpointInfo, network: nn.Module) -> None:
+    by_hand = sorted(info.masks.keys() - _sites(info.parts, info.masks).keys())
+    if by_hand:
+        raise _misfit(
+            path,
+            f"{len(by_hand)} of its masks were placed by hand ({', '.join(by_hand[:3])})",
+            f"{type(network).__name__} without masks",
+            "build the network with the same DefectiveConv2d or DefectMask2d layers",
+        )
+    try:
+        for part, spec in info.parts.items():
+            insert_masks(network.get_submodule(part), spec)
+    except (AttributeError, DcnError) as error:
+        raise _misfit(path, str(error).rstrip("."), type(network).__name__) from error
+
+
+def _check_sites(path: Pathish, info: CheckpointInfo, network: nn.Module) -> None:
+    theirs: set[tuple[object, ...]] = set(info.masks.items())
+    ours: set[tuple[object, ...]] = {(name, tuple(mask.mask.shape)) for name, mask in _masks(network).items()}
+    for places, parts in ((theirs, info.parts), (ours, _parts(network))):
+        places |= {(part, site.name, site.shape, site.layout) for part, spec in parts.items() for site in spec.sites}
+    if theirs != ours:
+        file_only, model_only = sorted(theirs - ours, key=str), sorted(ours - theirs, key=str)
+        raise _misfit(
+            path,
+            f"its masks sit at other places or have other shapes; only in the file: {file_only[:3]}",
+            f"only in the model: {model_only[:3]}",
+            "pass the plain model (dcn_plugin.undefectify gives it); it is made defective as the file says",
+        )
+
+
+def _check_entries(path: Pathish, state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> None:
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise _misfit(
+            path,
+            f"{len(missing)} entries of the model are not in the file ({', '.join(missing[:3])}), "
+            f"{len(unexpected)} of the file not in the model ({', '.join(unexpected[:3])})",
+            name,
+        )
+    for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype)):
+        wrong = {key: (of(state[key]), of(tensor)) for key, tensor in own.items() if of(state[key]) != of(tensor)}
+        if wrong:
+            key, (theirs, ours) = next(iter(wrong.items()))
+            raise _misfit(
+                path,
+                f"{len(wrong)} entries have another {what}, {key!r} {theirs} in the file and {ours} in the model",
+                name,
+                "build the model with the options of the one that was saved, and convert it before or after loading",
+            )
+    if meta := [key for key, tensor in own.items() if tensor.is_meta]:
+        raise _misfit(path, f"{len(meta)} entries of the model are on the meta device", name, "call to_empty() on it")
+    if torn := [alias for alias, key in ties(own).items() if not torch.equal(state[alias], state[key])]:
+        raise _misfit(path, f"the model ties entries that have different values in the file ({torn[:3]})", name)
+
+
+def _misfit(path: Pathish, reason: str, got: object, fix: str = "build the network that was saved") -> CheckpointError:
+    return CheckpointError(
+        f"{os.fspath(path)} does not fit this model: {reason}.", got, "the architecture and sites of the file", fix
+    )
+
+
+def _unwrap(model: nn.Module) -> tuple[nn.Module, dict[str, list[float]] | None]:
+    """The network inside the wrappers, and the constants of a ``Normalized`` among them."""
+    normalization = None
+    while True:
+        if isinstance(model, Normalized):
+            normalization = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+            model = model.model
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        else:
+            return model, normalization
+
+
+def _canonical(path: str) -> str:
+    """A path without the level that ``torch.compile`` puts around an inner module."""
+    return f"{path}.".replace("._orig_mod.", ".").removesuffix(".")
+
+
+def _masks(network: nn.Module) -> dict[str, DefectMask2d]:
+    return {_canonical(path): m for path, m in network.named_modules() if isinstance(m, DefectMask2d)}
+
+
+def _parts(network: nn.Module) -> dict[str, DefectSpec]:
+    """Path of a module that surgery made defective -> its specification."""
+    specs = {_canonical(path): module.__dict__.get("defect_spec") for path, module in network.named_modules()}
+    return {path: spec for path, spec in specs.items() if isinstance(spec, DefectSpec)}
+
+
+def _sites(parts: Mapping[str, DefectSpec], masks: Collection[str]) -> dict[str, tuple[DefectSpec, SiteSpec]]:
+    """Path of the mask -> its site, for every site that surgery filled."""
+    found = {}
+    for part, spec in parts.items():
+        for site in spec.sites:
+            slot = f"{part}.{site.name}.drop".removeprefix(".")
+            found[f"{slot}.1" if f"{slot}.1" in masks else slot] = (spec, site)  # .1: behind a drop that was there
+    return found
+
+
+def _strange(sites: Mapping[str, tuple[DefectSpec, SiteSpec]], bits: Mapping[str, Tensor]) -> list[str]:
+    """The masks whose bits should be those of their seed and are not."""
+    strange = []
+    for name, (spec, site) in sites.items():
+        if spec.mask_origin == "sampled" and not bits[name].is_meta:
+            if math.prod(site.shape) != bits[name].numel():  # checked first: sampling takes memory
+                strange.append(name)
+                continue
+            seeded = DefectMask2d(site.shape, site.mask, site=site.ordinal, layout=site.layout).mask
+            if not torch.equal(seeded, bits[name].cpu()):
+                strange.append(name)
+    return strange
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    for key, value in metadata.items():
+        reserved = key == "format" or str(key).startswith(RESERVED)
+        if not isinstance(key, str) or not isinstance(value, str) or reserved:
+            raise SpecError(
+                "The metadata of a checkpoint is text to text.",
+                {key: value},
+                "str keys other than 'format' and 'dcn_plugin...', and str values",
+                "encode other values yourself, e.g. with json.dumps",
+            )
+    return metadata
+
+
+def _timm_origin(network: nn.Module) -> dict[str, Any]:
+    """Name and arguments that build the network with timm, as far as they are known."""
+    cfg = getattr(network, "pretrained_cfg", None)
+    architecture = cfg.get("architecture") if isinstance(cfg, Mapping) else None
+    args = None
+    # Older versions of timm keep no arguments.
+    if architecture and hasattr(network, "_model_args") and hasattr(timm.models, "get_model_args"):
+        args = timm.models.get_model_args(network)
+        try:
+            json.dumps(args)
+        except (TypeError, ValueError):
+            args = None  # a class or function among them; half of the arguments would build another network
+    return {"architecture": architecture, "model_args": args}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
