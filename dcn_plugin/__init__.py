@@ -5,9 +5,11 @@ training and in test (Luo et al., arXiv 1911.08432). This is not deformable conv
 abbreviation "DCN".
 """
 
+from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
 from dcn_plugin.inspection import summary, verify
 from dcn_plugin.layers import DefectiveConv2d, DefectMask2d, Normalized
 from dcn_plugin.masks import sample_mask
+from dcn_plugin.models import defective as _timm_models  # noqa: F401  (registers defective_<name> with timm)
 from dcn_plugin.specs import DefectSpec, MaskSpec
 from dcn_plugin.surgery import defect_spec, defectify, is_defective, undefectify
 
@@ -23,7 +25,9 @@ __all__ = [
     "defect_spec",
     "defectify",
     "is_defective",
+    "load_checkpoint",
     "sample_mask",
+    "save_checkpoint",
     "summary",
     "undefectify",
     "verify",

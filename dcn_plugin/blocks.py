@@ -1,44 +1,46 @@
-"""Blocks: the consecutive parts of a network that "bottom" and "top" speak of, and the choice among sites."""
+"""Blocks: the consecutive parts of a network that "bottom" and "top" speak of.
+
+The rules:
+
+1. On a timm model the blocks are the stages of its ``feature_info``, those without a convolution included (a
+   vision transformer has one convolution and many stages). Else they are the top-level children of the innermost
+   module that holds all convolutions, in the order they run; a child that lowers the resolution starts a new
+   block, and a run of children without a convolution (a max-pool) belongs to the next one. A child in which the
+   resolution falls more than once (a trunk, a backbone) is opened: its own children count.
+2. What runs before the first stage belongs to it, what runs after the last one (the head) to the last; a norm
+   that reads a convolution directly stays with it. A mask lies in the block in which its norm runs.
+3. A block is named by its first and last part, each the shortest module path that lies within the block:
+   "layer1", "blocks.2..blocks.3". The first one is called "stem" if it ends before the first named stage module,
+   or is a single convolution.
+4. "bottom" is the first half of the blocks, rounded up, and "top" the rest. A network with one block has neither;
+   nor has one that goes back up in resolution: one with a convolution finer than something it reads, where only
+   what comes from another block counts if the blocks are timm's stages.
+"""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from dcn_plugin.errors import BlockError, SiteError, SpecError
-from dcn_plugin.sites import Site, gate_edges, goes_back_up
-from dcn_plugin.specs import MaskSpec, SiteSpec
-from dcn_plugin.trace import Trace
+from dcn_plugin.sites import Site, gate_edges
+from dcn_plugin.trace import Node, Trace
 
-__all__ = ["Block", "Blocks", "choose_sites", "find_blocks"]
+__all__ = ["Block", "Blocks", "BlocksArg", "find_blocks"]
 
 BlocksArg = str | int | tuple[str | int, ...] | list[str | int]
-FilterFn = Callable[[nn.Module, str], bool]
-
-# Where the authors' code puts masks, for the architectures they used (docs: paper map). timm's module names.
-_PAPER: dict[str, tuple[str, ...]] = {
-    "resnet18": ("bn1", "layer1", "layer2"),
-    "resnet50": ("bn1", "layer1.*.bn2", "layer2.*.bn2"),
-    "vgg19_bn": ("features.1", "features.4", "features.8", "features.11"),
-}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A run of calls in execution order: nodes ``start`` up to but not including ``stop``.
-
-    ``is_module``: the name is the path of one module that holds all its convolutions.
-    """
+    """A run of calls in execution order: nodes ``start`` up to but not including ``stop``."""
 
     name: str
     index: int
     start: int
     stop: int
-    is_module: bool
 
 
 @dataclass(frozen=True)
@@ -64,155 +66,22 @@ class Blocks:
 
 
 def find_blocks(model: nn.Module, trace: Trace) -> Blocks:
-    """Divide a network into blocks.
-
-    On timm models the stages of ``feature_info``; otherwise the top-level children (of the innermost module
-    that holds all convolutions), a child that lowers the resolution starting a new block.
-    """
+    """Divide a network into blocks (rules 1 to 3 above)."""
     path = ""
     while not (stages := _stages(model.get_submodule(path), path, trace)):
-        ran = _children(model.get_submodule(path), path, trace)
-        holding = [child for child in ran if any(_inside(conv.module, child) for conv in trace.convs)]
-        if len(holding) != 1 or not _children(model.get_submodule(holding[0]), holding[0], trace):
-            stages = _by_resolution(ran, trace) or [(path, len(trace.nodes))]
+        inner = _sole_holder(model, path, trace)
+        if inner is None:
             break
-        path = holding[0]
-    blocks = _cut(stages, path, trace)
+        path = inner
+    named = bool(stages)
+    blocks = _cut(stages or _by_resolution(_parts(model, path, trace), trace), trace, named=named)
     problem = None
-    finer = goes_back_up(trace, gate_edges(trace))
+    finer = _goes_back_up(trace, blocks if named else None)
     if finer is not None:
         problem = f"its resolution goes back up, at {finer.module!r}"
     elif len(blocks) < 2:
         problem = "it has only one block"
     return Blocks(blocks, problem)
-
-
-def choose_sites(
-    model: nn.Module,
-    sites: list[Site],
-    blocks: Blocks,
-    *,
-    chosen: BlocksArg,
-    p: float | tuple[tuple[str | int, float], ...],
-    template: MaskSpec,
-    filter_fn: FilterFn | None = None,
-) -> tuple[SiteSpec, ...]:
-    """The sites that ``chosen`` names, each with the keep probability of its block.
-
-    Raises:
-        BlockError: ``chosen`` (or a part of it) names nothing, or "bottom" / "top" mean nothing here.
-        SiteError: nothing is left, or a chosen place cannot carry a mask.
-        SpecError: ``p`` is a mapping that leaves a chosen block without a keep probability.
-    """
-    name = type(model).__name__
-    if not sites:
-        raise SiteError(
-            f"{name} has no convolution that could carry a mask (none whose output is larger than 1x1).",
-            fix="check that the model is a CNN and that the input size is not too small",
-        )
-    matched = _match(model, sites, blocks, chosen)
-    picked = [site for site in sites if site in matched]
-    if filter_fn is not None:
-        picked = [site for site in picked if filter_fn(model.get_submodule(site.owner), site.owner)]
-    if not picked:
-        raise SiteError(f"No site is left in {name}.", chosen, fix="widen blocks=, or the filter_fn")
-    refused = [f"{site.owner!r}: {site.problem}" for site in picked if site.problem]
-    if refused:
-        raise SiteError(
-            f"{len(refused)} of {len(picked)} chosen places in {name} cannot carry a mask: {'; '.join(refused[:3])}.",
-            chosen,
-            "norms with a plain or fused batch, group, layer or RMS normalisation, and convolutions without a norm",
-            "leave them out with filter_fn=, or choose other blocks",
-        )
-    return tuple(_specify(site, blocks.of(site), p, template) for site in picked)
-
-
-def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksArg) -> list[Site]:
-    name = type(model).__name__
-    if chosen == "all":
-        return sites
-    if chosen in ("bottom", "top"):
-        if blocks.problem is not None:
-            raise BlockError(
-                f"blocks={chosen!r} means nothing in {name}: {blocks.problem}.",
-                chosen,
-                f"block numbers or module-name globs; blocks: {blocks.names}",
-                "pass e.g. blocks=(0,) or blocks=('stage1*',)",
-            )
-        border = (len(blocks.items) + 1) // 2
-        return [site for site in sites if (blocks.of(site).index < border) == (chosen == "bottom")]
-    if chosen == "paper":
-        return _paper(model, sites)
-    parts = (chosen,) if isinstance(chosen, str | int) else tuple(chosen)
-    if not parts:
-        raise BlockError(f"blocks is empty; available in {name}: {blocks.names}.", chosen, "at least one block")
-    found: list[Site] = []
-    for part in parts:
-        matched = [site for site in sites if _is_in(part, site, blocks.of(site))]
-        if not matched:
-            raise BlockError(
-                f"No block matches blocks=({part!r},) in {name}; available: {blocks.names}.",
-                chosen,
-                "'bottom', 'top', 'all', 'paper', block numbers, block names, or globs over module names",
-            )
-        found += matched
-    return found
-
-
-def _is_in(part: str | int, site: Site, block: Block) -> bool:
-    if isinstance(part, int):
-        return not isinstance(part, bool) and part == block.index
-    if part == block.name and not block.is_module:
-        return True
-    # A glob matches a module, and a module stands for everything inside it.
-    return any(
-        fnmatch.fnmatchcase(".".join(path.split(".")[:depth]), part)
-        for path in (site.owner, site.conv)
-        for depth in range(1, path.count(".") + 2)
-    )
-
-
-def _paper(model: nn.Module, sites: list[Site]) -> list[Site]:
-    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    architecture = str(cfg.get("architecture", "")).removeprefix("defective_")
-    if architecture not in _PAPER:
-        raise BlockError(
-            f"Where the paper would place masks in {architecture or type(model).__name__} is not known.",
-            "paper",
-            f"for blocks='paper' the timm models {', '.join(_PAPER)}",
-            "use blocks='bottom'",
-        )
-    return [
-        site
-        for site in sites
-        for glob in _PAPER[architecture]
-        if fnmatch.fnmatchcase(site.owner, glob) or _inside(site.owner, glob)
-    ]
-
-
-def _specify(site: Site, block: Block, p: float | tuple[tuple[str | int, float], ...], spec: MaskSpec) -> SiteSpec:
-    if isinstance(p, tuple):
-        matching = [value for part, value in p if _is_in(part, site, block)]
-        if not matching:
-            raise SpecError(
-                f"The mapping p gives no keep probability for block {block.name!r} (number {block.index}).",
-                dict(p),
-                "an entry for every chosen block, by number, name or glob",
-            )
-        value = matching[0]
-    else:
-        value = p
-    return SiteSpec(
-        name=site.owner,
-        conv=site.conv,
-        ordinal=site.ordinal,
-        block=block.name,
-        block_index=block.index,
-        shape=site.shape,
-        slot=site.slot,
-        layout=site.layout,
-        mask=MaskSpec(value, spec.mode, spec.sampling, spec.seed),
-    )
 
 
 def _stages(module: nn.Module, path: str, trace: Trace) -> list[tuple[str, int]]:
@@ -228,10 +97,33 @@ def _stages(module: nn.Module, path: str, trace: Trace) -> list[tuple[str, int]]
     return list(zip(paths, ends, strict=True)) if ends == sorted(ends) else []
 
 
-def _children(module: nn.Module, path: str, trace: Trace) -> list[str]:
-    """Paths of the children that ran, in execution order."""
-    paths = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
-    return sorted((p for p in paths if p in trace.spans), key=lambda p: trace.spans[p][0])
+def _sole_holder(model: nn.Module, path: str, trace: Trace) -> str | None:
+    """The child of ``path`` that holds all convolutions and has children of its own, if there is one."""
+    for child in _children(model, path, trace):
+        if all(_inside(conv.module, child) for conv in trace.convs) and _children(model, child, trace):
+            return child
+    return None
+
+
+def _children(model: nn.Module, path: str, trace: Trace) -> list[str]:
+    """Paths of the children that ran, in execution order; those of a ModuleList, which itself never runs, included."""
+    found: list[str] = []
+    for name, _ in model.get_submodule(path).named_children():
+        child = f"{path}.{name}" if path else name
+        found += [child] if child in trace.spans else _children(model, child, trace)
+    return sorted(found, key=lambda p: trace.spans[p][0])
+
+
+def _parts(model: nn.Module, path: str, trace: Trace) -> list[str]:
+    """The children of ``path``, those opened in which the resolution falls more than once."""
+    parts: list[str] = []
+    for child in _children(model, path, trace):
+        first, stop, _ = trace.spans[child][0]
+        areas = [conv.shape[2] * conv.shape[3] for conv in trace.convs if first <= conv.index < stop]
+        areas = [area for area in areas if area > 1]  # 1x1: a gate or the head
+        lowest = {min(areas[: i + 1]) for i in range(len(areas))}
+        parts += _parts(model, child, trace) if len(lowest) > 2 else [child]
+    return parts
 
 
 def _by_resolution(children: list[str], trace: Trace) -> list[tuple[str, int]]:
@@ -241,36 +133,72 @@ def _by_resolution(children: list[str], trace: Trace) -> list[tuple[str, int]]:
         _, stop, shape = trace.spans[child][-1]
         area = shape[2] * shape[3] if len(shape) == 4 else None
         if stages and (area is None or current is None or area >= current):
-            stages[-1] = (stages[-1][0], stop)
+            stages[-1] = (stages[-1][0], max(stop, stages[-1][1]))
         else:
             stages.append((child, stop))
         current = area if area is not None else current
     return stages
 
 
-def _cut(stages: list[tuple[str, int]], root: str, trace: Trace) -> tuple[Block, ...]:
-    """Blocks from stage ends. A stage without a convolution joins the next one, the head the last."""
-    ends = [stop for _, stop in stages[:-1]] + [len(trace.nodes)]
-    blocks: list[Block] = []
+def _cut(stages: list[tuple[str, int]], trace: Trace, *, named: bool) -> tuple[Block, ...]:
+    """Blocks from the (path, end node) of the stages."""
+    nodes = trace.nodes
+    block_of: dict[int, int] = {}  # convolution -> number of its block
+    found: list[tuple[str, int, int]] = []
     start = 0
-    for (path, _), stop in zip(stages, ends, strict=True):
-        convs = [node.module for node in trace.convs if start <= node.index < stop]
-        if convs:
-            blocks.append(_name_block(path, root, convs, len(blocks), start, stop))
+    for path, stop in [*stages[:-1], (stages[-1][0] if stages else "", len(nodes))]:
+        while stop < len(nodes) and nodes[stop].kind == "norm" and nodes[nodes[stop].parents[0]].kind == "conv":
+            stop += 1
+        convs = [node.index for node in trace.convs if start <= node.index < stop]
+        if convs or (found and named):
+            block_of.update(dict.fromkeys(convs, len(found)))
+            found.append((path, start, stop))
             start = stop
-    return tuple(blocks)
+    if found:
+        found[-1] = (*found[-1][:2], len(nodes))
+    return tuple(
+        Block(_name(i, path, block_of, trace, named=named), i, start, stop)
+        for i, (path, start, stop) in enumerate(found)
+    )
 
 
-def _name_block(path: str, root: str, convs: list[str], index: int, start: int, stop: int) -> Block:
-    offset = len(root) + 1 if root else 0
-    inside = [_inside(conv, path) for conv in convs]
-    if all(inside):
-        return Block(path[offset:] or "all", index, start, stop, is_module=True)
-    if not any(inside) and index == 0:
-        return Block("stem", index, start, stop, is_module=False)
-    depth = path[offset:].count(".") + 1
-    first = ".".join(convs[0][offset:].split(".")[:depth])
-    return Block(f"{first}..{path[offset:]}", index, start, stop, is_module=False)
+def _name(index: int, path: str, block_of: Mapping[int, int], trace: Trace, *, named: bool) -> str:
+    convs = [trace.nodes[i] for i, block in block_of.items() if block == index]
+    convs = [conv for conv in convs if conv.shape[2] * conv.shape[3] > 1]  # the head may end in 1x1 convolutions
+    if not convs:
+        return path
+    elsewhere = {trace.nodes[i].module for i, block in block_of.items() if block != index}
+    ends = []
+    for conv in (convs[0].module, convs[-1].module):
+        prefixes = [".".join(conv.split(".")[:depth]) for depth in range(1, conv.count(".") + 2)]
+        ends.append(next((p for p in prefixes if not any(_inside(m, p) for m in elsewhere)), conv))
+    if index == 0 and elsewhere:
+        outside = not any(_inside(conv.module, path) for conv in convs)
+        if outside if named else len(convs) == 1 and convs[0].module == path:
+            return "stem"
+    return (ends[0] if ends[0] == ends[1] else f"{ends[0]}..{ends[1]}") or "all"
+
+
+def _goes_back_up(trace: Trace, blocks: tuple[Block, ...] | None) -> Node | None:
+    """The first convolution whose output is finer than something it reads (from another block, if given)."""
+    gates = gate_edges(trace)
+    block_of = [block.index for block in blocks or () for _ in range(block.start, block.stop)]
+    # Tokens and pooled vectors have no resolution to compare.
+    area = {n.index: n.shape[2] * n.shape[3] for n in trace.nodes if len(n.shape) == 4 and n.shape[2:] != (1, 1)}
+    coarsest: dict[int, int] = {}  # node -> the smallest area on the way to it
+    for node in trace.nodes:
+        if node.index not in area:
+            continue
+        read = [p for p in node.parents if (node.index, p) not in gates and p in area]
+        before = [coarsest[p] for p in read if p in coarsest]
+        before += [area[p] for p in read if blocks and block_of[p] < block_of[node.index]]
+        if node.kind == "conv" and before and area[node.index] > min(before):
+            return node
+        if node.kind == "conv" and not blocks:
+            before.append(area[node.index])
+        if before:
+            coarsest[node.index] = min(before)
+    return None
 
 
 def _inside(path: str, parent: str) -> bool:

@@ -24,7 +24,7 @@ from dcn_plugin.archive import RESERVED, Pathish, read_archive, ties, write_arch
 from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
 from dcn_plugin.layers import DefectMask2d, Normalized
 from dcn_plugin.specs import DefectSpec, SiteSpec
-from dcn_plugin.surgery import insert_masks, is_defective
+from dcn_plugin.surgery import defect_spec, insert_masks, is_defective
 
 __all__ = ["CheckpointInfo", "load_checkpoint", "read_info", "read_spec", "save_checkpoint"]
 
@@ -207,11 +207,7 @@ def _load(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], mode
         _insert(path, info, network)
     own = network.state_dict()
     _check_entries(path, state, {_canonical(key): value for key, value in own.items()}, type(network).__name__)
-    by_hand = {name: mask for name, mask in _masks(network).items() if mask.site_spec is None}
-    changed = [mask for name, mask in by_hand.items() if not torch.equal(mask.mask.cpu(), state[f"{name}.mask"])]
     network.load_state_dict({key: state[_canonical(key)] for key in own})
-    for mask in changed:
-        mask.origin = "loaded"  # surgery has put no hook there that says so
 
 
 def _insert(path: Pathish, info: CheckpointInfo, network: nn.Module) -> None:
@@ -302,8 +298,11 @@ def _masks(network: nn.Module) -> dict[str, DefectMask2d]:
 
 def _parts(network: nn.Module) -> dict[str, DefectSpec]:
     """Path of a module that surgery made defective -> its specification."""
-    specs = {_canonical(path): module.__dict__.get("defect_spec") for path, module in network.named_modules()}
-    return {path: spec for path, spec in specs.items() if isinstance(spec, DefectSpec)}
+    return {
+        _canonical(path): defect_spec(module)
+        for path, module in network.named_modules()
+        if "defect_spec" in module.__dict__
+    }
 
 
 def _sites(parts: Mapping[str, DefectSpec], masks: Collection[str]) -> dict[str, tuple[DefectSpec, SiteSpec]]:

@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: TorchScript reads the annotations of these classes as objects.
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -102,11 +102,21 @@ class DefectMask2d(nn.Module):
         # Surgery's notes: which site this is, and which class its owner had before it carried a mask.
         self.site_spec: SiteSpec | None = None
         self.restores: type[nn.Module] | None = None
-        self.register_buffer("mask", _to_layout(sample_mask(spec, shape, site=site), layout))
+        self.register_buffer("mask", self.seeded())
+
+    def seeded(self) -> Tensor:
+        """The bits that the seed gives, on the CPU, in the shape of ``mask``."""
+        return _to_layout(sample_mask(self.spec, self.shape, site=self.site), self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero the defective neurons of ``x``."""
         return apply_mask(x, self.mask, self.inplace)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        # Against the seed, not the old buffer: tools that read a checkpoint in place have filled that already.
+        if f"{prefix}mask" in state_dict:
+            self.origin = "sampled" if torch.equal(self.mask.cpu(), self.seeded()) else "loaded"
 
     def kept(self) -> Tensor:
         """The mask as bool (C, H, W), whatever the layout."""
@@ -193,53 +203,6 @@ class DefectiveConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # the name is nn.Conv2d's
         """Convolve, normalise, zero the defective neurons."""
         return self.drop(self.norm(self._conv_forward(input, self.weight, self.bias)))  # type: ignore[no-any-return]
-
-
-class _MaskedConv:
-    """Mixed into a Conv2d subclass by surgery: the subclass's own forward, then the mask in ``drop``."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return cast(Tensor, self.drop(super().forward(*args, **kwargs)))  # type: ignore[attr-defined, misc]
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class is made at run time, so pickle is told how to make it again.
-        state = cast(tuple[Any, ...], super().__reduce_ex__(2))[2:]
-        return (_rebuild_masked_conv, (type(self).__mro__[2],), *state)
-
-
-class MaskedConv2d(nn.Conv2d):
-    """What surgery turns a plain ``nn.Conv2d`` without norm into (TorchScript cannot compile ``super()``)."""
-
-    drop: nn.Module
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve, then zero the defective neurons."""
-        return self.drop(self._conv_forward(input, self.weight, self.bias))  # type: ignore[no-any-return]
-
-
-_MASKED: dict[type[nn.Conv2d], type[nn.Conv2d]] = {nn.Conv2d: MaskedConv2d}
-
-
-def masked_conv_class(base: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    """The class that runs ``base``'s forward and then ``self.drop``; the same one at every call."""
-    if base not in _MASKED:
-        _MASKED[base] = type(f"Masked{base.__name__}", (_MaskedConv, base), {"__module__": base.__module__})
-    return _MASKED[base]
-
-
-def unmasked_conv_class(masked: type[nn.Module]) -> type[nn.Conv2d]:
-    """The inverse of :func:`masked_conv_class`."""
-    return nn.Conv2d if masked is MaskedConv2d else cast(type[nn.Conv2d], masked.__mro__[2])
-
-
-def is_masked_conv(module: nn.Module) -> bool:
-    """Whether surgery gave this convolution a mask."""
-    return isinstance(module, MaskedConv2d | _MaskedConv)
-
-
-def _rebuild_masked_conv(base: type[nn.Conv2d]) -> nn.Conv2d:
-    cls = masked_conv_class(base)
-    return cls.__new__(cls)
 
 
 class Normalized(nn.Module):

@@ -7,9 +7,11 @@ class), so timm's converters, which keep ``.drop``, keep the mask.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import timm.layers as tl
+from timm.layers.grn import GlobalResponseNorm
 from timm.layers.norm_act import (
     FrozenBatchNormAct2d,
     LayerNormAct2dFp32,
@@ -47,26 +49,39 @@ _TWINS: dict[type[nn.Module], type[nn.Module]] = {
     tl.RmsNorm2dFp32: RmsNormAct2dFp32,
 }
 _FUSED = frozenset(_TWINS.values())
+_CHOOSE_PRECISION = (tl.GroupNorm, tl.GroupNorm1, tl.LayerNorm, tl.LayerNorm2d, tl.RmsNorm, tl.RmsNorm2d)
+# These scale a neuron by the size of its neighbours; they do not normalise what a convolution puts out.
+_RESPONSE_NORMS = (GlobalResponseNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
 _LAST_DIM = (nn.LayerNorm, tl.RmsNorm, tl.RmsNormFp32)  # normalise trailing dimensions ...
 _NOT_LAST_DIM = (tl.LayerNorm2d, tl.LayerNormAct2d, tl.LayerNorm2dFp32, LayerNormAct2dFp32, TorchvisionLayerNorm2d)
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation (with or without an activation), supported or not."""
-    if type(module) in _TWINS or type(module) in _FUSED:
+    if isinstance(module, tuple(_TWINS)):
         return True
+    if isinstance(module, _RESPONSE_NORMS):
+        return False
     # Norms this package does not know are recognised so that they can be refused by name, never skipped.
     name = type(module).__name__.lower()
-    return ("norm" in name or "abn" in name) and not any(
-        isinstance(inner, nn.Conv2d | nn.Linear) for inner in module.modules()
-    )
+    if "norm" not in name and "abn" not in name:
+        return False
+    inner = [child for child in module.modules() if child is not module]
+    return not any(isinstance(child, (nn.Conv2d, nn.Linear, *_TWINS)) for child in inner)
 
 
 def slot_of(module: nn.Module) -> Slot | None:
     """The kind of slot: "norm_act" for a fused layer, "norm" for a plain one that has a twin, None for any other."""
-    if type(module) in _FUSED and hasattr(module, "drop"):
+    if hasattr(module, "drop") and _known(type(module), _FUSED) is not None:
         return "norm_act"
-    return "norm" if type(module) in _TWINS else None
+    return "norm" if _known(type(module), _TWINS) is not None else None
+
+
+def _known(cls: type[nn.Module], classes: Container[type[nn.Module]]) -> type[nn.Module] | None:
+    """The one of ``classes`` whose arithmetic ``cls`` runs: itself, or the base whose forward it inherits."""
+    return next(
+        (base for base in cls.__mro__ if base in classes and getattr(base, "forward", None) is cls.forward), None
+    )
 
 
 def layout_of(module: nn.Module, ndim: int) -> Layout:
@@ -80,20 +95,24 @@ def layout_of(module: nn.Module, ndim: int) -> Layout:
 
 def with_slot(norm: nn.Module) -> None:
     """Turn a plain norm into its fused twin, in place: the same object with ``.drop`` and ``.act``."""
-    norm.__class__ = _TWINS[type(norm)]
+    known = _known(type(norm), _TWINS)
+    assert known is not None
+    norm.__class__ = _TWINS[known]
     norm.drop = nn.Identity()
     norm.act = nn.Identity()
-    # torch's own norms never take timm's reduced-precision path; timm's have decided for themselves already.
+    # The plain norm never takes timm's reduced-precision path, unless it has decided for itself already.
     norm.__dict__.setdefault("_fast_norm", False)
 
 
 def remove_slot(norm: nn.Module, plain: type[nn.Module]) -> None:
     """Undo :func:`with_slot`; ``plain`` is the class the norm had before."""
     del norm.drop, norm.act
-    if plain.__module__.startswith("torch"):
+    known = _known(plain, _TWINS)
+    assert known is not None
+    if known not in _CHOOSE_PRECISION:
         norm.__dict__.pop("_fast_norm", None)
     # A converter may have turned the twin into another class meanwhile; that one's own plain form is right then.
-    if type(norm) in _FUSED and type(norm) is not _TWINS[plain]:
+    if type(norm) in _FUSED and type(norm) is not _TWINS[known]:
         plain = next(p for p, twin in _TWINS.items() if twin is type(norm))
     if type(norm) in _FUSED:
         norm.__class__ = plain

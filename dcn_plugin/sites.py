@@ -6,16 +6,20 @@ The rules, in the order they apply (docs: concepts):
    result of a sigmoid or softmax (squeeze-and-excite, spatial attention), and where attention weights are
    made (queries and keys). A convolution all of whose ways to the output lead through gates is skipped.
 2. A norm belongs to the last convolution that reaches it through additions, concatenations, activations
-   and pooling, before any other norm. That covers conv -> norm, conv -> act -> norm, and pre-activation nets,
-   where the mask acts on the norm of the sum, never on the sum (the paper's SENet-18 and DenseNet).
-   Each convolution owns the first norm it reaches.
-3. A convolution that reaches no norm at all carries the mask itself.
-4. Outputs of 1x1 carry none.
+   and pooling, before any other norm or convolution. That covers conv -> norm, conv -> act -> norm, and
+   pre-activation nets, where the mask acts on the norm of the sum, never on the sum (the paper's SENet-18
+   and DenseNet). A norm over tokens or NHWC belongs to a convolution only if nothing but a change of order
+   lies between them. Each convolution owns the first norm it reaches.
+3. A convolution that reaches no norm at all carries the mask itself. (One that reaches a norm which belongs
+   to a later one carries none: its output is masked there.)
+4. Outputs of 1x1 carry none. Transposed, 1-d and 3-d convolutions are no sites, and end the way to a norm.
+5. A module that runs several times carries one mask for all its calls, as it carries one set of weights; all
+   calls must have one size, and a convolution must be without a norm in all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -24,7 +28,7 @@ from dcn_plugin.norms import layout_of, slot_of
 from dcn_plugin.specs import Layout, Slot
 from dcn_plugin.trace import Node, Trace
 
-__all__ = ["Site", "find_sites", "gate_edges", "goes_back_up"]
+__all__ = ["Site", "find_sites", "gate_edges"]
 
 _Edges = frozenset[tuple[int, int]]  # (reader, read)
 
@@ -89,11 +93,12 @@ def find_sites(model: nn.Module, trace: Trace) -> list[Site]:
         if convs and max(convs) not in placed:
             last = max(convs)
             placed.add(last)
-            _add(sites, _norm_site(module, norm, trace.nodes[last], ordinals[last], layout))
+            sites.setdefault(norm.module, _norm_site(module, norm, trace.nodes[last], ordinals[last], layout))
     for conv in trace.convs:
         if conv.index in main and conv.index not in normed and conv.shape[2] * conv.shape[3] > 1:
-            _add(sites, _conv_site(model.get_submodule(conv.module), conv, ordinals[conv.index]))
-    return sorted(sites.values(), key=lambda site: site.node)
+            module = model.get_submodule(conv.module)
+            sites.setdefault(conv.module, _conv_site(module, conv, ordinals[conv.index]))
+    return [_over_all_calls(site, trace, normed) for site in sorted(sites.values(), key=lambda site: site.node)]
 
 
 def gate_edges(trace: Trace) -> _Edges:
@@ -103,32 +108,13 @@ def gate_edges(trace: Trace) -> _Edges:
         if node.op == "mul" and len(node.parents) == 2:
             found.update((node.index, p) for p in _gating(trace, node))
         elif node.op in _PRODUCTS and len(node.parents) == 2:
-            bounded = [p for p in node.parents if _is_bounded(trace, p)]
+            # Attention weights may pass another convolution on their way ("talking heads").
+            bounded = [p for p in node.parents if _is_bounded(trace, p, through_convs=True)]
             if len(bounded) == 1:
                 found.add((node.index, bounded[0]))
         elif node.op.startswith("_scaled_dot_product") and len(node.parents) == 3:
             found.update((node.index, p) for p in node.parents[:2])
     return frozenset(found)
-
-
-def goes_back_up(trace: Trace, gates: _Edges) -> Node | None:
-    """The first convolution whose output is finer than one before it on the way from the input, if any.
-
-    Such a network (HRNet, U-Net) has no bottom and top that its resolution could tell apart.
-    """
-    coarsest: dict[int, int] = {}
-    for node in trace.nodes:
-        if len(node.shape) != 4 or node.shape[2] * node.shape[3] == 1:
-            continue  # tokens and pooled vectors have no resolution to compare
-        before = [coarsest[p] for p in node.parents if p in coarsest and (node.index, p) not in gates]
-        if node.kind == "conv":
-            area = node.shape[2] * node.shape[3]
-            if before and area > min(before):
-                return node
-            before.append(area)
-        if before:
-            coarsest[node.index] = min(before)
-    return None
 
 
 def _gating(trace: Trace, node: Node) -> list[int]:
@@ -140,9 +126,9 @@ def _gating(trace: Trace, node: Node) -> list[int]:
     return bounded if len(bounded) == 1 else []
 
 
-def _is_bounded(trace: Trace, index: int) -> bool:
+def _is_bounded(trace: Trace, index: int, *, through_convs: bool = False) -> bool:
     node = trace.nodes[index]
-    while node.op in _CARRIERS and len(node.parents) == 1:
+    while len(node.parents) == 1 and (node.op in _CARRIERS or (through_convs and node.kind == "conv")):
         node = trace.nodes[node.parents[0]]
     return node.op in _BOUNDED
 
@@ -178,10 +164,10 @@ def _feeding(trace: Trace, norm: Node, gates: _Edges, layout: Layout) -> set[int
 
 
 def _carries(node: Node, layout: Layout) -> bool:
-    if layout == "NCHW":
-        return len(node.shape) == 4 and node.shape[2] * node.shape[3] > 1
-    # Tokens: only a change of order. Behind an addition the stream belongs to the whole network.
-    return node.op in _REORDERS
+    if layout != "NCHW":
+        # Tokens: only a change of order. Behind an addition the stream belongs to the whole network.
+        return node.op in _REORDERS
+    return len(node.shape) == 4 and node.shape[2] * node.shape[3] > 1 and node.op != "convolution"
 
 
 def _fits(conv: Node, norm: Node, layout: Layout) -> bool:
@@ -203,7 +189,7 @@ def _norm_site(module: nn.Module, norm: Node, conv: Node, ordinal: int, layout: 
             "the norm and its activation"
         )
         if norm.op != type(module).__name__:
-            problem = f"a normalisation ({norm.op}) is called as a function inside {norm.module!r}"
+            problem = f"a normalisation ({norm.op}) is called as a function inside {_shown(norm.module)}"
     shape = norm.in_shape[1:] if layout == "NCHW" else conv.shape[1:]
     return Site(
         owner=norm.module,
@@ -220,7 +206,7 @@ def _norm_site(module: nn.Module, norm: Node, conv: Node, ordinal: int, layout: 
 def _conv_site(module: nn.Module, conv: Node, ordinal: int) -> Site:
     problem = None
     if not isinstance(module, nn.Conv2d):
-        problem = f"the convolution in {conv.module!r} is called as a function, not through an nn.Conv2d"
+        problem = f"the convolution in {_shown(conv.module)} is called as a function, not through an nn.Conv2d"
     return Site(
         owner=conv.module,
         conv=conv.module,
@@ -233,12 +219,20 @@ def _conv_site(module: nn.Module, conv: Node, ordinal: int) -> Site:
     )
 
 
-def _add(sites: dict[str, Site], site: Site) -> None:
-    """A module that runs several times carries one mask for all its calls, as it carries one set of weights."""
-    first = sites.setdefault(site.owner, site)
-    if first.shape != site.shape:
-        problem = (
-            f"{site.owner!r} runs more than once, at {'x'.join(map(str, first.shape))} and at "
-            f"{'x'.join(map(str, site.shape))}; a mask has one size"
+def _shown(path: str) -> str:
+    return repr(path) if path else "the model itself"
+
+
+def _over_all_calls(site: Site, trace: Trace, normed: set[int]) -> Site:
+    """The site with its problem, if the other calls of its owner do not agree with the one at ``site.node``."""
+    first = trace.nodes[site.node]
+    calls = [node for node in trace.nodes if node.module == site.owner and node.kind == first.kind]
+    other = next((node.shape[1:] for node in calls if node.shape[1:] != first.shape[1:]), None)
+    if site.problem is None and other is not None:
+        here, there = ("x".join(map(str, size)) for size in (first.shape[1:], other))
+        return replace(
+            site, problem=f"{site.owner!r} runs more than once, at {here} and at {there}; a mask has one size"
         )
-        sites[site.owner] = Site(**{**vars(first), "problem": problem})
+    if site.problem is None and site.slot == "conv" and any(node.index in normed for node in calls):
+        return replace(site, problem=f"{site.owner!r} runs more than once, with a norm behind it and without")
+    return site

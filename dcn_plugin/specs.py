@@ -105,7 +105,7 @@ class DefectSpec:
         mode: see :class:`MaskSpec`.
         sampling: see :class:`MaskSpec`.
         seed: see :class:`MaskSpec`.
-        input_size: (C, H, W) the masks were made for, or None where they were placed by hand.
+        input_size: (C, H, W) of the images the masks were made for.
         sites: the sites in execution order.
         mask_origin: "sampled": the masks are those that the seed gives; "loaded": a state dict brought others.
         mask_scheme: version of the sampling rule.

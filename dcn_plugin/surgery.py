@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.blocks import BlocksArg, FilterFn, choose_sites, find_blocks
+from dcn_plugin.blocks import BlocksArg, find_blocks
+from dcn_plugin.convs import is_masked_conv, masked_conv_class, unmasked_conv_class
 from dcn_plugin.errors import (
     AlreadyDefectiveError,
     InputSizeError,
@@ -18,8 +19,9 @@ from dcn_plugin.errors import (
     NotDefectiveError,
     SiteError,
 )
-from dcn_plugin.layers import DefectMask2d, is_masked_conv, masked_conv_class, unmasked_conv_class
+from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.norms import is_norm, owns_output, remove_slot, slot_of, with_slot
+from dcn_plugin.selection import FilterFn, choose_sites
 from dcn_plugin.sites import find_sites
 from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, SiteSpec, check_chw, freeze_p
 from dcn_plugin.trace import trace_model
@@ -178,7 +180,8 @@ def defect_spec(model: nn.Module) -> DefectSpec:
     for module in model.modules():
         spec = module.__dict__.get("defect_spec")
         if isinstance(spec, DefectSpec):
-            return spec
+            loaded = any(isinstance(m, DefectMask2d) and m.origin == "loaded" for m in module.modules())
+            return dataclasses.replace(spec, mask_origin="loaded" if loaded else "sampled")
     raise NotDefectiveError(
         f"{type(model).__name__} was not made defective by defectify().",
         fix="call dcn_plugin.defectify(model, ...) first",
@@ -205,11 +208,6 @@ def _check_masks_in_state_dict(module: nn.Module, state_dict: dict[str, Any], pr
             "no mask keys at all (standard weights), or all of them, as bool and of the same shapes",
             "make the model defective as the checkpoint's was: same blocks, mode and input_size",
         )
-    changed = [m for key, m in own.items() if not torch.equal(state_dict[key].to(m.mask.device), m.mask)]
-    for mask in changed:
-        mask.origin = "loaded"
-    if changed:
-        module.defect_spec = dataclasses.replace(defect_spec(module), mask_origin="loaded")  # type: ignore[assignment]
 
 
 def _check_not_defective(model: nn.Module) -> None:
@@ -294,12 +292,20 @@ def _make_mask(model: nn.Module, owner: nn.Module, site: SiteSpec) -> DefectMask
     mask.restores = None if site.slot == "norm_act" else type(owner)
     mask.train(owner.training)
     like = next((t for t in (*owner.parameters(), *owner.buffers())), None)
-    weight = getattr(model.get_submodule(site.conv), "weight", None)
-    if isinstance(weight, Tensor) and weight.ndim == 4 and site.layout == "NCHW":
-        channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-        if channels_last:
-            mask.to(memory_format=torch.channels_last)
+    if site.layout == "NCHW" and _is_channels_last(model, site.conv):
+        mask.to(memory_format=torch.channels_last)
     return mask.to(like.device if like is not None else None)
+
+
+def _is_channels_last(model: nn.Module, conv: str) -> bool:
+    own = getattr(model.get_submodule(conv), "weight", None)
+    # A 1x1 kernel, or a single channel, lies the same in both formats: then the rest of the network says it.
+    for weight in (own, *model.parameters()):
+        if isinstance(weight, Tensor) and weight.ndim == 4:
+            last = weight.is_contiguous(memory_format=torch.channels_last)
+            if last != weight.is_contiguous():
+                return last
+    return False
 
 
 def _install(owner: nn.Module, site: SiteSpec, mask: DefectMask2d) -> None:

@@ -2,7 +2,9 @@
 
 The result is a graph of calls. Convolutions are recognised by the operation they run, not by their class,
 and normalisation modules are folded into one node each, so that the rules in :mod:`dcn_plugin.sites`
-can ask which convolution's output reaches which norm.
+can ask which convolution's output reaches which norm. A convolution with a buffer for its weight (a blur pool)
+is a filter like any pooling. A tensor that was overwritten through a view of it (``x[:, :8] = conv(y)``)
+depends on what was written.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -23,6 +26,7 @@ from dcn_plugin.errors import InputSizeError, TraceError
 __all__ = ["Node", "Trace", "dummy_image", "eval_mode", "trace_model"]
 
 Kind = Literal["conv", "norm", "op"]
+_Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Node:
         module: path of the innermost module that ran it.
         parents: indices of the nodes whose results it read; parameters and constants are no nodes.
         shape: of its (first) result.
-        in_shape: of its first parent's result, () where there is none.
+        in_shape: of the first result it read, () where there is none.
     """
 
     index: int
@@ -44,8 +48,8 @@ class Node:
     op: str
     module: str
     parents: tuple[int, ...]
-    shape: tuple[int, ...]
-    in_shape: tuple[int, ...]
+    shape: _Shape
+    in_shape: _Shape
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Trace:
 
     nodes: list[Node] = field(default_factory=list)
     outputs: tuple[int, ...] = ()
-    spans: dict[str, list[tuple[int, int, tuple[int, ...]]]] = field(default_factory=dict)
+    spans: dict[str, list[tuple[int, int, _Shape]]] = field(default_factory=dict)
 
     @property
     def convs(self) -> list[Node]:
@@ -72,53 +76,71 @@ _NORM_OPS = ("batch_norm", "group_norm", "layer_norm", "rms_norm", "instance_nor
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
+        self._layers = {path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+        self._constants = {_address(buffer) for buffer in model.buffers()}
         self.stack: list[str] = [""]
         self.folding = 0  # > 0 inside a norm module: its inner operations are not recorded
         self._node_of: Any = WeakIdKeyDictionary()
+        # storage -> the last node that wrote into it; the weak reference keeps its address from being used again
+        self._written: dict[int, tuple[Any, int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self.folding:
+            return func(*args, **(kwargs or {}))
+        op = func.overloadpacket.__name__.rstrip("_")
+        # Weights may be computed (weight standardisation): only the first argument of a conv is data.
+        read = self.sources(tree_leaves(args[0] if op == "convolution" else (args, kwargs)))
         out = func(*args, **(kwargs or {}))
-        if not self.folding:
-            op = func.overloadpacket.__name__.rstrip("_")
-            # Weights may be computed (weight standardisation): only the first argument of a conv is data.
-            read = tree_leaves(args[0] if op == "convolution" else (args, kwargs))
-            kind: Kind = "op"
-            if op == "convolution" and args[0].ndim == 4 and not args[6]:
-                kind = "conv"
-            elif any(name in op for name in _NORM_OPS):
-                kind = "norm"
-            self.record(kind, op, self.parents(read), out)
+        kind: Kind = "op"
+        if op == "convolution" and args[0].ndim == 4 and not args[6]:
+            fixed = _address(args[1]) in self._constants and self.stack[-1] not in self._layers
+            kind, op = ("op", "fixed_filter") if fixed else ("conv", op)
+        elif any(name in op for name in _NORM_OPS):
+            kind = "norm"
+        node = self.record(kind, op, read, out)
+        if node is not None and func._schema.is_mutable:
+            given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | (kwargs or {})
+            for argument in func._schema.arguments:
+                if argument.is_write and isinstance(value := given.get(argument.name), Tensor):
+                    self._written[_address(value)] = (StorageWeakRef(value.untyped_storage()), node)
         return out
 
-    def parents(self, values: Sequence[Any]) -> tuple[int, ...]:
-        found = (self._node_of.get(v) for v in values if isinstance(v, Tensor))
-        return tuple(dict.fromkeys(i for i in found if i is not None))
+    def sources(self, values: Sequence[Any]) -> dict[int, _Shape]:
+        """Node -> shape, for the tensors among ``values`` that come from the image."""
+        found: dict[int, _Shape] = {}
+        for value in values:
+            if isinstance(value, Tensor) and (node := self._source(value)) is not None:
+                found.setdefault(node, tuple(value.shape))
+        return found
 
-    def record(self, kind: Kind, op: str, parents: tuple[int, ...], out: Any) -> None:
+    def _source(self, value: Tensor) -> int | None:
+        node: int | None = self._node_of.get(value)
+        if self._written:
+            _, written = self._written.get(_address(value), (None, -1))
+            if written > (-1 if node is None else node):
+                shape = tuple(value.shape)
+                node = self.record("op", "overwritten", {n: shape for n in (node, written) if n is not None}, value)
+        return node
+
+    def record(self, kind: Kind, op: str, read: dict[int, _Shape], out: Any) -> int | None:
+        """Add a node for ``out``, unless it holds no tensor or nothing that comes from the image."""
         results = [v for v in tree_leaves(out) if isinstance(v, Tensor)]
-        if not results or not parents:
-            return
-        nodes = self.trace.nodes
-        nodes.append(
-            Node(
-                index=len(nodes),
-                kind=kind,
-                op=op,
-                module=self.stack[-1],
-                parents=parents,
-                shape=tuple(results[0].shape),
-                in_shape=nodes[parents[0]].shape,
-            )
-        )
+        if not results or not read:
+            return None
+        index = len(self.trace.nodes)
+        shape, in_shape = tuple(results[0].shape), next(iter(read.values()))
+        self.trace.nodes.append(Node(index, kind, op, self.stack[-1], tuple(read), shape, in_shape))
         for result in results:
-            self._node_of[result] = nodes[-1].index
+            self._node_of[result] = index
+        return index
 
     def start(self, image: Tensor) -> None:
+        """Make the image node 0."""
         self.trace.nodes.append(Node(0, "op", "input", "", (), tuple(image.shape), ()))
         self._node_of[image] = 0
 
@@ -127,7 +149,8 @@ def trace_model(model: nn.Module, input_size: tuple[int, int, int], *, is_norm: 
     """Run ``model`` once on a dummy image in eval mode and record its data flow.
 
     Args:
-        model: takes (N, C, H, W). Its parameters, buffers and training flags are as before afterwards.
+        model: takes (N, C, H, W). Its parameters, buffers and training flags are as before afterwards, and so is
+            the global random state.
         input_size: (C, H, W) of the image.
         is_norm: whether a module is a normalisation, to be folded into one node.
 
@@ -136,10 +159,11 @@ def trace_model(model: nn.Module, input_size: tuple[int, int, int], *, is_norm: 
         TraceError: it fails for another reason, or it holds parameters that are not there yet.
     """
     image = dummy_image(model, input_size)
-    recorder = _Recorder()
+    recorder = _Recorder(model)
     with contextlib.ExitStack() as undo:
         undo.enter_context(eval_mode(model))
         undo.enter_context(torch.no_grad())
+        undo.enter_context(torch.random.fork_rng(devices=[]))
         for path, module in model.named_modules():
             for handle in _watch(recorder, path, module, folds=is_norm(module)):
                 undo.callback(handle.remove)
@@ -149,37 +173,45 @@ def trace_model(model: nn.Module, input_size: tuple[int, int, int], *, is_norm: 
                 out = model(image)
         except Exception as error:
             raise _explain(error, input_size) from error
-    recorder.trace.outputs = recorder.parents(tree_leaves(_plain(out)))
+    recorder.trace.outputs = tuple(recorder.sources(tree_leaves(_plain(out))))
     return recorder.trace
 
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode and give every submodule its own training flag back afterwards."""
-    # Flag by flag: model.train() would thaw batch norms that their owner has frozen.
+    # Flag by flag: model.train() alone would thaw batch norms that their owner has frozen. It is called all the same,
+    # so that modules which do more than set a flag undo it (merged LoRA weights, cached attention biases).
     flags = [(module, module.training) for module in model.modules()]
+    was_training = model.training
     model.eval()
     try:
         yield
     finally:
+        model.train(was_training)
         for module, training in flags:
             module.training = training
 
 
+def _address(value: Tensor) -> int:
+    """What tensors that share memory have in common."""
+    return value.untyped_storage()._cdata if value.layout == torch.strided else -id(value)
+
+
 def _watch(recorder: _Recorder, path: str, module: nn.Module, *, folds: bool) -> list[Any]:
     trace = recorder.trace
-    entered: list[tuple[int, tuple[int, ...]]] = []
+    entered: list[tuple[int, dict[int, _Shape]]] = []
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-        entered.append((len(trace.nodes), recorder.parents(tree_leaves((args, kwargs))) if folds else ()))
+        entered.append((len(trace.nodes), recorder.sources(tree_leaves((args, kwargs))) if folds else {}))
         recorder.stack.append(path)
         recorder.folding += folds
 
     def after(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        first, parents = entered.pop()
+        first, read = entered.pop()
         recorder.folding -= folds
         if folds and not recorder.folding:
-            recorder.record("norm", type(module).__name__, parents, out)
+            recorder.record("norm", type(module).__name__, read, out)
         recorder.stack.pop()
         shapes = [tuple(v.shape) for v in tree_leaves(_plain(out)) if isinstance(v, Tensor)]
         trace.spans.setdefault(path, []).append((first, len(trace.nodes), shapes[0] if len(shapes) == 1 else ()))

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 # whose files may import one another. `dcn_plugin/__init__.py` is the roof: it imports all, nobody imports it.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "F0": (("errors", "specs"),),
-    "F1": (("masks",),),
-    "F2": (("norms", "layers", "trace", "sites", "blocks"),),
+    "F1": (("masks",), ("archive",)),
+    "F2": (("norms", "convs", "layers", "trace", "sites", "blocks", "selection"),),
     "F3": (("surgery", "inspection", "checkpoint"), ("engine/",)),
     "F4": (("models/",), ("data/",), ("attacks/",)),
     "F5": (("training",), ("evaluate/",), ("adapters/",)),

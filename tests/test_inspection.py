@@ -82,7 +82,7 @@ def test_verify_names_the_mask_that_no_longer_acts(harm, match) -> None:
 def test_verify_notices_a_mask_whose_layer_is_never_run() -> None:
     net = make()
     net.layer2.forward = lambda x: torch.zeros(x.shape[0], 12, 8, 8)
-    with pytest.raises(MaskLostError, match="layer2.bn1: its layer is never run"):
+    with pytest.raises(MaskLostError, match=r"layer2.bn1: its layer is never run"):
         dcn.verify(net)
 
 
@@ -97,3 +97,14 @@ def test_a_hand_written_network_is_verified_on_the_images_it_is_given() -> None:
     dcn.verify(net, torch.rand(1, *SIZE))
     with pytest.raises(InputSizeError, match="images"):
         dcn.verify(net)
+
+
+def test_a_hand_written_network_takes_the_masks_of_another_seed_and_says_so() -> None:
+    net, other = (
+        nn.Sequential(dcn.DefectiveConv2d(3, 4, 3, output_size=(14, 14), site=0, seed=seed)) for seed in (0, 1)
+    )
+    net.load_state_dict(other.state_dict())
+    dcn.verify(net, torch.rand(1, *SIZE))
+    assert torch.equal(net[0].drop.mask, other[0].drop.mask) and "loaded" in repr(net)
+    net.load_state_dict(dcn.DefectiveConv2d(3, 4, 3, output_size=(14, 14), site=0).state_dict(prefix="0."))
+    assert "sampled" in repr(net)

@@ -246,7 +246,7 @@ def test_a_plan_for_another_architecture_is_refused_by_name() -> None:
 
 
 def test_standard_weights_load_strictly_and_leave_the_masks_alone() -> None:
-    plain, net = make()
+    net = make()[1]
     other = shaken(SmallNet(), seed=9)
     before = {key: m.mask.clone() for key, m in masks_of(net).items()}
     result = net.load_state_dict(other.state_dict(), strict=True)

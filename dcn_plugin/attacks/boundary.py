@@ -19,6 +19,8 @@ Adaptation = Literal["smooth", "window"]
 
 #: A source step below this moves nothing in float32: the sample has converged.
 CONVERGED = 1e-7
+#: A sample whose distance falls below this share of what it was at its last convergence tries once more.
+WORTH_ANOTHER_TRY = 0.99
 #: Shares of candidates that should be adversarial: sideways steps, and steps towards the image after such a one.
 SPHERICAL_TARGET, SOURCE_TARGET = 0.5, 0.25
 #: Foolbox 1.x: length of the two windows, and the shares that lengthen or shorten a step.
@@ -29,8 +31,8 @@ TOO_LOW, TOO_HIGH = 0.2, 0.5
 class BoundaryAttack(DecisionAttack):
     """The Boundary attack (L2), untargeted, on all images at once.
 
-    From an adversarial image, each candidate goes a random step sideways on the sphere around the clean image and then a
-    step towards it; an adversarial candidate that is closer becomes the new image. Every sample has its own
+    From an adversarial image, each candidate goes a random step sideways on the sphere around the clean image and
+    then a step towards it; an adversarial candidate that is closer becomes the new image. Every sample has its own
     directions, its own step lengths, its own count of queries, and leaves the batch when it has converged or
     used its budget.
 
@@ -142,10 +144,10 @@ class BoundaryAttack(DecisionAttack):
             done |= walk.step > self.steps
         converged = walk.source < CONVERGED
         if converged.any():
-            # The first time it may be a narrow place: try once more with long steps, as Foolbox 1.x does.
-            again = converged & ~walk.reset
+            # It may only be a narrow place: try again with long steps, as Foolbox 1.x does.
+            again = converged & (walk.distance < WORTH_ANOTHER_TRY * walk.converged_at)
+            walk.converged_at[converged] = walk.distance[converged]
             walk.spherical[again], walk.source[again] = self.spherical_step, self.source_step
-            walk.reset |= again
             done |= converged & ~again
         return done
 
@@ -161,7 +163,7 @@ class BoundaryAttack(DecisionAttack):
     def _ask_once(self, walk: _Walk, asker: Asker, noise: NoiseTable) -> None:
         """One query of every sample: about its sideways step alone, or about its candidate."""
         # Sideways first: the candidate of that direction is asked about only if it succeeds.
-        checked = (walk.step % self.check_every == 0) | (walk.reset & (self.adaptation == "window"))
+        checked = (walk.step % self.check_every == 0) | (np.isfinite(walk.converged_at) & (self.adaptation == "window"))
         sideways = checked & ~walk.sideways_won
         points, distance = walk.candidates(noise, sideways)
         won = asker.adversarial(points, walk.rows)
@@ -237,7 +239,7 @@ class _Walk:
     tried: Rows  # candidates of the current step
     counter: Rows  # number of the current direction
     sideways_won: Bools  # the current direction's sideways step was adversarial
-    reset: Bools  # has converged once
+    converged_at: Floats  # distance at the last convergence, infinity before
     spherical_window: _Window
     source_window: _Window
 
@@ -265,7 +267,7 @@ class _Walk:
             tried=zeros(),
             counter=zeros(),
             sideways_won=np.zeros(count, dtype=bool),
-            reset=np.zeros(count, dtype=bool),
+            converged_at=np.full(count, np.inf),
             spherical_window=window(SPHERICAL_WINDOW),
             source_window=window(SOURCE_WINDOW),
         )

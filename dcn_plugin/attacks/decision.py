@@ -48,7 +48,8 @@ class Asker:
             for i in range(0, len(points), step)
         ]
         assert (self._run.queries <= self._limit).all()
-        return (said[0] if len(said) == 1 else np.concatenate(said)) != self._truth[rows]
+        wrong: Bools = (said[0] if len(said) == 1 else np.concatenate(said)) != self._truth[rows]
+        return wrong
 
     def left(self, rows: Rows) -> npt.NDArray[np.int64]:
         """How many queries each of these samples has left: int64, of the shape of ``rows``."""
