@@ -6,12 +6,10 @@ it proves nothing about who wrote the file. Nothing in it is ever unpickled.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-import secrets
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dcn_plugin.errors import CheckpointError
+from dcn_plugin.files import write_atomic
 
 __all__ = ["RESERVED", "Pathish", "read_archive", "ties", "write_archive"]
 
@@ -45,7 +44,7 @@ def write_archive(path: Pathish, state: Mapping[str, Any], metadata: Mapping[str
     memory (tied weights) once.
 
     Args:
-        path: the folder has to exist.
+        path: of the file; its folder is made if need be.
         state: name -> tensor on any device.
         metadata: text to text, without the keys of this module.
 
@@ -79,7 +78,8 @@ def write_archive(path: Pathish, state: Mapping[str, Any], metadata: Mapping[str
     # safetensors writes the metadata in a new order each time; sorted, equal content is equal bytes.
     head = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)  # the tensors stay aligned
-    _write_atomically(Path(os.path.realpath(path)), (_LENGTH.pack(len(head)), head, data))
+    # realpath: through a link the file is replaced, not the link
+    write_atomic(os.path.realpath(path), _LENGTH.pack(len(head)), head, data)
 
 
 def read_archive(path: Pathish) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -175,22 +175,6 @@ def _seal(header: Mapping[str, Any], data: memoryview) -> str:
     digest = hashlib.sha256(json.dumps({**header, "__metadata__": rest}, sort_keys=True).encode())
     digest.update(data)
     return digest.hexdigest()
-
-
-def _write_atomically(path: Path, parts: tuple[bytes | memoryview, ...]) -> None:
-    # Beside the target, because a rename is atomic only within one file system.
-    draft = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
 
 
 def _broken(path: Pathish, blob: bytes, reason: str) -> CheckpointError:

@@ -98,7 +98,13 @@ def find_sites(model: nn.Module, trace: Trace) -> list[Site]:
         if conv.index in main and conv.index not in normed and conv.shape[2] * conv.shape[3] > 1:
             module = model.get_submodule(conv.module)
             sites.setdefault(conv.module, _conv_site(module, conv, ordinals[conv.index]))
-    return [_over_all_calls(site, trace, normed) for site in sorted(sites.values(), key=lambda site: site.node)]
+    calls: dict[tuple[str, str], list[Node]] = {}
+    for node in trace.nodes:
+        calls.setdefault((node.module, node.kind), []).append(node)
+    return [
+        _over_all_calls(site, trace.nodes[site.node], calls[site.owner, trace.nodes[site.node].kind], normed)
+        for site in sorted(sites.values(), key=lambda site: site.node)
+    ]
 
 
 def gate_edges(trace: Trace) -> _Edges:
@@ -223,10 +229,8 @@ def _shown(path: str) -> str:
     return repr(path) if path else "the model itself"
 
 
-def _over_all_calls(site: Site, trace: Trace, normed: set[int]) -> Site:
-    """The site with its problem, if the other calls of its owner do not agree with the one at ``site.node``."""
-    first = trace.nodes[site.node]
-    calls = [node for node in trace.nodes if node.module == site.owner and node.kind == first.kind]
+def _over_all_calls(site: Site, first: Node, calls: list[Node], normed: set[int]) -> Site:
+    """The site with its problem, if the other calls of its owner do not agree with the first one."""
     other = next((node.shape[1:] for node in calls if node.shape[1:] != first.shape[1:]), None)
     if site.problem is None and other is not None:
         here, there = ("x".join(map(str, size)) for size in (first.shape[1:], other))

@@ -2,7 +2,6 @@
 
 from dcn_plugin.evaluate.environment import code_hash, hardware, package_versions
 from dcn_plugin.evaluate.examples import ExampleRow, Examples
-from dcn_plugin.evaluate.files import write_atomic
 from dcn_plugin.evaluate.gaussian import Noise, add_noise, gaussian
 from dcn_plugin.evaluate.predict import correct, predict
 from dcn_plugin.evaluate.records import SCHEMA, Result, ResultFile, Rounding, Scalar
@@ -32,5 +31,4 @@ __all__ = [
     "spread",
     "transfer",
     "wilson",
-    "write_atomic",
 ]

@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.evaluate.files import write_atomic
 from dcn_plugin.evaluate.stats import wilson
+from dcn_plugin.files import write_atomic
 
 __all__ = ["SCHEMA", "Result", "ResultFile", "Rounding", "Scalar"]
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dcn_plugin.evaluate import Examples, Result, write_atomic
+from dcn_plugin.evaluate import Examples, Result
+from dcn_plugin.files import write_atomic
 from dcn_plugin.report.findings import findings
 from dcn_plugin.report.groups import cells, percent
 from dcn_plugin.report.html import Figure, render_html

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 __all__ = ["write_atomic"]
 
 
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], *content: str | bytes | memoryview) -> None:
     """Write a file so that a reader, a kill or a full disk never sees half of it.
 
     Args:
         path: where to; its folder is made if need be.
-        content: text is written as UTF-8.
+        content: the parts of the file in order; text is written as UTF-8.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    draft = target.with_name(f".{secrets.token_hex(8)}.tmp")  # a rename is atomic only within one folder
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with draft.open("xb") as file:
+            for part in content:
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private, a result is not
-        os.replace(temporary, target)
+        os.replace(draft, target)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            draft.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dcn_plugin.evaluate import write_atomic
+from dcn_plugin.files import write_atomic
 
 
 def test_text_and_bytes_are_written_and_folders_made(tmp_path: Path) -> None:
@@ -32,6 +32,6 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_beside_it(
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_result_can_be_read_by_others(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "x", "")
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+def test_parts_are_written_one_after_the_other(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "x", "a", b"b", memoryview(b"c"))
+    assert (tmp_path / "x").read_text() == "abc"
