@@ -23,7 +23,7 @@ from torch import Tensor
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.files import write_atomic
 
-__all__ = ["RESERVED", "Pathish", "read_archive", "ties", "write_archive"]
+__all__ = ["RESERVED", "Pathish", "is_archive", "read_archive", "ties", "write_archive"]
 
 Pathish = str | os.PathLike[str]
 
@@ -34,6 +34,7 @@ _FORMAT = f"{RESERVED}.format"
 _LAYOUT = f"{RESERVED}.layout"
 _SEAL = f"{RESERVED}.sha256"
 _VERSION = "1"
+_MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _LENGTH = struct.Struct("<Q")  # a safetensors file starts with the length of its JSON header
 
 
@@ -122,6 +123,18 @@ def read_archive(path: Pathish) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:
         raise _broken(path, blob, _said(error)) from error
     return state, {key: value for key, value in metadata.items() if key not in (_FORMAT, _LAYOUT, _SEAL, "format")}
+
+
+def is_archive(path: Pathish) -> bool:
+    """Whether the file says that :func:`write_archive` wrote it; what is in it may still be damaged.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        start = file.read(_LENGTH.size)
+        length = min(_LENGTH.unpack(start)[0], _MAX_HEADER) if len(start) == _LENGTH.size else 0
+        return f'"{_SEAL}"'.encode() in file.read(length)
 
 
 def ties(state: Mapping[str, Tensor]) -> dict[str, str]:

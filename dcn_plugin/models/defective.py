@@ -1,0 +1,205 @@
+"""Defective versions of timm's CNNs: ``timm.create_model("defective_resnet18", p=0.3, num_classes=10)``.
+
+Importing this module registers one model a name of :data:`dcn_plugin.models.timm_names.BASES`. Each is built by
+timm's own entrypoint of the base model, so that every option of timm's works and a misspelt one is timm's
+error. The order is always the same: the base model, its weights if there are any, the masks, other bits for
+them if the weights bring some.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from timm.models import (
+    DefaultCfg,
+    PretrainedCfg,
+    get_arch_pretrained_cfgs,
+    model_entrypoint,
+    register_model,
+    resolve_pretrained_cfg,
+    split_model_name_tag,
+)
+from torch import Tensor, nn
+
+from dcn_plugin.blocks import BlocksArg
+from dcn_plugin.errors import InputSizeError
+from dcn_plugin.models.timm_features import carry_over
+from dcn_plugin.models.timm_names import BASES
+from dcn_plugin.models.timm_weights import NO_WEIGHTS, load_masks, split_masks, weight_source
+from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, check_chw, freeze_p
+from dcn_plugin.surgery import insert_masks, plan_defects
+
+# timm's register_model looks up both names in this module, and appends every model to __all__.
+__all__ = ["default_cfgs"]
+default_cfgs: dict[str, DefaultCfg] = {}
+"""Model name -> timm's description of it, tag by tag, as in every model file of timm's."""
+
+_PREFIX = "defective_"
+# They speak of images of another size, or of a weight file that is no longer named.
+_NO_LONGER_TRUE: dict[str, Any] = dict.fromkeys(
+    ("test_input_size", "test_pool_size", "test_crop_pct", "min_input_size", "label_offset")
+)
+_ONLY_FOR_FEATURES = ("features_only", "out_indices", "feature_cls", "feature_cfg", "feature_location")
+_ONLY_FOR_PLACEMENT = ("device", "dtype", "cache_dir")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Defects:
+    """The options of a defective model that its base does not have; arguments as in :func:`defectify`."""
+
+    p: float | Mapping[str | int, float]
+    blocks: BlocksArg
+    mode: Mode
+    sampling: Sampling
+    seed: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.p, Mapping):  # JSON, in which timm saves options, makes strings of block numbers
+            numbered = {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in self.p.items()}
+            object.__setattr__(self, "p", numbered)
+        freeze_p(self.p)
+        MaskSpec(1.0, self.mode, self.sampling, self.seed)
+
+    def plan(self, model: nn.Module, size: tuple[int, int, int]) -> DefectSpec:
+        return plan_defects(
+            model, self.blocks, self.p, self.mode, input_size=size, sampling=self.sampling, seed=self.seed
+        )
+
+
+def _register(base: str) -> None:
+    def entrypoint(
+        pretrained: bool = False,
+        *,
+        p: float | Mapping[str | int, float] = 0.3,
+        blocks: BlocksArg = "bottom",
+        mode: Mode = "neuron",
+        sampling: Sampling = "bernoulli",
+        seed: int = 0,
+        img_size: int | Sequence[int] | None = None,
+        init_from: Literal["base"] | None = None,
+        **base_options: Any,
+    ) -> nn.Module:
+        defects = _Defects(p, blocks, mode, sampling, seed)
+        return _build(base, pretrained, defects, img_size, init_from, base_options)
+
+    name = _PREFIX + base
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = f"""timm's ``{base}`` with fixed masks of dead neurons.
+
+    Args:
+        pretrained: load weights that were trained with defects, from where ``pretrained_cfg_overlay=dict(file=...)``,
+            a local directory or the Hub says. Weights without masks are taken too.
+        p: keep probability in (0, 1], or a mapping block -> p.
+        blocks: "bottom", "top", "all", "paper", block numbers, or globs over module names.
+        mode: "neuron", "channel" or "shared".
+        sampling: "bernoulli" or "exact".
+        seed: with the ordinal of a convolution it fixes every bit of its mask.
+        img_size: side or (H, W) of the images the masks are made for; by default the tag's.
+        init_from: "base" starts from the base model's weights: of the same tag, or those that the overlay names.
+        base_options: everything that timm's ``{base}`` takes.
+    """
+    default_cfgs[name] = _without_weights(base)
+    globals()[name] = register_model(entrypoint)
+
+
+def _without_weights(base: str) -> DefaultCfg:
+    """What timm says about the base model, tag by tag, without the places where its weights lie."""
+    own = {
+        split_model_name_tag(name)[1]: dataclasses.replace(
+            cfg, **NO_WEIGHTS, **_NO_LONGER_TRUE, custom_load=False, fixed_input_size=True
+        )
+        for name, cfg in get_arch_pretrained_cfgs(base).items()
+    }
+    return DefaultCfg(tags=deque(own), cfgs=own)
+
+
+def _build(
+    base: str,
+    pretrained: bool,
+    defects: _Defects,
+    img_size: int | Sequence[int] | None,
+    init_from: str | None,
+    options: dict[str, Any],
+) -> nn.Module:
+    name = _PREFIX + base
+    cfg = resolve_pretrained_cfg(name, options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None))
+    options = {"in_chans": cfg.input_size[0], "num_classes": cfg.num_classes, **options}
+    size = _input_size(cfg, img_size, options["in_chans"])
+    saved = options.get("pretrained_model_args") or {}
+    if init_from is not None and saved.get("init_from") == init_from:
+        init_from = None  # timm repeats the options that a saved model was built with; its weights are in its own file
+    masks: dict[str, Tensor] = {}
+    source = weight_source(base, name, cfg, pretrained=pretrained, init_from=init_from)
+    if source is not None:
+        source, masks = split_masks(source, init_from=init_from, cache_dir=options.get("cache_dir"))
+    model = _build_base(base, source or cfg, pretrained=source is not None, options=options)
+    features = bool(options.get("features_only"))
+    if features:
+        full = _build_full(base, cfg, options)
+        model = carry_over(model, full, defects.plan(full, size), masks)
+    else:
+        load_masks(insert_masks(model, defects.plan(model, size)), masks)
+    _describe(model, name, cfg, size, defects, features=features)
+    return model
+
+
+def _input_size(cfg: PretrainedCfg, img_size: int | Sequence[int] | None, in_chans: int) -> tuple[int, int, int]:
+    if img_size is None:
+        height, width = cfg.input_size[1:]
+    elif isinstance(img_size, int) and not isinstance(img_size, bool):
+        height = width = img_size
+    elif isinstance(img_size, Sequence) and not isinstance(img_size, str) and len(img_size) == 2:
+        height, width = img_size
+    else:
+        raise InputSizeError("img_size is neither a side nor (H, W).", img_size, "e.g. 64 or (64, 96)")
+    return check_chw((in_chans, height, width))
+
+
+def _build_base(base: str, cfg: PretrainedCfg, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+    # The base models take images of any size: they have no img_size option that timm could pass on.
+    plain = dataclasses.replace(cfg, architecture=base, fixed_input_size=False)
+    model: nn.Module = model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=plain, **options)
+    return model
+
+
+def _build_full(base: str, cfg: PretrainedCfg, options: Mapping[str, Any]) -> nn.Module:
+    """The network before truncation, for its structure only: on the CPU, without weights or a trace in the RNG."""
+    dropped = _ONLY_FOR_FEATURES + _ONLY_FOR_PLACEMENT
+    kept = {key: value for key, value in options.items() if key not in dropped}
+    with torch.random.fork_rng(devices=[]):
+        return _build_base(base, dataclasses.replace(cfg, **NO_WEIGHTS), pretrained=False, options=kept)
+
+
+def _describe(
+    model: nn.Module,
+    name: str,
+    cfg: PretrainedCfg,
+    size: tuple[int, int, int],
+    defects: _Defects,
+    *,
+    features: bool,
+) -> None:
+    """Write down what the model is where timm looks for it, so that a saved configuration rebuilds the same."""
+    described = dataclasses.replace(
+        cfg,
+        **_NO_LONGER_TRUE,
+        state_dict=None,
+        architecture=name,
+        input_size=size,
+        fixed_input_size=True,
+        pool_size=cfg.pool_size if size[1:] == tuple(cfg.input_size[1:]) else None,
+    ).to_dict()
+    if features:  # as timm does it: they have no classifier to speak of
+        described = {key: value for key, value in described.items() if key not in ("num_classes", "classifier")}
+    own: Any = model
+    own.pretrained_cfg = own.default_cfg = described
+    own._traits = {**getattr(model, "_traits", {}), "img_size": size[1:], "fixed_input_size": True}
+    own._model_args = {**dataclasses.asdict(defects), "img_size": size[1:]}
+
+
+for _base in BASES:
+    _register(_base)
