@@ -1,0 +1,151 @@
+"""The choice among sites: what ``blocks=``, ``p=`` and ``filter_fn=`` mean in one network."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from dcn_plugin.blocks import Blocks, BlocksArg
+from dcn_plugin.errors import BlockError, SiteError, SpecError
+from dcn_plugin.sites import Site
+from dcn_plugin.specs import MaskSpec, SiteSpec
+
+__all__ = ["FilterFn", "choose_sites"]
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+# Where the authors' code puts masks, for the architectures they used (docs: paper map). timm's module names.
+_PAPER: dict[str, tuple[str, ...]] = {
+    "resnet18": ("bn1", "layer1", "layer2"),
+    "resnet50": ("bn1", "layer1.*.bn2", "layer2.*.bn2"),
+    "vgg19_bn": ("features.1", "features.4", "features.8", "features.11"),
+}
+
+
+def choose_sites(
+    model: nn.Module,
+    sites: list[Site],
+    blocks: Blocks,
+    *,
+    chosen: BlocksArg,
+    p: float | tuple[tuple[str | int, float], ...],
+    template: MaskSpec,
+    filter_fn: FilterFn | None = None,
+) -> tuple[SiteSpec, ...]:
+    """The sites that ``chosen`` names, each with the keep probability of its block.
+
+    Raises:
+        BlockError: ``chosen`` (or a part of it) names nothing, or "bottom" / "top" mean nothing here.
+        SiteError: nothing is left, or a chosen place cannot carry a mask.
+        SpecError: ``p`` is a mapping that leaves a chosen block without a keep probability.
+    """
+    name = type(model).__name__
+    if not sites:
+        raise SiteError(
+            f"{name} has no convolution that could carry a mask (none whose output is larger than 1x1).",
+            fix="check that the model is a CNN and that the input size is not too small",
+        )
+    matched = _match(model, sites, blocks, chosen)
+    picked = [site for site in sites if site in matched]
+    if filter_fn is not None:
+        picked = [site for site in picked if filter_fn(model.get_submodule(site.owner), site.owner)]
+    if not picked:
+        raise SiteError(f"No site is left in {name}.", chosen, fix="widen blocks=, or the filter_fn")
+    refused = [site.problem for site in picked if site.problem]
+    if refused:
+        raise SiteError(
+            f"{len(refused)} of {len(picked)} chosen places in {name} cannot carry a mask: {'; '.join(refused[:3])}.",
+            chosen,
+            "norms with a plain or fused batch, group, layer or RMS normalisation, and convolutions without a norm",
+            "leave them out with filter_fn=, or choose other blocks",
+        )
+    return tuple(_specify(site, blocks, p, template) for site in picked)
+
+
+def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksArg) -> list[Site]:
+    name = type(model).__name__
+    if chosen == "all":
+        return sites
+    if chosen in ("bottom", "top"):
+        if blocks.problem is not None:
+            raise BlockError(
+                f"blocks={chosen!r} means nothing in {name}: {blocks.problem}.",
+                chosen,
+                f"block numbers or module-name globs; blocks: {blocks.names}",
+                "pass e.g. blocks=(0,) or blocks=('stage1*',)",
+            )
+        border = (len(blocks.items) + 1) // 2
+        return [site for site in sites if (blocks.of(site).index < border) == (chosen == "bottom")]
+    if chosen == "paper":
+        return _paper(model, sites)
+    parts = (chosen,) if isinstance(chosen, str | int) else tuple(chosen)
+    if not parts:
+        raise BlockError(f"blocks is empty; available in {name}: {blocks.names}.", chosen, "at least one block")
+    found: list[Site] = []
+    for part in parts:
+        matched = [site for site in sites if _is_in(part, site, blocks)]
+        if not matched:
+            raise BlockError(
+                f"No block matches blocks=({part!r},) in {name}; available: {blocks.names}.",
+                chosen,
+                "'bottom', 'top', 'all', 'paper', block numbers, block names, or globs over module names",
+            )
+        found += matched
+    return found
+
+
+def _is_in(part: str | int, site: Site, blocks: Blocks) -> bool:
+    block = blocks.of(site)
+    if isinstance(part, int):
+        return not isinstance(part, bool) and part == block.index
+    if any(part == other.name for other in blocks.items):
+        return part == block.name
+    return _matches(part, site.owner) or _matches(part, site.conv)
+
+
+def _paper(model: nn.Module, sites: list[Site]) -> list[Site]:
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    architecture = str(cfg.get("architecture", "")).removeprefix("defective_")
+    if architecture not in _PAPER:
+        raise BlockError(
+            f"Where the paper would place masks in {architecture or type(model).__name__} is not known.",
+            "paper",
+            f"for blocks='paper' the timm models {', '.join(_PAPER)}",
+            "use blocks='bottom'",
+        )
+    return [site for site in sites if any(_matches(glob, site.owner) for glob in _PAPER[architecture])]
+
+
+def _matches(glob: str, path: str) -> bool:
+    """Whether a glob matches a module or one that it is inside of: a module stands for everything in it."""
+    parts = path.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[: i + 1]), glob) for i in range(len(parts)))
+
+
+def _specify(site: Site, blocks: Blocks, p: float | tuple[tuple[str | int, float], ...], spec: MaskSpec) -> SiteSpec:
+    block = blocks.of(site)
+    if isinstance(p, tuple):
+        matching = [value for part, value in p if _is_in(part, site, blocks)]
+        if not matching:
+            raise SpecError(
+                f"The mapping p gives no keep probability for block {block.name!r} (number {block.index}).",
+                dict(p),
+                "an entry for every chosen block, by number, name or glob",
+            )
+        value = matching[0]
+    else:
+        value = p
+    return SiteSpec(
+        name=site.owner,
+        conv=site.conv,
+        ordinal=site.ordinal,
+        block=block.name,
+        block_index=block.index,
+        shape=site.shape,
+        slot=site.slot,
+        layout=site.layout,
+        mask=MaskSpec(value, spec.mode, spec.sampling, spec.seed),
+    )
