@@ -34,8 +34,9 @@ def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False) -> Tensor:
     """
     if not torch.jit.is_scripting():
         _check_activation(x, mask)
-    # bool * bf16 stays bf16, and the first factor decides the memory format.
-    return x.mul_(mask) if inplace else x * mask
+    # Cast once a call, not once a batch element inside the product. The first factor decides the memory format.
+    factor = mask.to(x.dtype)
+    return x.mul_(factor) if inplace else x * factor
 
 
 @torch.jit.unused  # TorchScript has no exception classes; there a mismatch is torch's own broadcast error.

@@ -130,12 +130,12 @@ class _Recorder(TorchDispatchMode):
     def record(self, kind: Kind, op: str, read: dict[int, _Shape], out: Any) -> int | None:
         """Add a node for ``out``, unless it holds no tensor or nothing that comes from the image."""
         results = [v for v in tree_leaves(out) if isinstance(v, Tensor)]
-        if not results or not read:
+        if not results or not (read or kind == "conv"):
             return None
         index = len(self.trace.nodes)
-        shape, in_shape = tuple(results[0].shape), next(iter(read.values()))
+        shape, in_shape = tuple(results[0].shape), next(iter(read.values()), ())
         self.trace.nodes.append(Node(index, kind, op, self.stack[-1], tuple(read), shape, in_shape))
-        for result in results:
+        for result in results if read else ():  # a convolution of a constant counts, but leads nowhere
             self._node_of[result] = index
         return index
 

@@ -433,6 +433,14 @@ def test_ordinals_count_every_convolution_that_runs_but_no_blur_filter() -> None
     assert [(site.conv, site.ordinal) for site in sites(model)] == [("conv1", 0), ("conv2", 3)]
 
 
+def test_a_convolution_of_a_constant_is_no_site_but_counts_in_the_ordinals() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.conv(x) + net.position(torch.ones(1, 3, 8, 8)) + net.last(x)
+
+    model = Net(run, conv=conv(), position=conv(), last=conv())
+    assert [(site.conv, site.ordinal) for site in sites(model)] == [("conv", 0), ("last", 2)]
+
+
 def test_a_wrapper_changes_paths_and_nothing_else() -> None:
     inner = chain(conv=conv(), norm=bn())
     wrapped = dcn.Normalized(inner, (0.5,) * 3, (0.5,) * 3)
