@@ -1,15 +1,25 @@
 """Attacks in plain PyTorch: images in [0, 1] in, images in [0, 1] out."""
 
 from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun
+from dcn_plugin.attacks.boundary import BoundaryAttack
 from dcn_plugin.attacks.checks import check_images, check_labels, check_logits, warn_if_probabilities
+from dcn_plugin.attacks.cw import CW
+from dcn_plugin.attacks.decision import DecisionAttack
+from dcn_plugin.attacks.ensemble import EnsembleSource
+from dcn_plugin.attacks.hopskipjump import HopSkipJump
 from dcn_plugin.attacks.pgd import PGD
 from dcn_plugin.attacks.streams import SampleStreams
 
 __all__ = [
+    "CW",
     "PGD",
     "Attack",
     "AttackResult",
     "AttackRun",
+    "BoundaryAttack",
+    "DecisionAttack",
+    "EnsembleSource",
+    "HopSkipJump",
     "SampleStreams",
     "check_images",
     "check_labels",

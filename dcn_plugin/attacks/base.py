@@ -12,7 +12,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import numpy.typing as npt
@@ -143,7 +143,9 @@ class AttackRun:
     @torch.no_grad()
     def logits(self, images: Tensor, rows: Rows | None = None) -> Tensor:
         """Ask about images: finite logits (M, classes), without a graph. Arguments as in :meth:`forward`."""
-        return check_logits(self.forward(images, rows), count=len(images))
+        logits = check_logits(self.forward(images, rows), count=len(images))
+        self.num_classes = logits.shape[1]
+        return logits
 
     @torch.no_grad()
     def classes(self, images: Tensor, rows: Rows | None = None) -> Tensor:
@@ -192,11 +194,16 @@ class Attack(ABC):
     @property
     def settings(self) -> dict[str, float | int | str | bool | None]:
         """Every public scalar attribute: what a record says about this attack."""
-        return {
-            key: value
-            for key, value in sorted(vars(self).items())
-            if not key.startswith("_") and (value is None or isinstance(value, float | int | str | bool))
-        }
+        return {key: value for key, value in self._public.items() if _is_scalar(value)}
+
+    @property
+    def unkeyed(self) -> tuple[str, ...]:
+        """Names of the public attributes that are no scalars: ``settings``, and so a cache key, leaves them out."""
+        return tuple(key for key, value in self._public.items() if not _is_scalar(value))
+
+    @property
+    def _public(self) -> dict[str, Any]:
+        return {key: value for key, value in sorted(vars(self).items()) if not key.startswith("_")}
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value}' for key, value in self.settings.items())})"
@@ -206,7 +213,14 @@ class Attack(ABC):
         """Return the adversarial images (N, C, H, W) of one batch."""
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 256, progress: bool = False
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int = 256,
+        first_index: int = 0,
+        progress: bool = False,
     ) -> AttackResult:
         """Attack every image.
 
@@ -215,6 +229,8 @@ class Attack(ABC):
             images: floating point (N, C, H, W) in [0, 1], on the model's device.
             labels: integers (N,), the true classes.
             batch_size: images at a time; it decides on memory and speed, not on the result.
+            first_index: place of the first image in its data set. Random draws are keyed by it, so that a data set
+                attacked piece by piece gives the same images as at once.
             progress: show a progress bar on stderr, if that is a terminal.
 
         Returns:
@@ -224,8 +240,9 @@ class Attack(ABC):
             ImageRangeError: ``images`` are not of that kind, or the attack left its ball or the range of pixels.
             LabelError: ``labels`` are not of that kind, or out of the range of the logits.
             ModelOutputError: the model does not return finite (N, classes) logits.
+            SpecError: ``batch_size`` or ``first_index`` is out of range.
         """
-        return self._attack(model, images, labels, batch_size=batch_size, progress=progress)
+        return self._attack(model, images, labels, batch_size=batch_size, first_index=first_index, progress=progress)
 
     @final
     def _attack(
@@ -235,6 +252,7 @@ class Attack(ABC):
         labels: Tensor,
         *,
         batch_size: int,
+        first_index: int,
         progress: bool,
         starting_points: Tensor | None = None,
     ) -> AttackResult:
@@ -244,6 +262,8 @@ class Attack(ABC):
             self._check_output(images, starting_points, name="The starting points")
         if batch_size < 1:
             raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
+        if first_index < 0:
+            raise SpecError("The place of the first image is not usable.", first_index, "an int >= 0")
         # Tensors made in inference mode cannot carry gradients; clone() under this context makes normal ones.
         with (
             torch.inference_mode(False),
@@ -253,18 +273,19 @@ class Attack(ABC):
             _progress_bar(self.name, len(images), show=progress) as tell,
         ):
             images, labels = images.detach().clone(), labels.detach().clone().long()
-            starts = None if starting_points is None else starting_points.detach().clone().split(batch_size)
+            starts = None if starting_points is None else starting_points.detach().clone()
             parts = [
                 self._attack_batch(
                     model,
-                    batch,
-                    labels[i * batch_size : i * batch_size + len(batch)],
-                    first=i * batch_size,
+                    images[i : i + batch_size],
+                    labels[i : i + batch_size],
+                    first_index=first_index + i,
                     max_rows=batch_size,
-                    starting_points=None if starts is None else starts[i],
+                    starting_points=None if starts is None else starts[i : i + batch_size],
+                    done=i,
                     tell=tell,
                 )
-                for i, batch in enumerate(images.split(batch_size))
+                for i in range(0, len(images), batch_size)
             ]
         return AttackResult(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackResult)))
 
@@ -274,9 +295,10 @@ class Attack(ABC):
         images: Tensor,
         labels: Tensor,
         *,
-        first: int,
+        first_index: int,
         max_rows: int,
         starting_points: Tensor | None,
+        done: int,
         tell: Callable[[float], None] | None,
     ) -> AttackResult:
         count = len(images)
@@ -284,10 +306,10 @@ class Attack(ABC):
             model,
             images,
             labels,
-            SampleStreams(self.name, self.seed, range(first, first + count)),
+            SampleStreams(self.name, self.seed, range(first_index, first_index + count)),
             max_rows=max_rows,
             starting_points=starting_points,
-            on_progress=None if tell is None else lambda share: tell(first + share * count),
+            on_progress=None if tell is None else lambda share: tell(done + share * count),
         )
         run.correct = self._classes(run, images, None) == labels
         adversarial = self.perturb(run).detach()
@@ -300,7 +322,7 @@ class Attack(ABC):
             fooled[again] = self._classes(run, adversarial[again], rows) != labels[again]
         distance = (adversarial - images).double().flatten(1).square().mean(dim=1)
         if tell is not None:
-            tell(first + count)
+            tell(done + count)
         return AttackResult(
             images=adversarial,
             correct=run.correct,
@@ -338,6 +360,10 @@ class Attack(ABC):
             raise ImageRangeError(
                 f"{name} left its eps-ball.", furthest, f"<= {self.eps}", "project onto the ball after every step"
             )
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, float | int | str | bool)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ class BoundaryAttack(DecisionAttack):
     The defaults spend queries well. :meth:`paper` gives the settings that the paper used.
 
     Args:
-        max_queries: budget of each sample, its two checks included; None = no limit.
+        max_queries: budget of each sample, all checks included; None = no limit.
         steps: at most so many steps, or None; a step ends with an adversarial candidate or after ``directions``
             candidates.
         directions: candidates a step may try.

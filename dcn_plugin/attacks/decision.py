@@ -19,8 +19,12 @@ StartSearch = Literal["bisection", "linear"]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-#: The clean image, one draw of noise, and the check of the result.
-MIN_QUERIES = 3
+#: The clean image, one draw of noise, the push and the check of the result.
+MIN_QUERIES = 4
+#: Results are moved away from the clean image, if they stay adversarial: nearer to the boundary the rounding of another
+#: batch size or device would decide on them. They move by a share of their distance, at least by so much a pixel (root
+#: mean square, in units of [0, 1] images), and at most by their distance.
+PUSH, LEAST_PUSH = 1e-4, 2e-6
 UNLIMITED = np.iinfo(np.int64).max
 
 
@@ -31,23 +35,26 @@ class Asker:
 
     Args:
         run: the batch.
-        max_queries: of each sample, or None; the check of the result, which comes last, is set aside.
+        max_queries: of each sample, or None; the push and the check of the result, which come last, are set aside.
     """
 
     def __init__(self, run: AttackRun, max_queries: int | None) -> None:
         self._run = run
-        self._limit = UNLIMITED if max_queries is None else max_queries - 1
+        self._limit = UNLIMITED if max_queries is None else max_queries - 2
         self._truth = run.labels.cpu().numpy()
         self.clean = run.images.flatten(1)
 
-    def adversarial(self, points: Tensor, rows: Rows) -> Bools:
-        """Ask about points (M, D) of the samples ``rows``, int64 (M,): bool (M,), True = not the true class."""
+    def adversarial(self, points: Tensor, rows: Rows, *, last: bool = False) -> Bools:
+        """Ask about points (M, D) of the samples ``rows``, int64 (M,): bool (M,), True = not the true class.
+
+        ``last`` marks the question that a query was set aside for.
+        """
         shape, step = self._run.images.shape[1:], self._run.max_rows
         said = [
             self._run.classes(points[i : i + step].view(-1, *shape), rows[i : i + step]).cpu().numpy()
             for i in range(0, len(points), step)
         ]
-        assert (self._run.queries <= self._limit).all()
+        assert (self._run.queries <= self._limit + last).all()
         wrong: Bools = (said[0] if len(said) == 1 else np.concatenate(said)) != self._truth[rows]
         return wrong
 
@@ -69,7 +76,7 @@ class DecisionAttack(Attack):
     Subclasses write :meth:`approach`.
 
     Args:
-        max_queries: budget of each sample, its two checks included; None = no limit.
+        max_queries: budget of each sample, all checks included; None = no limit.
         start_draws: uniform noise images a sample may try for a start.
         start_grid: the start is blended with the clean image in this many steps.
         start_search: where on that grid: "linear", the first adversarial blend seen from the clean image (up to
@@ -103,6 +110,7 @@ class DecisionAttack(Attack):
         labels: Tensor,
         *,
         batch_size: int = 256,
+        first_index: int = 0,
         progress: bool = False,
         starting_points: Tensor | None = None,
     ) -> AttackResult:
@@ -114,6 +122,8 @@ class DecisionAttack(Attack):
             labels: integers (N,), the true classes.
             batch_size: images at a time, and images in one forward pass; it decides on memory and speed, not on the
                 result.
+            first_index: place of the first image in its data set. Random draws are keyed by it, so that a data set
+                attacked piece by piece gives the same images as at once.
             progress: show a progress bar on stderr, if that is a terminal.
             starting_points: like ``images``: where each sample starts, in place of noise. One that is not
                 adversarial is a failed start.
@@ -125,9 +135,16 @@ class DecisionAttack(Attack):
             ImageRangeError: ``images`` or ``starting_points`` are not of that kind.
             LabelError: ``labels`` are not of that kind, or out of the range of the logits.
             ModelOutputError: the model returns neither finite (N, classes) logits nor integers (N,).
+            SpecError: ``batch_size`` or ``first_index`` is out of range.
         """
         return self._attack(
-            model, images, labels, batch_size=batch_size, progress=progress, starting_points=starting_points
+            model,
+            images,
+            labels,
+            batch_size=batch_size,
+            first_index=first_index,
+            progress=progress,
+            starting_points=starting_points,
         )
 
     def perturb(self, run: AttackRun) -> Tensor:
@@ -140,7 +157,8 @@ class DecisionAttack(Attack):
         run.started[at(rows[~found])] = False
         rows, points = rows[found], points[at(found)]
         if len(rows):
-            best[at(rows)] = self.approach(run, asker, rows, points)
+            points = self.approach(run, asker, rows, points)
+            best[at(rows)] = self._push(asker, rows, points)
         return best.view_as(run.images)
 
     @abstractmethod
@@ -156,6 +174,15 @@ class DecisionAttack(Attack):
         Returns:
             (M, D), the closest adversarial points seen; each was found adversarial by ``asker``.
         """
+
+    def _push(self, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
+        clean = asker.clean[at(rows)]
+        size = np.sqrt(row_sums((points - clean).square()) / clean.shape[1])
+        share = np.clip(LEAST_PUSH / np.maximum(size, LEAST_PUSH), PUSH, 1)
+        pushed = blend(clean, points, 1 + share)
+        won = at(asker.adversarial(pushed, rows, last=True))
+        points[won] = pushed[won]
+        return points
 
     def _given_starts(self, run: AttackRun, asker: Asker, rows: Rows) -> tuple[Tensor, Bools]:
         assert run.starting_points is not None
@@ -199,7 +226,7 @@ def at(rows: Rows | Bools) -> Tensor:
 
 
 def blend(clean: Tensor, other: Tensor, share: Floats) -> Tensor:
-    """(1 - share) * clean + share * other, row by row: (M, D) in [0, 1] for shares (M,) in [0, 1]."""
+    """(1 - share) * clean + share * other, row by row, clipped to [0, 1]: (M, D) for shares (M,)."""
     part = column(share, other)
     return ((1 - part) * clean).add_(part * other).clamp_(0, 1)
 

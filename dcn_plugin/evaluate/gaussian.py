@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import SampleStreams
-from dcn_plugin.data import ImageSet
+from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.environment import hardware
-from dcn_plugin.evaluate.predict import correct, device_of
+from dcn_plugin.evaluate.changes import Change, measure_changes
 from dcn_plugin.evaluate.records import Result
+from dcn_plugin.evaluate.store import RunDirectory
 
 __all__ = ["Noise", "add_noise", "gaussian"]
 
@@ -51,17 +50,17 @@ def add_noise(images: Tensor, level: float, *, noise: Noise = "plain", seed: int
 
 def gaussian(
     targets: Mapping[str, nn.Module],
-    data: ImageSet,
+    data: LabelledImages,
     levels: Sequence[float],
     *,
     seed: int,
     noise: Noise = "plain",
     noise_seed: int = 0,
     batch_size: int = 256,
+    store: RunDirectory | None = None,
+    progress: bool = False,
 ) -> Iterator[Result]:
-    """Measure every target under Gaussian noise.
-
-    The counted images are those that ALL targets classify correctly when clean (the paper's choice).
+    """Measure every target under Gaussian noise; the arguments not named here are those of :func:`measure_changes`.
 
     Args:
         targets: name -> model, images in [0, 1] -> logits.
@@ -71,6 +70,8 @@ def gaussian(
         noise: see :func:`add_noise`.
         noise_seed: of the noise.
         batch_size: images at a time.
+        store: see there.
+        progress: see there.
 
     Raises:
         SpecError: no target, or as :func:`add_noise`.
@@ -80,30 +81,16 @@ def gaussian(
 
     Source: paper, section 4.3, figure 4.
     """
-    if not targets:
-        raise SpecError("There is no target to measure.", {}, "name -> model, at least one")
-    clean = {
-        name: correct(target, data.images, data.labels, batch_size=batch_size, name=name)
-        for name, target in targets.items()
-    }
-    counted = torch.stack(list(clean.values())).all(dim=0)
-    for level in levels:
-        noisy = add_noise(data.images, level, noise=noise, seed=noise_seed)
-        for name, target in targets.items():
-            still = correct(target, noisy, data.labels, batch_size=batch_size, name=name)
-            yield Result(
-                protocol="gaussian",
-                target=name,
-                data=data.name,
-                data_hash=data.content_hash,
-                seed=seed,
-                attack=f"gaussian-{noise}",
-                attack_settings={"noise": noise, "level": level, "noise_seed": noise_seed},
-                eps=level,
-                n_total=len(data),
-                n_clean_correct=int(clean[name].sum()),
-                n_counted=int(counted.sum()),
-                n_defended=int((counted & still).sum()),
-                n_correct=int(still.sum()),
-                hardware=hardware(device_of(target)),
-            )
+
+    def at(level: float) -> Change:
+        return Change(
+            name=f"gaussian-{noise}",
+            apply=lambda images, _, first: add_noise(images, level, noise=noise, seed=noise_seed, first_index=first),
+            settings={"noise": noise, "level": level, "noise_seed": noise_seed},
+            eps=level,
+        )
+
+    changes = [at(level) for level in levels]
+    return measure_changes(
+        "gaussian", targets, data, changes, seed=seed, batch_size=batch_size, store=store, progress=progress
+    )

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import check_labels, check_logits, warn_if_probabilities
+from dcn_plugin.data import LabelledImages
 from dcn_plugin.trace import eval_mode
 
-__all__ = ["correct", "device_of", "predict"]
+__all__ = ["correct", "correct_on", "device_of", "logits_of", "predict"]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -20,8 +21,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: str = "") -> tuple[Tensor, int]:
-    """Classify images in eval mode; all training flags are restored.
+def logits_of(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: str = "") -> Tensor:
+    """What a model says about images, in eval mode; all training flags are restored.
 
     Args:
         model: images in [0, 1] -> logits.
@@ -30,22 +31,30 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: st
         name: of the model, for warnings; its class by default.
 
     Returns:
-        int64 (N,) on the CPU, the class of the largest logit, and the number of classes.
+        Finite logits (N, classes) on the CPU.
 
     Raises:
         ModelOutputError: the model does not return finite (N, classes) logits.
     """
     device = device_of(model)
     said: list[Tensor] = []
-    num_classes = 0
     with eval_mode(model):
         for batch in images.split(batch_size):
             logits = check_logits(model(batch.to(device)), count=len(batch))
             if not said:
-                num_classes = logits.shape[1]
                 warn_if_probabilities(logits, name=name or type(model).__name__)
-            said.append(logits.argmax(dim=1).cpu())
-    return torch.cat(said), num_classes
+            said.append(logits.cpu())
+    return torch.cat(said)
+
+
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: str = "") -> tuple[Tensor, int]:
+    """Classify images; arguments and errors are those of :func:`logits_of`.
+
+    Returns:
+        int64 (N,) on the CPU, the class of the largest logit, and the number of classes.
+    """
+    logits = logits_of(model, images, batch_size=batch_size, name=name)
+    return logits.argmax(dim=1), logits.shape[1]
 
 
 def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 256, name: str = "") -> Tensor:
@@ -65,3 +74,16 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
     said, num_classes = predict(model, images, batch_size=batch_size, name=name)
     check_labels(labels, count=len(images), num_classes=num_classes)
     return said == labels.cpu()
+
+
+def correct_on(model: nn.Module, data: LabelledImages, *, batch_size: int = 256, name: str = "") -> Tensor:
+    """Tell which images of a set a model classifies correctly: bool (N,) on the CPU, one batch in memory at a time.
+
+    Args and errors are those of :func:`correct`.
+    """
+    return torch.cat(
+        [
+            correct(model, images, labels, batch_size=batch_size, name=name)
+            for images, labels in data.batches(batch_size)
+        ]
+    )

@@ -19,12 +19,13 @@ from dcn_plugin.evaluate.environment import hardware, package_versions
 from dcn_plugin.evaluate.stats import wilson
 from dcn_plugin.files import write_atomic
 
-__all__ = ["SCHEMA", "Result", "ResultFile", "Rounding", "Scalar"]
+__all__ = ["SCHEMA", "Relation", "Result", "ResultFile", "Rounding", "Scalar"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the record's fields. A change of meaning gets a new number."""
 
 Rounding = Literal["none", "8bit"]
+Relation = Literal["same network", "other weights", "other masks", "other network"]
 Scalar = str | int | float | bool | None
 
 _DERIVED = ("clean_accuracy", "defense_rate", "defense_interval", "accuracy_all", "accuracy_interval")
@@ -41,15 +42,24 @@ class Result:
         data_hash: SHA-256 of its content.
         seed: of the run that made the models.
         n_total: images in the set.
-        n_clean_correct: images that the target classifies correctly as they are.
-        n_counted: images of the defence's denominator. Transfer: source fooled and target right on the clean image
-            (the paper's). Gaussian: right on the clean image for every target of the comparison.
-        n_defended: counted images that the target still classifies correctly.
-        n_correct: of all images, those that the target classifies correctly after the change.
+        n_counted: images of the protocol's denominator. Transfer: source fooled and target right on the clean image
+            (the paper's). Noise and changed images: right on the clean image for every target of the comparison.
+            Decision-based attacks: images that have a distance.
+        n_clean_correct: images that the target classifies correctly as they are; None where there are no clean images.
+        n_defended: counted images that the target still classifies correctly; None where the protocol asks for
+            something else, such as a distance.
+        n_correct: of all images, those that the target classifies correctly after the change; None as above.
         source: name of the attacked model, None where there is none.
+        relation: how the source relates to the target, read off the two networks: "same network" (white-box), "other
+            weights" (same structure and masks, another training run), "other masks" (same structure and keep
+            probability, masks drawn anew), or "other network".
         n_source_correct: images that the source classifies correctly as they are.
         n_source_fooled: of those, the ones it gets wrong after the attack (judged before rounding).
-        n_zero_gradient: images on which the source's loss had a gradient of exactly zero at some step.
+        n_zero_gradient: images on which the source's loss had a gradient of exactly zero at some step; None where that
+            was not counted.
+        n_failed_starts: images for which a decision-based attack found no adversarial image to start from.
+        figures: what the protocol measures beyond counts, e.g. "median_distance".
+        passed: the verdict of a check, None where the protocol gives none, or could not.
         attack: name of the attack or of the noise, None for clean images.
         attack_settings: its scalar settings.
         eps: strength, in units of [0, 1] images: radius of the ball, or sigma of the noise.
@@ -69,14 +79,18 @@ class Result:
     data_hash: str
     seed: int
     n_total: int
-    n_clean_correct: int
     n_counted: int
-    n_defended: int
-    n_correct: int
+    n_clean_correct: int | None = None
+    n_defended: int | None = None
+    n_correct: int | None = None
     source: str | None = None
+    relation: Relation | None = None
     n_source_correct: int | None = None
     n_source_fooled: int | None = None
     n_zero_gradient: int | None = None
+    n_failed_starts: int | None = None
+    figures: Mapping[str, Scalar] = field(default_factory=dict)
+    passed: bool | None = None
     attack: str | None = None
     attack_settings: Mapping[str, Scalar] = field(default_factory=dict)
     eps: float | None = None
@@ -102,6 +116,7 @@ class Result:
             raise RecordError("eps must be a finite number >= 0.", self.eps)
         for small, large in (
             ("n_clean_correct", "n_total"),
+            ("n_counted", "n_total"),
             ("n_counted", "n_clean_correct"),
             ("n_defended", "n_counted"),
             ("n_defended", "n_correct"),
@@ -110,6 +125,7 @@ class Result:
             ("n_source_fooled", "n_source_correct"),
             ("n_counted", "n_source_fooled"),
             ("n_zero_gradient", "n_total"),
+            ("n_failed_starts", "n_total"),
         ):
             a, b = getattr(self, small), getattr(self, large)
             if a is not None and b is not None and a > b:
@@ -118,29 +134,29 @@ class Result:
                 )
 
     @property
-    def clean_accuracy(self) -> float:
+    def clean_accuracy(self) -> float | None:
         """Share of all images that the target classifies correctly as they are."""
-        return self.n_clean_correct / self.n_total
+        return _share(self.n_clean_correct, self.n_total)
 
     @property
     def defense_rate(self) -> float | None:
         """The paper's figure: of the counted images, the share the target still gets right; None if none counts."""
-        return self.n_defended / self.n_counted if self.n_counted else None
+        return _share(self.n_defended, self.n_counted)
 
     @property
     def defense_interval(self) -> tuple[float, float] | None:
         """Wilson 95 % interval of :attr:`defense_rate`."""
-        return wilson(self.n_defended, self.n_counted) if self.n_counted else None
+        return _interval(self.n_defended, self.n_counted)
 
     @property
-    def accuracy_all(self) -> float:
-        """Share of all images that the target classifies correctly after the change."""
-        return self.n_correct / self.n_total
+    def accuracy_all(self) -> float | None:
+        """Share of all images that the target classifies correctly after the change; None if that was not asked."""
+        return _share(self.n_correct, self.n_total)
 
     @property
-    def accuracy_interval(self) -> tuple[float, float]:
+    def accuracy_interval(self) -> tuple[float, float] | None:
         """Wilson 95 % interval of :attr:`accuracy_all`."""
-        return wilson(self.n_correct, self.n_total)
+        return _interval(self.n_correct, self.n_total)
 
     def to_dict(self) -> dict[str, Any]:
         """Fields and derived figures, ready for JSON."""
@@ -232,6 +248,14 @@ class ResultFile:
         return cls(raw["spec"], tuple(map(Result.from_dict, raw["results"])), raw["run"])
 
 
+def _share(part: int | None, whole: int) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def _interval(part: int | None, whole: int) -> tuple[float, float] | None:
+    return wilson(part, whole) if part is not None and whole else None
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -254,11 +278,15 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "int | None": lambda value: value is None or _is_count(value),
     "float | None": lambda value: value is None or _is_number(value),
     "Mapping[str, Scalar]": _is_scalars,
+    "bool | None": lambda value: value is None or isinstance(value, bool),
     "Rounding": lambda value: value in get_args(Rounding),
+    "Relation | None": lambda value: value is None or value in get_args(Relation),
 }
 
 
 def _check_type(name: str, value: object, annotation: str) -> None:
     if not _CHECKS[annotation](value):
-        allowed = annotation.replace("int", "int >= 0").replace("Rounding", " or ".join(map(repr, get_args(Rounding))))
+        allowed = annotation.replace("int", "int >= 0")
+        for alias, choices in (("Rounding", Rounding), ("Relation", Relation)):
+            allowed = allowed.replace(alias, " or ".join(map(repr, get_args(choices))))
         raise RecordError(f"{name} has the wrong type or value.", value, allowed)

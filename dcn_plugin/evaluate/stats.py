@@ -6,10 +6,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from dcn_plugin.errors import SpecError
 
-__all__ = ["Spread", "spread", "wilson"]
+__all__ = ["Spread", "median_interval", "spread", "wilson"]
 
 
 def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -43,6 +44,30 @@ def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> tuple[fl
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
+
+
+def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a median that assumes nothing of the distribution: two of the values themselves.
+
+    Between the k-th smallest and the k-th largest value lies the median with a probability of at least ``confidence``,
+    for the largest such k; with fewer than six values (at 95 %) no k has that, and the extremes are returned.
+
+    Raises:
+        SpecError: there is no value.
+
+    Source: order statistics and the binomial distribution (David and Nagaraja 2003, section 7.1).
+    """
+    if not values:
+        raise SpecError("There is nothing to take a median of.", (), "at least one value")
+    ordered, count = sorted(values), len(values)
+    k, missed = 1, Fraction(0)
+    while 2 * k < count:
+        # P(fewer than k + 1 values lie below the median) of one side.
+        missed += Fraction(math.comb(count, k), 2**count)
+        if 2 * (missed + Fraction(1, 2**count)) > 1 - confidence:
+            break
+        k += 1
+    return ordered[k - 1], ordered[count - k]
 
 
 @dataclass(frozen=True)

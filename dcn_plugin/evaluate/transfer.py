@@ -7,86 +7,85 @@ the target classifies correctly when clean; ``accuracy_all`` counts every image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
-from dcn_plugin.data import ImageSet
+from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.environment import hardware
-from dcn_plugin.evaluate.predict import correct, device_of
+from dcn_plugin.evaluate.keys import Key, model_key, relation
+from dcn_plugin.evaluate.predict import correct, correct_on, device_of
+from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
+from dcn_plugin.evaluate.sets import AdversarialSet, Tally
+from dcn_plugin.evaluate.store import RunDirectory
 
-__all__ = ["AdversarialSet", "adversarial_set", "measure_targets", "transfer"]
-
-
-@dataclass(frozen=True, eq=False)
-class AdversarialSet:
-    """What one attack made of one image set on one source.
-
-    Args:
-        images: float32 (N, C, H, W) in [0, 1], rounded as ``rounding`` says.
-        source: name of the attacked model.
-        source_correct: bool (N,), the source was right on the clean image.
-        fooled: bool (N,), it was, and no longer is (judged before rounding, as in the authors' code).
-        zero_gradient: bool (N,), the loss had a gradient of exactly zero at some step.
-        attack: the attack.
-        rounding: "none" or "8bit".
-        data: the clean images.
-    """
-
-    images: Tensor
-    source: str
-    source_correct: Tensor
-    fooled: Tensor
-    zero_gradient: Tensor
-    attack: Attack
-    rounding: Rounding
-    data: ImageSet
+__all__ = ["CleanAnswers", "measure_targets", "transfer"]
 
 
-def adversarial_set(
-    name: str,
-    source: nn.Module,
-    attack: Attack,
-    data: ImageSet,
+class CleanAnswers:
+    """Which clean images each target classifies correctly: asked once a target, when it is first needed."""
+
+    def __init__(self, targets: Mapping[str, nn.Module], data: LabelledImages, *, batch_size: int) -> None:
+        self.targets, self.data, self.batch_size = targets, data, batch_size
+        self._known: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Bool (N,) on the CPU."""
+        if name not in self._known:
+            self._known[name] = correct_on(self.targets[name], self.data, batch_size=self.batch_size, name=name)
+        return self._known[name]
+
+
+def transfer(
+    sources: Mapping[str, nn.Module],
+    targets: Mapping[str, nn.Module],
+    attacks: Sequence[Attack],
+    data: LabelledImages,
     *,
+    seed: int,
     rounding: Rounding = "none",
     batch_size: int = 256,
-) -> AdversarialSet:
-    """Attack a source once, on every image.
+    store: RunDirectory | None = None,
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Measure every target under every source and attack: the transfer matrix.
+
+    Each set of adversarial images is made once and shown to all targets batch by batch; memory does not grow with the
+    data. What the source is to the target (another network, other weights, other masks, the same network) is
+    read off the two and stands in the record as ``relation``: that tells gray-box and white-box results apart.
 
     Args:
-        name: of the source.
-        source: images in [0, 1] -> logits.
-        attack: any attack of :mod:`dcn_plugin.attacks`.
+        sources: name -> model to attack; :class:`~dcn_plugin.attacks.EnsembleSource` makes one of several.
+        targets: name -> model to measure. A standard target must be another training run than the source.
+        attacks: each runs once a source.
         data: the clean images.
-        rounding: "8bit" rounds to multiples of 1/255, as images written to files are; it may add up to 0.5/255 to
-            the distance.
+        seed: of the run that made the models; it goes into the records.
+        rounding: see :class:`AdversarialSet`.
         batch_size: images at a time.
+        store: finished records and images are kept there as they come, and reused.
+        progress: show a progress bar on stderr, if that is a terminal.
+
+    Yields:
+        Records in the order source, attack, target.
 
     Raises:
-        SpecError: unknown rounding.
+        SpecError: no source, target or attack.
         LabelError, ModelOutputError: as the attack does.
+
+    Source: paper, section 4.1; denominators as in the authors' code.
     """
-    if rounding not in ("none", "8bit"):
-        raise SpecError("Unknown rounding.", rounding, "'none', '8bit'")
-    device = device_of(source)
-    made = attack(source, data.images.to(device), data.labels.to(device), batch_size=batch_size)
-    images = made.images.cpu()
-    if rounding == "8bit":
-        images = (images * 255).round() / 255
-    return AdversarialSet(
-        images=images,
-        source=name,
-        source_correct=made.correct.cpu(),
-        fooled=made.fooled.cpu(),
-        zero_gradient=made.zero_gradient.cpu(),
-        attack=attack,
-        rounding=rounding,
-        data=data,
-    )
+    for what, given in (("source to attack", sources), ("target to measure", targets), ("attack", attacks)):
+        if not given:
+            raise SpecError(f"There is no {what}.", given, "at least one")
+    clean = CleanAnswers(targets, data, batch_size=batch_size)
+    with progress_bar(len(sources) * len(attacks) * len(data), "transfer", show=progress) as bar:
+        for name, source in sources.items():
+            for attack in attacks:
+                made = AdversarialSet(name, source, attack, data, rounding, batch_size, store)
+                yield from measure_targets(made, targets, seed=seed, clean=clean, bar=bar)
 
 
 def measure_targets(
@@ -94,90 +93,80 @@ def measure_targets(
     targets: Mapping[str, nn.Module],
     *,
     seed: int,
-    clean: Mapping[str, Tensor] | None = None,
-    batch_size: int = 256,
+    clean: CleanAnswers | None = None,
+    bar: Any = None,
 ) -> list[Result]:
     """Show one adversarial set to every target.
 
     Args:
-        made: the images.
+        made: the images. Targets whose records its store has are not asked again.
         targets: name -> model, images in [0, 1] -> logits.
         seed: of the run that made the models; it goes into the records.
-        clean: name -> bool (N,), right on the clean images, where that is known already.
-        batch_size: images at a time.
+        clean: what the targets say on the clean images, where that is known already.
+        bar: a progress bar over images.
 
     Returns:
         One record a target, protocol "transfer".
     """
-    data, attack = made.data, made.attack
-    settings = attack.settings
-    steps = settings.get("steps")
-    results = []
-    for name, target in targets.items():
-        known = None if clean is None else clean.get(name)
-        right = correct(target, data.images, data.labels, batch_size=batch_size, name=name) if known is None else known
-        still = correct(target, made.images, data.labels, batch_size=batch_size, name=name)
-        counted = made.fooled & right
-        results.append(
-            Result(
-                protocol="transfer",
-                target=name,
-                source=made.source,
-                data=data.name,
-                data_hash=data.content_hash,
-                seed=seed,
-                attack=attack.name,
-                attack_settings=settings,
-                eps=attack.eps,
-                steps=steps if isinstance(steps, int) else None,
-                rounding=made.rounding,
-                n_total=len(data),
-                n_source_correct=int(made.source_correct.sum()),
-                n_source_fooled=int(made.fooled.sum()),
-                n_zero_gradient=int(made.zero_gradient.sum()),
-                n_clean_correct=int(right.sum()),
-                n_counted=int(counted.sum()),
-                n_defended=int((counted & still).sum()),
-                n_correct=int(still.sum()),
-                hardware=hardware(device_of(target)),
-            )
+    clean = clean or CleanAnswers(targets, made.data, batch_size=made.batch_size)
+    store, own = made.store, made.key if made.store is not None else None
+    keys = {name: _unit_key(own, name, target, made, seed) for name, target in targets.items()}
+    known: dict[str, Result] = {}
+    if store is not None:
+        for name, key in keys.items():
+            found = None if key is None else store.read_unit(key)
+            if found:
+                known[name] = found[0]
+    missing = {name: target for name, target in targets.items() if name not in known}
+    if missing:
+        known |= _measure(made, missing, clean, seed, bar)
+        for name in missing:
+            key = keys[name]
+            if store is not None and key is not None:
+                store.write_unit(key, [known[name]])
+    elif bar is not None:
+        bar.update(len(made.data))
+    return [known[name] for name in targets]
+
+
+def _unit_key(own: Key | None, name: str, target: nn.Module, made: AdversarialSet, seed: int) -> Key | None:
+    asked = None if own is None else model_key(target)
+    if asked is None:
+        return None
+    return {"protocol": "transfer", "set": own, "source": made.name, "target": {"name": name, **asked}, "seed": seed}
+
+
+def _measure(
+    made: AdversarialSet, targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, bar: Any
+) -> dict[str, Result]:
+    right = {name: clean[name] for name in targets}
+    source = Tally()
+    tallies = {name: Tally() for name in targets}
+    for batch in made:
+        part = slice(batch.first, batch.first + len(batch.images))
+        source.add(source_correct=batch.source_correct, fooled=batch.fooled, zero_gradient=batch.zero_gradient)
+        for name, target in targets.items():
+            still = correct(target, batch.images, batch.labels, batch_size=made.batch_size, name=name)
+            counted = batch.fooled & right[name][part]
+            tallies[name].add(counted=counted, defended=counted & still, correct=still)
+        if bar is not None:
+            bar.update(len(batch.images))
+    return {
+        name: Result(
+            protocol="transfer",
+            target=name,
+            source=made.name,
+            relation=relation(made.source, target),
+            **made.described,
+            seed=seed,
+            n_source_correct=source["source_correct"],
+            n_source_fooled=source["fooled"],
+            n_zero_gradient=source["zero_gradient"],
+            n_clean_correct=int(right[name].sum()),
+            n_counted=tallies[name]["counted"],
+            n_defended=tallies[name]["defended"],
+            n_correct=tallies[name]["correct"],
+            hardware=hardware(device_of(target)),
         )
-    return results
-
-
-def transfer(
-    sources: Mapping[str, nn.Module],
-    targets: Mapping[str, nn.Module],
-    attacks: Sequence[Attack],
-    data: ImageSet,
-    *,
-    seed: int,
-    rounding: Rounding = "none",
-    batch_size: int = 256,
-) -> Iterator[Result]:
-    """Measure every target under every source and attack, one set of images in memory at a time.
-
-    A target of the same name as a source is the source itself: its record is a white-box result.
-
-    Args:
-        sources: name -> model to attack.
-        targets: name -> model to measure. A standard target must be another training run than the source.
-        attacks: each runs once a source.
-        data: the clean images.
-        seed: of the run that made the models; it goes into the records.
-        rounding: see :func:`adversarial_set`.
-        batch_size: images at a time.
-
-    Yields:
-        Records in the order source, attack, target, each as soon as it is known.
-
-    Source: paper, section 4.1; denominators as in the authors' code.
-    """
-    clean = {
-        name: correct(target, data.images, data.labels, batch_size=batch_size, name=name)
         for name, target in targets.items()
     }
-    for name, source in sources.items():
-        for attack in attacks:
-            made = adversarial_set(name, source, attack, data, rounding=rounding, batch_size=batch_size)
-            yield from measure_targets(made, targets, seed=seed, clean=clean, batch_size=batch_size)

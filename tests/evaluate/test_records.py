@@ -85,7 +85,7 @@ def test_versions_and_hardware_are_noted_by_default() -> None:
         {"rounding": "16bit"},
         {"attack_settings": {"eps": [0.1]}},
         {"attack_settings": None},
-        {"schema": 2},
+        {"schema": 1},
     ],
     ids=str,
 )
@@ -134,9 +134,9 @@ def test_the_same_results_give_the_same_bytes_whatever_the_run(tmp_path: Path) -
         "[]",
         "{",
         "\x00\xff",
-        '{"schema": 1, "run": {}, "spec": {}, "results": 3}',
-        '{"schema": 1}',
-        '{"schema": 2, "run": {}, "spec": {}, "results": []}',
+        '{"schema": 2, "run": {}, "spec": {}, "results": 3}',
+        '{"schema": 2}',
+        '{"schema": 1, "run": {}, "spec": {}, "results": []}',
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None:

@@ -1,35 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import PGD
+from dcn_plugin.attacks import PGD, EnsembleSource
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import LabelError, SpecError
-from dcn_plugin.evaluate import adversarial_set, measure_targets, transfer
-from tests.toys import image_set, linear_model
+from dcn_plugin.evaluate import AdversarialSet, measure_targets, transfer
+from tests.toys import linear_model
 
 ATTACK = PGD(0.15, steps=5)
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, nn.Module]:
-    """Two models that mostly agree, so that some attacks transfer and some do not."""
-    a, b = linear_model(16, seed=0), linear_model(16, seed=1)
-    with torch.no_grad():
-        for mine, other in zip(b.parameters(), a.parameters(), strict=True):
-            mine.lerp_(other, 0.6)
-    return {"a": a, "b": b}
-
-
-@pytest.fixture(scope="module")
-def data(models: dict[str, nn.Module]) -> ImageSet:
-    """Labels of which most are what "a" says, so that there is something to fool."""
-    raw = image_set(80)
-    with torch.no_grad():
-        said = models["a"](raw.images).argmax(1)
-    return ImageSet(raw.images, torch.where(torch.arange(80) % 5 == 0, raw.labels, said), 3, "toy")
 
 
 def says(model: nn.Module, image: Tensor) -> int:
@@ -38,12 +21,12 @@ def says(model: nn.Module, image: Tensor) -> int:
 
 
 def test_both_denominators_agree_with_a_slow_loop_over_single_images(
-    models: dict[str, nn.Module], data: ImageSet
+    models: Mapping[str, nn.Module], data: ImageSet
 ) -> None:
-    made = adversarial_set("a", models["a"], ATTACK, data)
+    made = AdversarialSet("a", models["a"], ATTACK, data)
     (result,) = measure_targets(made, {"b": models["b"]}, seed=0)
     counts = dict.fromkeys(("source right", "fooled", "clean", "counted", "defended", "correct"), 0)
-    for clean, adversarial, label in zip(data.images, made.images, data.labels.tolist(), strict=True):
+    for clean, adversarial, label in zip(data.images, made.loaded.images, data.labels.tolist(), strict=True):
         source_right = says(models["a"], clean) == label
         fooled = source_right and says(models["a"], adversarial) != label
         target_right = says(models["b"], clean) == label
@@ -67,14 +50,14 @@ def test_both_denominators_agree_with_a_slow_loop_over_single_images(
     assert result.accuracy_all == counts["correct"] / 80
 
 
-def test_a_source_attacked_as_its_own_target_defends_nothing(models: dict[str, nn.Module], data: ImageSet) -> None:
+def test_a_source_attacked_as_its_own_target_defends_nothing(models: Mapping[str, nn.Module], data: ImageSet) -> None:
     (result,) = transfer({"a": models["a"]}, {"a": models["a"]}, [ATTACK], data, seed=0)
     assert result.defense_rate == 0
     assert result.n_correct == result.n_source_correct - result.n_source_fooled  # type: ignore[operator]
 
 
 def test_every_source_meets_every_attack_and_target_and_is_attacked_once_each(
-    models: dict[str, nn.Module], data: ImageSet
+    models: Mapping[str, nn.Module], data: ImageSet
 ) -> None:
     calls = []
     for name, model in models.items():
@@ -88,25 +71,25 @@ def test_every_source_meets_every_attack_and_target_and_is_attacked_once_each(
     assert [calls.count((name, True)) for name in "ab"] == [7, 7]
 
 
-def test_rounding_gives_images_of_256_levels_and_is_recorded(models: dict[str, nn.Module], data: ImageSet) -> None:
-    made = adversarial_set("a", models["a"], ATTACK, data, rounding="8bit")
-    plain = adversarial_set("a", models["a"], ATTACK, data)
-    levels = made.images * 255
+def test_rounding_gives_images_of_256_levels_and_is_recorded(models: Mapping[str, nn.Module], data: ImageSet) -> None:
+    made = AdversarialSet("a", models["a"], ATTACK, data, rounding="8bit")
+    plain = AdversarialSet("a", models["a"], ATTACK, data)
+    levels = made.loaded.images * 255
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
-    assert (made.images - plain.images).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(made.fooled, plain.fooled)  # judged before rounding
+    assert (made.loaded.images - plain.loaded.images).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(made.loaded.fooled, plain.loaded.fooled)  # judged before rounding
     assert measure_targets(made, models, seed=0)[0].rounding == "8bit"
     with pytest.raises(SpecError, match="rounding"):
-        adversarial_set("a", models["a"], ATTACK, data, rounding="16bit")  # type: ignore[arg-type]
+        AdversarialSet("a", models["a"], ATTACK, data, rounding="16bit")  # type: ignore[arg-type]
 
 
-def test_a_target_with_too_few_classes_is_refused(models: dict[str, nn.Module], data: ImageSet) -> None:
-    made = adversarial_set("a", models["a"], ATTACK, data)
+def test_a_target_with_too_few_classes_is_refused(models: Mapping[str, nn.Module], data: ImageSet) -> None:
+    made = AdversarialSet("a", models["a"], ATTACK, data)
     with pytest.raises(LabelError):
         measure_targets(made, {"small": linear_model(16, classes=2)}, seed=0)
 
 
-def test_a_target_that_gets_nothing_right_has_no_defence_rate(models: dict[str, nn.Module], data: ImageSet) -> None:
+def test_a_target_that_gets_nothing_right_has_no_defence_rate(models: Mapping[str, nn.Module], data: ImageSet) -> None:
     class Wrong(nn.Module):
         """Right answers, shifted by one class."""
 
@@ -114,13 +97,51 @@ def test_a_target_that_gets_nothing_right_has_no_defence_rate(models: dict[str, 
             found = (data.images[None] == x[:, None]).flatten(2).all(2).float().argmax(1)
             return torch.nn.functional.one_hot((data.labels[found] + 1) % 3, 3).float() * 5
 
-    made = adversarial_set("a", models["a"], ATTACK, data)
+    made = AdversarialSet("a", models["a"], ATTACK, data)
     (result,) = measure_targets(made, {"wrong": Wrong()}, seed=0)
     assert (result.n_clean_correct, result.n_counted, result.defense_rate) == (0, 0, None)
 
 
-def test_the_record_says_which_data_and_attack(models: dict[str, nn.Module], data: ImageSet) -> None:
+def test_the_record_says_which_data_and_attack(models: Mapping[str, nn.Module], data: ImageSet) -> None:
     result = next(iter(transfer(models, models, [ATTACK], data, seed=0)))
     assert (result.protocol, result.attack, result.steps, result.eps) == ("transfer", "PGD", 5, 0.15)
     assert result.attack_settings == ATTACK.settings
     assert (result.data, result.data_hash) == ("toy", data.content_hash)
+
+
+def test_the_matrix_says_how_each_source_relates_to_each_target(
+    models: Mapping[str, nn.Module], data: ImageSet
+) -> None:
+    other = {"a": models["a"], "deeper": nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))}
+    found = {(r.source, r.target): r.relation for r in transfer(models, models | other, [ATTACK], data, seed=0)}
+    assert found == {
+        ("a", "a"): "same network",
+        ("a", "b"): "other weights",
+        ("a", "deeper"): "other network",
+        ("b", "a"): "other weights",
+        ("b", "b"): "same network",
+        ("b", "deeper"): "other network",
+    }
+
+
+def test_the_batch_size_changes_no_count(models: Mapping[str, nn.Module], data: ImageSet) -> None:
+    counts = [
+        [
+            (r.n_source_fooled, r.n_counted, r.n_defended, r.n_correct)
+            for r in transfer(models, models, [ATTACK], data, seed=0, batch_size=size)
+        ]
+        for size in (7, 80, 256)
+    ]
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_nothing_to_attack_or_to_measure_is_an_error(models: Mapping[str, nn.Module], data: ImageSet) -> None:
+    for arguments in (({}, models, [ATTACK]), (models, {}, [ATTACK]), (models, models, [])):
+        with pytest.raises(SpecError, match="There is no"):
+            next(transfer(*arguments, data, seed=0))
+
+
+def test_an_ensemble_source_is_one_source(models: Mapping[str, nn.Module], data: ImageSet) -> None:
+    (result,) = transfer({"both": EnsembleSource(list(models.values()))}, {"b": models["b"]}, [ATTACK], data, seed=0)
+    assert (result.source, result.relation) == ("both", "other network")
+    assert result.n_source_fooled

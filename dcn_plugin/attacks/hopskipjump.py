@@ -1,0 +1,295 @@
+"""HopSkipJump: a gradient estimated at the decision boundary from decisions alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcn_plugin.attacks.base import AttackRun, Rows
+from dcn_plugin.attacks.decision import (
+    Asker,
+    Bools,
+    DecisionAttack,
+    Floats,
+    StartSearch,
+    at,
+    column,
+    row_sums,
+)
+from dcn_plugin.attacks.noise import NoiseTable
+from dcn_plugin.errors import SpecError
+
+__all__ = ["HopSkipJump"]
+
+Norm = Literal["l2", "linf"]
+Probes = Literal["tangent", "sphere"]
+
+#: Probes are drawn and added up in blocks of so many a sample; a power of two.
+BLOCK = 32
+#: Step lengths a hop tries, each half of the one before.
+TRIES = 5
+#: A landing point must be closer than the point before by this share of the distance.
+LEAST_GAIN = 1e-3
+#: Hops in a row without such a gain after which a sample has converged.
+PATIENCE = 5
+#: The bisection ends at this share of what is published: a point farther inside would see no other class around it.
+BISECTION = 1 / 8
+#: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in so many goes.
+CLIPPED_TRIES = 3
+#: A last hop with less than this share of its probes is not worth its queries.
+WORTH_A_HOP = 0.25
+
+
+class HopSkipJump(DecisionAttack):
+    """HopSkipJump, untargeted, on all images at once.
+
+    Each hop probes the surroundings of a point on the boundary, estimates from the decisions where the adversarial side
+    lies, steps there, and bisects back to the boundary. It needs far fewer queries than the Boundary attack for
+    the same distance.
+
+    Three things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
+    (``probes="tangent"``): along that line the answer is known, and near the closest point it would drown all others.
+    Of the step lengths distance / sqrt(t) * 2, 1, 1/2, 1/4, 1/8 the one that ends closest to the clean image is
+    taken, not the first that is adversarial; a hop that gains nothing is not followed. And what a step adds to a pixel
+    beyond 0 or 1 is kept in mind, so that the pixel stays at the edge when the other pixels shrink: the closest
+    adversarial image may lie there, and steps that are clipped for good do not reach it.
+
+    Args:
+        max_queries: budget of each sample, all checks included; None = no limit.
+        steps: at most so many hops, or None.
+        norm: "l2" minimises ||delta||_2, "linf" the largest change of a pixel. ``AttackResult.distance`` is the
+            squared L2 score in both cases.
+        probes: "tangent", or "sphere" for probes in all directions, as published. By default "tangent" for the L2 norm:
+            it is the L2 sphere that they are tangent to.
+        initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many.
+        max_probes: but not more than this.
+        theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
+            theta / sqrt(D) of that distance, D = C * H * W.
+        start_draws: see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following ones.
+        start_grid: see there.
+        start_search: see there.
+        seed: of the noise and of the probes; what a sample draws depends on its place among the images, not on
+            its batch.
+
+    Raises:
+        SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
+
+    Source: Chen, Jordan, Wainwright 2020, arXiv 1904.02144, algorithm 2, with the authors' released choice of theta
+    and of the radius (0.01).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_queries: int | None = 5_000,
+        steps: int | None = None,
+        norm: Norm = "l2",
+        probes: Probes | None = None,
+        initial_probes: int = 100,
+        max_probes: int = 10_000,
+        theta: float = 0.01,
+        start_draws: int = 1000,
+        start_grid: int = 1000,
+        start_search: StartSearch = "bisection",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            max_queries=max_queries,
+            start_draws=start_draws,
+            start_grid=start_grid,
+            start_search=start_search,
+            seed=seed,
+        )
+        if max_queries is None and steps is None:
+            raise SpecError("The attack has no end.", (max_queries, steps), "max_queries, steps, or both")
+        if steps is not None and steps < 1:
+            raise SpecError("The number of steps is not usable.", steps, "an int >= 1")
+        if norm not in ("l2", "linf"):
+            raise SpecError("Unknown norm.", norm, "'l2', 'linf'")
+        if probes is None:
+            probes = "tangent" if norm == "l2" else "sphere"
+        if probes not in ("tangent", "sphere"):
+            raise SpecError("Unknown kind of probes.", probes, "'tangent', 'sphere'")
+        if not 2 <= initial_probes <= max_probes:
+            raise SpecError("The numbers of probes are not usable.", (initial_probes, max_probes), "2 <= first <= most")
+        if not 0 < theta < 1:
+            raise SpecError("Theta is not usable.", theta, "a number in (0, 1)", "try 0.01")
+        self.steps, self.norm, self.probes, self.theta = steps, norm, probes, theta
+        self.initial_probes, self.max_probes = initial_probes, max_probes
+
+    def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
+        """Hop; see :meth:`DecisionAttack.approach`."""
+        noise = NoiseTable(run.streams, points)
+        hops = _Hops.begin(rows, asker.clean[at(rows)], points)
+        everyone = np.arange(len(rows))
+        hops.distance = self._lengths(hops.gap)
+        self._land(asker, hops, everyone, hops.gap.clone())
+        result = points.clone()
+        hop = 0
+        while True:
+            hop += 1
+            probes = self._probe_counts(hop, hops, asker)
+            done = probes == 0
+            result[at(hops.place[done])] = hops.points()[at(done)]
+            hops.keep(~done)
+            if not len(hops.rows):
+                return result
+            if run.on_progress is not None:
+                run.on_progress(self._progress(hop, asker, rows))
+            direction = self._estimate_normal(asker, noise, hops, probes[~done], run.max_rows)
+            self._hop(asker, hops, direction, 2 / np.sqrt(hop))
+
+    def _probe_counts(self, hop: int, hops: _Hops, asker: Asker) -> Rows:
+        """How many probes each sample affords in this hop, 0 where it is done."""
+        wanted = min(int(self.initial_probes * np.sqrt(hop)), self.max_probes)
+        # Steps and bisections follow.
+        affordable = np.minimum(asker.left(hops.rows) - BLOCK, wanted)
+        more = (affordable >= max(2, WORTH_A_HOP * wanted)) & (hops.in_vain < PATIENCE)
+        if self.steps is not None and hop > self.steps:
+            more[:] = False
+        return np.where(more, affordable, 0)
+
+    def _progress(self, hop: int, asker: Asker, rows: Rows) -> float:
+        shares = []
+        if self.max_queries is not None:
+            shares.append(float(asker.used(rows).mean()) / self.max_queries)
+        if self.steps is not None:
+            shares.append(hop / (self.steps + 1))
+        return max(shares)
+
+    def _lengths(self, moves: Tensor) -> Floats:
+        if self.norm == "l2":
+            return np.sqrt(row_sums(moves * moves))
+        lengths: Floats = moves.abs().amax(dim=1).cpu().numpy().astype(np.float64)
+        return lengths
+
+    def _shrink(self, gap: Tensor, share: Floats) -> Tensor:
+        """Gaps (M, D) at these shares of their length."""
+        if self.norm == "l2":
+            return gap * column(share, gap)
+        radius = column(share, gap) * gap.abs().amax(dim=1, keepdim=True)
+        return torch.minimum(torch.maximum(gap, -radius), radius)
+
+    def _land(self, asker: Asker, hops: _Hops, who: Rows, gap: Tensor) -> None:
+        """Bisect between the clean images of ``who`` and adversarial points at ``gap``, (len(who), D), and go there."""
+        rows, clean = hops.rows[who], hops.clean[at(who)]
+        low, high = np.zeros(len(rows)), np.ones(len(rows))
+        width = BISECTION * self.theta / np.sqrt(clean.shape[1])
+        while True:
+            todo = ((high - low > width * high) & (asker.left(rows) > 0)).nonzero()[0]
+            if not len(todo):
+                break
+            middle = (low[todo] + high[todo]) / 2
+            won = asker.adversarial(within(clean[at(todo)], self._shrink(gap[at(todo)], middle)), rows[todo])
+            high[todo[won]] = middle[won]
+            low[todo[~won]] = middle[~won]
+        gap = self._shrink(gap, high)
+        distance = self._lengths(within(clean, gap) - clean)
+        closer = distance <= hops.distance[who]
+        hops.gap[at(who[closer])] = gap[at(closer)]
+        hops.distance[who[closer]] = distance[closer]
+
+    def _estimate_normal(self, asker: Asker, noise: NoiseTable, hops: _Hops, probes: Rows, max_rows: int) -> Tensor:
+        """Direction into the adversarial side at each point, (M, D), of length 1 in the norm. Source: eq. (9), (16)."""
+        here = hops.points()
+        gap = here - hops.clean
+        norm = np.sqrt(row_sums(gap * gap))
+        outward, radius = gap.mul_(column(1 / norm, gap)), self.theta * norm
+        signed, plain = torch.zeros_like(gap), torch.zeros_like(gap)
+        balance = np.zeros(len(probes))
+        for first in range(0, int(probes.max()), BLOCK):
+            still = (probes > first).nonzero()[0]
+            group_size = max(1, max_rows // BLOCK)
+            for group in (still[i : i + group_size] for i in range(0, len(still), group_size)):
+                number = first + np.arange(BLOCK)
+                rows = np.repeat(hops.rows[group], BLOCK)
+                moves, squares = noise.directions(rows, (hops.counter[group][:, None] + number).reshape(-1))
+                if self.probes == "tangent":
+                    along = outward[at(group)].repeat_interleave(BLOCK, dim=0)
+                    overlap = row_sums(moves * along)
+                    moves.sub_(along.mul_(column(overlap, along)))
+                    squares = np.maximum(squares - overlap**2, np.finfo(np.float64).tiny)
+                moves.mul_(column(np.repeat(radius[group], BLOCK) / np.sqrt(squares), moves))
+                start = here[at(group)].unsqueeze(1)
+                points = moves.view(len(group), BLOCK, -1).add_(start).clamp_(0, 1)
+                asked = (number < probes[group][:, None]).reshape(-1)
+                sign = np.zeros(len(asked))
+                sign[asked] = 2.0 * asker.adversarial(points.view(len(asked), -1)[at(asked)], rows[asked]) - 1
+                balance[group] += sign.reshape(-1, BLOCK).sum(axis=1)
+                # The sum of moves, not of points: those would lose the moves' digits.
+                moved = points.sub_(start)
+                plain[at(group)] += _sum_block(moved * column(asked.astype(np.float64), moved).view(-1, BLOCK, 1))
+                signed[at(group)] += _sum_block(moved.mul_(column(sign, moved).view(-1, BLOCK, 1)))
+        hops.counter += probes
+        mean = balance / probes
+        # Without its mean the estimate would follow the mean of the probes; if all answers agree it is all there is.
+        mean[np.abs(mean) == 1] = 0
+        normal = signed.sub_(plain.mul_(column(mean, plain)))
+        if self.norm == "linf":
+            return normal.sign_()
+        lengths = np.maximum(np.sqrt(row_sums(normal * normal)), np.finfo(np.float32).tiny)
+        return normal.mul_(column(1 / lengths, normal))
+
+    def _hop(self, asker: Asker, hops: _Hops, direction: Tensor, share: float) -> None:
+        """Step along the normal by ``share`` of the distance, by half of that, ...: the closest landing point wins."""
+        start, length = hops.gap.clone(), share * hops.distance
+        before = hops.distance.copy()
+        for _ in range(TRIES):
+            todo = (asker.left(hops.rows) > 0).nonzero()[0]
+            if not len(todo):
+                break
+            reach = (direction[at(todo)] * column(length[todo], direction)).add_(start[at(todo)])
+            # One query tells whether this way ends closer than the best so far.
+            clean, wanted = hops.clean[at(todo)], (1 - LEAST_GAIN) * hops.distance[todo]
+            for _ in range(CLIPPED_TRIES):
+                there = np.maximum(self._lengths(within(clean, reach) - clean), np.finfo(np.float64).tiny)
+                reach = self._shrink(reach, np.minimum(wanted / there, 1))
+            won = asker.adversarial(within(clean, reach), hops.rows[todo])
+            if won.any():
+                self._land(asker, hops, todo[won], reach[at(won)])
+            length /= 2
+        hops.in_vain = np.where(hops.distance < before, 0, hops.in_vain + 1)
+
+
+def within(clean: Tensor, gap: Tensor) -> Tensor:
+    """The images (M, D) at these gaps from the clean ones."""
+    return (clean + gap).clamp_(0, 1)
+
+
+@dataclass
+class _Hops:
+    """The M samples that still hop. Everything has M rows, in one order."""
+
+    rows: Rows  # place in the batch
+    place: Rows  # place in the result
+    clean: Tensor
+    gap: Tensor  # to a point on the boundary; beyond the edge of [0, 1] a pixel stays at the edge
+    distance: Floats  # of that point, in the attack's norm
+    counter: Rows  # probes drawn so far
+    in_vain: Rows  # hops in a row that gained nothing
+
+    @classmethod
+    def begin(cls, rows: Rows, clean: Tensor, points: Tensor) -> _Hops:
+        zeros = np.zeros(len(rows), dtype=np.int64)
+        return cls(rows, np.arange(len(rows)), clean, points - clean, np.zeros(len(rows)), zeros, zeros.copy())
+
+    def points(self) -> Tensor:
+        """The current points (M, D), adversarial."""
+        return within(self.clean, self.gap)
+
+    def keep(self, mask: Bools) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            setattr(self, field.name, value[at(mask)] if isinstance(value, Tensor) else value[mask])
+
+
+def _sum_block(values: Tensor) -> Tensor:
+    """Sum (M, BLOCK, D) over its blocks, pair by pair: the same order of additions for every M."""
+    while values.shape[1] > 1:
+        half = values.shape[1] // 2
+        values = values[:, :half] + values[:, half:]
+    return values[:, 0]

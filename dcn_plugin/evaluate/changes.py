@@ -1,0 +1,190 @@
+"""Clean images beside the same images changed: noise, shuffled patches, swapped spectra, other renderings.
+
+What these protocols share: every target sees the clean and the changed image, and only images count that ALL targets
+classify correctly when clean, so that the targets are compared on the same images.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.attacks import check_labels
+from dcn_plugin.data import LabelledImages
+from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.environment import hardware
+from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
+from dcn_plugin.evaluate.predict import device_of, logits_of, predict
+from dcn_plugin.evaluate.progress import progress_bar
+from dcn_plugin.evaluate.records import Result, Scalar
+from dcn_plugin.evaluate.store import RunDirectory, remember
+
+__all__ = ["Change", "measure_changes"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One way to change images, at one strength.
+
+    Args:
+        name: of the change, for the record's ``attack``.
+        apply: (clean images (B, C, H, W), labels (B,), place of the first in the data set) -> changed images of the
+            same shape in [0, 1].
+        settings: all that ``apply`` depends on besides its arguments, as plain values.
+        eps: strength, where it has a unit that fits.
+        lures: name -> int64 (N,), by place in the data set: a class that the changed image may be taken for. The
+            record's figures then say how many of the counted images were: "n_<name>", and their share "<name>_rate".
+    """
+
+    name: str
+    apply: Callable[[Tensor, Tensor, int], Tensor]
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    eps: float | None = None
+    lures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def measure_changes(
+    protocol: str,
+    targets: Mapping[str, nn.Module],
+    data: LabelledImages,
+    changes: Sequence[Change],
+    *,
+    seed: int,
+    confidence: float = 0.0,
+    batch_size: int = 256,
+    store: RunDirectory | None = None,
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Measure every target under every change, one batch in memory at a time.
+
+    Args:
+        protocol: its name in the records.
+        targets: name -> model, images in [0, 1] -> logits.
+        data: the clean images.
+        changes: in the order of the records.
+        seed: of the run that made the models; it goes into the records.
+        confidence: an image counts only if every target gives its true class at least this softmax probability.
+        batch_size: images at a time.
+        store: finished records are kept there as they come, and reused.
+        progress: show a progress bar on stderr, if that is a terminal.
+
+    Raises:
+        SpecError: no target or no change, or ``confidence`` is not in [0, 1].
+
+    Yields:
+        Records in the order change, target; one unit of the store a change.
+    """
+    if not targets or not changes:
+        raise SpecError("There is nothing to measure.", (list(targets), list(changes)), "a target and a change")
+    if not 0 <= confidence <= 1:
+        raise SpecError("The confidence is not usable.", confidence, "a probability in [0, 1]")
+    asked = _Question(protocol, targets, data, seed, confidence, batch_size)
+    clean = functools.cache(lambda: _Clean.ask(asked))
+    with progress_bar(len(changes) * len(data), protocol, show=progress) as bar:
+        for number, change in enumerate(changes, 1):
+            yield from remember(
+                store, functools.partial(asked.key, change), functools.partial(_measure, asked, change, clean, bar)
+            )
+            bar.update(number * len(data) - bar.n)
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What all changes of one call have in common; see :func:`measure_changes`."""
+
+    protocol: str
+    targets: Mapping[str, nn.Module]
+    data: LabelledImages
+    seed: int
+    confidence: float
+    batch_size: int
+
+    def key(self, change: Change) -> Key | None:
+        # All targets: which images count depends on each of them.
+        models = {name: model_key(target) for name, target in self.targets.items()}
+        if None in models.values():
+            return None
+        return {
+            "protocol": self.protocol,
+            "targets": models,
+            "data": data_key(self.data),
+            "change": {"name": change.name, "settings": dict(change.settings)},
+            "seed": self.seed,
+            "confidence": self.confidence,
+            "batch_size": self.batch_size,
+            **surroundings(device_of(next(iter(self.targets.values())))),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Clean:
+    """Bool (N,) a target: right when clean; and bool (N,): all of them right and confident."""
+
+    right: dict[str, Tensor]
+    counted: Tensor
+
+    @classmethod
+    def ask(cls, asked: _Question) -> _Clean:
+        right: dict[str, Tensor] = {}
+        counted = torch.ones(len(asked.data), dtype=torch.bool)
+        for name, target in asked.targets.items():
+            rights, sures = [], []
+            for images, labels in asked.data.batches(asked.batch_size):
+                logits = logits_of(target, images, batch_size=asked.batch_size, name=name)
+                check_labels(labels, count=len(labels), num_classes=logits.shape[1])
+                true = labels.cpu()[:, None]
+                rights.append(logits.argmax(dim=1) == true[:, 0])
+                sures.append(logits.double().softmax(dim=1).gather(1, true)[:, 0] >= asked.confidence)
+            right[name] = torch.cat(rights)
+            counted &= right[name] & torch.cat(sures)
+        return cls(right, counted)
+
+
+def _measure(asked: _Question, change: Change, ask_clean: Callable[[], _Clean], bar: Any) -> list[Result]:
+    clean = ask_clean()
+    answers: dict[str, list[Tensor]] = {name: [] for name in asked.targets}
+    truth: list[Tensor] = []
+    first = 0
+    for images, labels in asked.data.batches(asked.batch_size):
+        changed = change.apply(images, labels, first)
+        for name, target in asked.targets.items():
+            answers[name].append(predict(target, changed, batch_size=asked.batch_size, name=name)[0])
+        truth.append(labels.cpu())
+        first += len(images)
+        bar.update(len(images))
+    said = {name: torch.cat(classes) for name, classes in answers.items()}
+    held = {name: classes == torch.cat(truth) for name, classes in said.items()}
+    return [
+        Result(
+            protocol=asked.protocol,
+            target=name,
+            data=asked.data.name,
+            data_hash=asked.data.content_hash,
+            seed=asked.seed,
+            attack=change.name,
+            attack_settings=dict(change.settings) | ({"confidence": asked.confidence} if asked.confidence else {}),
+            eps=change.eps,
+            n_total=len(asked.data),
+            n_clean_correct=int(clean.right[name].sum()),
+            n_counted=int(clean.counted.sum()),
+            n_defended=int((clean.counted & held[name]).sum()),
+            n_correct=int(held[name].sum()),
+            figures=_followed(change.lures, said[name], clean.counted),
+            hardware=hardware(device_of(target)),
+        )
+        for name, target in asked.targets.items()
+    ]
+
+
+def _followed(lures: Mapping[str, Tensor], said: Tensor, counted: Tensor) -> dict[str, Scalar]:
+    """How many of the counted images were taken for the class of each lure."""
+    figures: dict[str, Scalar] = {}
+    for name, classes in lures.items():
+        count, total = int((counted & (said == classes)).sum()), int(counted.sum())
+        figures |= {f"n_{name}": count, f"{name}_rate": count / total if total else None}
+    return figures

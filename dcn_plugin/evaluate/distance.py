@@ -1,0 +1,126 @@
+"""How far the nearest adversarial image is that an attack finds: the protocol of the Boundary attack, and its like."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcn_plugin.attacks import Attack
+from dcn_plugin.data import LabelledImages
+from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.environment import hardware
+from dcn_plugin.evaluate.keys import Key
+from dcn_plugin.evaluate.predict import correct, device_of
+from dcn_plugin.evaluate.progress import progress_bar
+from dcn_plugin.evaluate.records import Result, Scalar
+from dcn_plugin.evaluate.sets import AdversarialSet
+from dcn_plugin.evaluate.stats import median_interval
+from dcn_plugin.evaluate.store import RunDirectory, remember
+
+__all__ = ["minimal_distance"]
+
+
+def minimal_distance(
+    targets: Mapping[str, nn.Module],
+    attack: Attack,
+    data: LabelledImages,
+    *,
+    seed: int,
+    count: int | None = 500,
+    batch_size: int = 256,
+    store: RunDirectory | None = None,
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Attack every target without a bound on the change, and take the median distance.
+
+    The score of an image is ||delta||_2^2 / (C * H * W), images in [0, 1]. An image without an adversarial one (a
+    failed start) has no distance and does not count; it is never taken for a distance of 0.
+
+    Args:
+        targets: name -> model, images in [0, 1] -> logits.
+        attack: BoundaryAttack, HopSkipJump, CW, or any other without an ``eps``.
+        data: the clean images.
+        seed: of the run that made the models; it goes into the records.
+        count: the first so many images that the target classifies correctly (the paper's 500); None: all.
+        batch_size: images at a time.
+        store: finished records and batches of images are kept there as they come, and reused.
+        progress: show a progress bar on stderr, if that is a terminal.
+
+    Yields:
+        One record a target; protocol "boundary", "hopskipjump", "cw": the attack's name. ``n_total`` are the images
+        up to the last that was attacked, ``n_counted`` those with a distance. ``figures``: "median_distance",
+        "distance_low" and "distance_high" (its 95 % interval), "mean_queries" and "max_queries" an image.
+
+    Raises:
+        SpecError: no target, a bounded attack, or ``count`` below 1.
+        LabelError, ModelOutputError: as the attack does.
+
+    Source: paper, section 4.3, table 6; FACTS of the authors' code.
+    """
+    if not targets:
+        raise SpecError("There is no target to measure.", {}, "name -> model, at least one")
+    if attack.eps is not None:
+        raise SpecError("A distance asks for an attack without a bound.", repr(attack), "e.g. BoundaryAttack()")
+    if count is not None and count < 1:
+        raise SpecError("The number of images is not usable.", count, "an int >= 1, or None")
+    with progress_bar(len(targets) * (count or len(data)), attack.name, show=progress) as bar:
+        for number, (name, target) in enumerate(targets.items(), 1):
+            limit = _images_until(target, data, count, batch_size, name)
+            made = AdversarialSet(name, target, attack, data, "none", batch_size, store, limit)
+            yield from remember(
+                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar)
+            )
+            bar.update(number * (count or len(data)) - bar.n)
+
+
+def _images_until(target: nn.Module, data: LabelledImages, count: int | None, batch_size: int, name: str) -> int:
+    """How many images of the set hold the first ``count`` that the target has right; all if there are fewer."""
+    if count is None:
+        return len(data)
+    passed = right = 0
+    for images, labels in data.batches(batch_size):
+        flags = correct(target, images, labels, batch_size=batch_size, name=name)
+        if right + int(flags.sum()) >= count:
+            return passed + int((flags.cumsum(0) == count - right).nonzero()[0]) + 1
+        passed, right = passed + len(flags), right + int(flags.sum())
+    return len(data)
+
+
+def _key(made: AdversarialSet, seed: int) -> Key | None:
+    own = made.key
+    return None if own is None else {"protocol": "distance", "set": own, "target": made.name, "seed": seed}
+
+
+def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
+    batches = []
+    for batch in made:
+        batches.append((batch.source_correct, batch.started, batch.fooled, batch.distance, batch.queries))
+        bar.update(int(batch.source_correct.sum()))
+    right, started, fooled, distance, queries = map(torch.cat, zip(*batches, strict=True))
+    found = distance[fooled].tolist()
+    low, high = median_interval(found) if found else (None, None)
+    asked = queries[right].double()
+    figures: dict[str, Scalar] = {
+        "median_distance": float(distance[fooled].quantile(0.5)) if found else None,
+        "distance_low": low,
+        "distance_high": high,
+        "mean_queries": float(asked.mean()) if len(asked) else None,
+        "max_queries": int(asked.max()) if len(asked) else None,
+    }
+    return [
+        Result(
+            protocol=made.attack.name.removesuffix("Attack").lower(),
+            target=made.name,
+            **made.described,
+            seed=seed,
+            n_clean_correct=int(right.sum()),
+            n_counted=len(found),
+            n_failed_starts=int((~started).sum()),
+            figures=figures,
+            hardware=hardware(device_of(made.source)),
+        )
+    ]

@@ -1,0 +1,110 @@
+"""What a measurement depends on, as text: two measurements with the same key may stand for each other.
+
+A key is a JSON object. It is written beside what it stands for, so that a person can read why a result was reused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.attacks import Attack
+from dcn_plugin.data import LabelledImages
+from dcn_plugin.evaluate.environment import code_hash, hardware, package_versions
+from dcn_plugin.evaluate.predict import device_of
+from dcn_plugin.evaluate.records import Relation
+from dcn_plugin.layers import DefectMask2d
+
+__all__ = ["Key", "attack_key", "data_key", "digest", "model_key", "relation", "surroundings"]
+
+Key = Mapping[str, Any]
+
+# `repr` of an object without one of its own shows where it lies in memory, which says nothing about it.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def digest(key: object) -> str:
+    """A short name for a key: 20 hex digits of the SHA-256 of its JSON."""
+    text = json.dumps(key, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def model_key(model: nn.Module) -> Key | None:
+    """What a model computes with: its printed structure, its classes, and every number it holds.
+
+    Plain Python attributes that ``repr`` does not show and the source code of foreign classes are not part of it.
+
+    Returns:
+        None if the model cannot be told from others: its ``repr`` shows a memory address, or it holds
+        parameters that have no values yet.
+    """
+    structure, tensors = _structure(model), _tensors(model)
+    if _ADDRESS.search(structure) or any(nn.parameter.is_lazy(t) or t.is_meta for t in tensors.values()):
+        return None
+    hashed = hashlib.sha256(structure.encode()).hexdigest()
+    return {"structure": hashed, "state": _state_hash(tensors), "device": device_of(model).type}
+
+
+def attack_key(attack: Attack) -> Key | None:
+    """Class and settings of an attack; None if it has settings that are no plain values."""
+    if attack.unkeyed:
+        return None
+    return {"class": f"{type(attack).__module__}.{type(attack).__qualname__}", "settings": attack.settings}
+
+
+def data_key(data: LabelledImages) -> Key:
+    """Name and content of an image set."""
+    return {"name": data.name, "content": data.content_hash}
+
+
+def surroundings(device: torch.device) -> Key:
+    """What else may change a result: versions, this package's code, the machine."""
+    return {"versions": package_versions(), "code": code_hash(), "hardware": hardware(device)}
+
+
+def relation(source: nn.Module, target: nn.Module) -> Relation:
+    """How a source relates to a target, read off their structure, masks and weights."""
+    if source is target:
+        return "same network"
+    if _structure(source) != _structure(target):
+        return "other network"
+    if _same(_tensors(source), _tensors(target)):
+        return "same network"
+    return "other weights" if _same(_masks(source), _masks(target)) else "other masks"
+
+
+def _structure(model: nn.Module) -> str:
+    classes = sorted({f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()})
+    return "\n".join([repr(model), *classes])
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, also those that a state dict leaves out."""
+    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+
+
+def _masks(model: nn.Module) -> dict[str, Tensor]:
+    return {name: module.mask for name, module in model.named_modules() if isinstance(module, DefectMask2d)}
+
+
+def _same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        left[name].shape == right[name].shape and torch.equal(left[name].cpu(), right[name].cpu()) for name in left
+    )
+
+
+def _state_hash(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+        # The bytes, whatever the dtype: NumPy knows no bfloat16.
+        flat = tensor.detach().cpu().contiguous().flatten()
+        found.update(flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"")
+    return found.hexdigest()

@@ -1,0 +1,192 @@
+"""Adversarial images of one attack on one source: made once, batch by batch, and kept in a run directory."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.attacks import Attack
+from dcn_plugin.data import LabelledImages
+from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.keys import Key, attack_key, data_key, model_key, surroundings
+from dcn_plugin.evaluate.predict import device_of
+from dcn_plugin.evaluate.records import Rounding
+from dcn_plugin.evaluate.store import RunDirectory
+
+__all__ = ["AdversarialBatch", "AdversarialSet", "Tally"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class AdversarialBatch:
+    """What an attack made of B consecutive images. Everything lies on the CPU.
+
+    Args:
+        first: place of the first of them in the data set.
+        images: float32 (B, C, H, W) in [0, 1], rounded as the set says.
+        labels: int64 (B,).
+        source_correct: bool (B,), the source was right on the clean image.
+        fooled: bool (B,), it was, and no longer is (judged before rounding, as in the authors' code).
+        zero_gradient: bool (B,), the loss had a gradient of exactly zero at some step.
+        started: bool (B,), False where a decision-based attack found no adversarial image to start from.
+        distance: float64 (B,), see :class:`~dcn_plugin.attacks.AttackResult`; of the images before rounding.
+        queries: int64 (B,), images of each sample that the source was asked about.
+    """
+
+    first: int
+    images: Tensor
+    labels: Tensor
+    source_correct: Tensor
+    fooled: Tensor
+    zero_gradient: Tensor
+    started: Tensor
+    distance: Tensor
+    queries: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AdversarialSet:
+    """What one attack makes of one image set on one source.
+
+    Iterating over it makes the images, or reads them from ``store``, one batch in memory at a time. Without a store
+    each iteration attacks anew; :attr:`loaded` keeps all of them.
+
+    Args:
+        name: of the source, as in the records.
+        source: images in [0, 1] -> logits.
+        attack: any attack of :mod:`dcn_plugin.attacks`, or a foreign one behind :mod:`dcn_plugin.adapters`.
+        data: the clean images.
+        rounding: "8bit" rounds to multiples of 1/255, as images written to files are; it may add up to 0.5/255 to
+            the distance. The images are then stored as uint8.
+        batch_size: images at a time.
+        store: where finished batches are kept and looked for.
+        limit: only the first so many images of ``data``, all by default.
+
+    Raises:
+        SpecError: unknown rounding, or a batch size or limit below 1.
+    """
+
+    name: str
+    source: nn.Module
+    attack: Attack
+    data: LabelledImages
+    rounding: Rounding = "none"
+    batch_size: int = 256
+    store: RunDirectory | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounding not in get_args(Rounding):
+            raise SpecError("Unknown rounding.", self.rounding, " or ".join(map(repr, get_args(Rounding))))
+        if self.batch_size < 1:
+            raise SpecError("The batch size is not usable.", self.batch_size, "an int >= 1")
+        if self.limit is not None and self.limit < 1:
+            raise SpecError("The number of images is not usable.", self.limit, "an int >= 1")
+
+    def __len__(self) -> int:
+        return len(self.data) if self.limit is None else min(self.limit, len(self.data))
+
+    @property
+    def key(self) -> Key | None:
+        """What the images depend on; None if the source or the attack cannot be told from others."""
+        source, attack = model_key(self.source), attack_key(self.attack)
+        if source is None or attack is None:
+            return None
+        return {
+            "source": source,
+            "attack": attack,
+            "data": data_key(self.data),
+            "rounding": self.rounding,
+            "batch_size": self.batch_size,
+            "limit": self.limit,
+            **surroundings(device_of(self.source)),
+        }
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a record says of the data and of the attack."""
+        settings = self.attack.settings
+        steps = settings.get("steps")
+        return {
+            "data": self.data.name,
+            "data_hash": self.data.content_hash,
+            "n_total": len(self),
+            "attack": self.attack.name,
+            "attack_settings": settings,
+            "eps": self.attack.eps,
+            "steps": steps if isinstance(steps, int) else None,
+            "rounding": self.rounding,
+        }
+
+    def __iter__(self) -> Iterator[AdversarialBatch]:
+        """Go through the set once, in the order of the data.
+
+        Raises:
+            LabelError, ModelOutputError: as the attack does.
+        """
+        if "loaded" in vars(self):
+            yield self.loaded
+            return
+        key = self.key if self.store is not None else None
+        if self.store is not None and key is None:
+            _log.warning("The images of %s on %s are not kept: they have no key", self.attack.name, self.name)
+        first = 0
+        for images, labels in self.data.batches(self.batch_size):
+            if first >= len(self):
+                break
+            images, labels = images[: len(self) - first], labels[: len(self) - first]
+            kept = self.store.read_batch(key, first) if self.store is not None and key is not None else None
+            if kept is None:
+                kept = self._attacked(images, labels, first)
+                if self.store is not None and key is not None:
+                    self.store.write_batch(key, first, kept)
+            adversarial = kept.pop("images")
+            if self.rounding == "8bit":
+                adversarial = adversarial.float() / 255
+            yield AdversarialBatch(first=first, images=adversarial, labels=labels.cpu(), **kept)
+            first += len(images)
+
+    @functools.cached_property
+    def loaded(self) -> AdversarialBatch:
+        """All images as one batch. It stays in memory; whoever iterates from then on reads it."""
+        parts = list(self)
+        joined = {
+            field.name: torch.cat([getattr(part, field.name) for part in parts])
+            for field in fields(AdversarialBatch)
+            if field.name != "first"
+        }
+        return AdversarialBatch(first=0, **joined)
+
+    def _attacked(self, images: Tensor, labels: Tensor, first: int) -> dict[str, Tensor]:
+        device = device_of(self.source)
+        made = self.attack(
+            self.source, images.to(device), labels.to(device), batch_size=self.batch_size, first_index=first
+        )
+        adversarial = made.images.cpu()
+        if self.rounding == "8bit":
+            adversarial = (adversarial * 255).round().to(torch.uint8)
+        return {
+            "images": adversarial,
+            "source_correct": made.correct.cpu(),
+            "fooled": made.fooled.cpu(),
+            "zero_gradient": made.zero_gradient.cpu(),
+            "started": made.started.cpu(),
+            "distance": made.distance.cpu(),
+            "queries": made.queries.cpu(),
+        }
+
+
+class Tally(dict[str, int]):
+    """Counts of True, summed over batches."""
+
+    def add(self, **flags: Tensor) -> None:
+        """Add the number of True of each flag, bool (B,), to the count of its name."""
+        for name, flag in flags.items():
+            self[name] = self.get(name, 0) + int(flag.sum())

@@ -1,0 +1,152 @@
+"""A run directory: finished measurements and adversarial images, each under the key of what it depends on.
+
+::
+
+    DIR/results.json            the records of all runs that ended, and what they were run with
+    DIR/units/<digest>.json     one finished measurement: its key and its records
+    DIR/sets/<digest>/key.json  what a set of adversarial images was made from
+    DIR/sets/<digest>/<first>.safetensors  one batch of it
+
+Every file is whole or not there, so a run that is killed at any moment goes on where it stopped and ends with the
+same ``results.json``, but for its ``run`` entry.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from dcn_plugin.errors import DataError, RecordError
+from dcn_plugin.evaluate.keys import Key, digest
+from dcn_plugin.evaluate.records import Result, ResultFile
+from dcn_plugin.files import write_atomic
+
+__all__ = ["RunDirectory", "remember"]
+
+_log = logging.getLogger(__name__)
+
+
+class RunDirectory:
+    """A folder that remembers what was measured.
+
+    Args:
+        path: of the folder; it is made when the first result comes.
+        fresh: reuse nothing; what is there is replaced as it is measured again.
+
+    Raises:
+        DataError: ``path`` is a file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, fresh: bool = False) -> None:
+        self.path, self.fresh = Path(path), fresh
+        #: Units of this run that were there already, and units that were measured.
+        self.reused = self.measured = 0
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError("Results go into a folder.", str(self.path), "a folder, or a name that is free")
+
+    def read_unit(self, key: Key) -> Sequence[Result] | None:
+        """The records under a key, or None. A file that is damaged or of another schema counts as not there."""
+        if self.fresh:
+            return None
+        path = self._unit_path(key)
+        try:
+            raw = json.loads(path.read_bytes())
+            if raw["key"] != json.loads(json.dumps(key)):
+                return None
+            results = tuple(map(Result.from_dict, raw["results"]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, RecordError) as error:
+            _log.warning("%s is measured again: it cannot be read (%s)", path, error)
+            return None
+        self.reused += 1
+        return results
+
+    def write_unit(self, key: Key, results: Iterable[Result]) -> None:
+        """Keep the records of one measurement."""
+        content = {"key": key, "results": [result.to_dict() for result in results]}
+        write_atomic(self._unit_path(key), json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        self.measured += 1
+
+    def read_batch(self, key: Key, first: int) -> dict[str, Tensor] | None:
+        """One batch of a set of images, or None. A damaged file counts as not there."""
+        path = self._batch_path(key, first)
+        if self.fresh or not path.exists():
+            return None
+        try:
+            return safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            _log.warning("%s is made again: it cannot be read (%s)", path, error)
+            return None
+
+    def write_batch(self, key: Key, first: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep one batch of a set of images, and its key beside it."""
+        path = self._batch_path(key, first)
+        described = path.with_name("key.json")
+        if not described.exists():
+            write_atomic(described, json.dumps(key, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        write_atomic(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+    def finish(self, spec: Mapping[str, Any], results: Sequence[Result]) -> ResultFile:
+        """Write ``results.json``; what it holds of other protocols and seeds stays in it.
+
+        Args:
+            spec: the settings that led to the results, as JSON values.
+            results: all records of this run, in order. They replace those of the same protocol and seed.
+        """
+        path = self.path / "results.json"
+        own = {(result.protocol, result.seed) for result in results}
+        name = ", ".join(f"{protocol} seed {seed}" for protocol, seed in dict.fromkeys(sorted(own)))
+        runs: dict[str, Any] = {}
+        kept: tuple[Result, ...] = ()
+        try:
+            old = ResultFile.read(path)
+            kept = tuple(result for result in old.results if (result.protocol, result.seed) not in own)
+            runs = dict(old.spec["runs"]) if kept else {}
+        except FileNotFoundError:
+            pass
+        except (RecordError, KeyError, TypeError) as error:
+            _log.warning("%s is written anew: it cannot be read (%s)", path, error)
+        run = {
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "units_measured": self.measured,
+            "units_reused": self.reused,
+        }
+        whole = ResultFile({"runs": {**runs, name: dict(spec)}}, (*kept, *results), run)
+        whole.write(path)
+        return whole
+
+    def _unit_path(self, key: Key) -> Path:
+        return self.path / "units" / f"{digest(key)}.json"
+
+    def _batch_path(self, key: Key, first: int) -> Path:
+        return self.path / "sets" / digest(key) / f"{first:010d}.safetensors"
+
+
+def remember(
+    store: RunDirectory | None, key: Callable[[], Key | None], measure: Callable[[], Sequence[Result]]
+) -> Sequence[Result]:
+    """The records of one measurement: those of the store, or measured now and written before they are returned.
+
+    Args:
+        store: where to look; None: measure.
+        key: gives what the records depend on; None: it cannot be told, so nothing is reused or kept.
+        measure: does the work.
+    """
+    found = None if store is None else key()
+    if store is None or found is None:
+        return measure()
+    known = store.read_unit(found)
+    if known is None:
+        known = measure()
+        store.write_unit(found, known)
+    return known

@@ -1,0 +1,137 @@
+"""Transfer attacks from public models: a target holds an image only if it holds it under every source and attack."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from dcn_plugin.attacks import Attack
+from dcn_plugin.data import LabelledImages
+from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.environment import hardware
+from dcn_plugin.evaluate.keys import Key, model_key
+from dcn_plugin.evaluate.predict import correct, device_of
+from dcn_plugin.evaluate.progress import progress_bar
+from dcn_plugin.evaluate.records import Result, Rounding
+from dcn_plugin.evaluate.sets import AdversarialSet
+from dcn_plugin.evaluate.store import RunDirectory, remember
+from dcn_plugin.evaluate.transfer import CleanAnswers
+
+__all__ = ["tapm"]
+
+
+def tapm(
+    sources: Mapping[str, nn.Module],
+    targets: Mapping[str, nn.Module],
+    attacks: Sequence[Attack],
+    data: LabelledImages,
+    *,
+    seed: int,
+    rounding: Rounding = "none",
+    batch_size: int = 256,
+    store: RunDirectory | None = None,
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Measure every target under the worst of all sources and attacks, image by image.
+
+    The adversarial images are those of :func:`transfer`: with a store, either function reuses what the other made.
+
+    Args:
+        sources: name -> model to attack, the public models.
+        targets: name -> model to measure.
+        attacks: each runs once a source.
+        data: the clean images.
+        seed: of the run that made the models; it goes into the records.
+        rounding: see :class:`AdversarialSet`.
+        batch_size: images at a time.
+        store: finished records and images are kept there as they come, and reused.
+        progress: show a progress bar on stderr, if that is a terminal.
+
+    Yields:
+        One record a target; protocol "tapm". ``n_counted`` are the images the target has right when clean,
+        ``n_defended`` those of them it has right under every source and attack; ``n_correct`` is the same number, so
+        ``accuracy_all`` is the accuracy under TAPM. ``figures``: "worst_single_accuracy", the accuracy on all images
+        under the one source and attack that is worst for the target as a whole, and "worst_single", which that is.
+
+    Raises:
+        SpecError: no source, target or attack.
+        LabelError, ModelOutputError: as the attack does.
+
+    Source: Sitawarin, Chang, Huang, Altoyan, Wagner 2024, "PubDef", arXiv 2310.17645, section 3.
+    """
+    if not (sources and targets and attacks):
+        raise SpecError(
+            "TAPM needs sources, targets and attacks.",
+            (list(sources), list(targets), [attack.name for attack in attacks]),
+            "at least one of each",
+        )
+    made = [
+        AdversarialSet(name, source, attack, data, rounding, batch_size, store)
+        for (name, source), attack in itertools.product(sources.items(), attacks)
+    ]
+    with progress_bar(len(made) * len(data), "TAPM", show=progress) as bar:
+        yield from remember(
+            store, functools.partial(_key, made, targets, seed), functools.partial(_measure, made, targets, seed, bar)
+        )
+
+
+def _key(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int) -> Key | None:
+    sets = [{"name": one.name, "set": one.key} for one in made]
+    models = {name: model_key(target) for name, target in targets.items()}
+    if None in models.values() or any(one["set"] is None for one in sets):
+        return None
+    return {"protocol": "tapm", "sets": sets, "targets": models, "seed": seed}
+
+
+def _measure(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int, bar: Any) -> list[Result]:
+    first = made[0]
+    data = first.data
+    clean = CleanAnswers(targets, data, batch_size=first.batch_size)
+    # Source and attack -> how many images each target has right.
+    singles: dict[str, list[tuple[int, str]]] = {name: [] for name in targets}
+    held = {name: clean[name].clone() for name in targets}
+    for one in made:
+        hits = dict.fromkeys(targets, 0)
+        for batch in one:
+            part = slice(batch.first, batch.first + len(batch.images))
+            for name, target in targets.items():
+                still = correct(target, batch.images, batch.labels, batch_size=one.batch_size, name=name)
+                hits[name] += int(still.sum())
+                held[name][part] &= still
+            bar.update(len(batch.images))
+        for name, number in hits.items():
+            singles[name].append((number, f"{one.name} / {one.attack!r}"))
+    radii = {one.attack.eps for one in made}
+    shared_eps = radii.pop() if len(radii) == 1 else None
+    results = []
+    for name, target in targets.items():
+        fewest, which = min(singles[name])
+        right = clean[name]
+        results.append(
+            Result(
+                protocol="tapm",
+                target=name,
+                data=data.name,
+                data_hash=data.content_hash,
+                seed=seed,
+                attack="TAPM",
+                attack_settings={
+                    "sources": ", ".join(dict.fromkeys(one.name for one in made)),
+                    "attacks": "; ".join(dict.fromkeys(repr(one.attack) for one in made)),
+                },
+                eps=shared_eps,
+                rounding=first.rounding,
+                n_total=len(data),
+                n_clean_correct=int(right.sum()),
+                n_counted=int(right.sum()),
+                n_defended=int(held[name].sum()),
+                n_correct=int(held[name].sum()),
+                figures={"worst_single_accuracy": fewest / len(data), "worst_single": which},
+                hardware=hardware(device_of(target)),
+            )
+        )
+    return results

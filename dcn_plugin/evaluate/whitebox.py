@@ -1,0 +1,97 @@
+"""White-box attacks: every network is attacked on itself. They break a defective network; the figure says how fast."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from dcn_plugin.attacks import Attack
+from dcn_plugin.data import LabelledImages
+from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.environment import hardware
+from dcn_plugin.evaluate.keys import Key
+from dcn_plugin.evaluate.predict import device_of
+from dcn_plugin.evaluate.progress import progress_bar
+from dcn_plugin.evaluate.records import Result, Rounding
+from dcn_plugin.evaluate.sets import AdversarialSet, Tally
+from dcn_plugin.evaluate.store import RunDirectory, remember
+
+__all__ = ["whitebox"]
+
+
+def whitebox(
+    targets: Mapping[str, nn.Module],
+    attacks: Sequence[Attack],
+    data: LabelledImages,
+    *,
+    seed: int,
+    rounding: Rounding = "none",
+    batch_size: int = 256,
+    store: RunDirectory | None = None,
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Attack every target on itself.
+
+    Args:
+        targets: name -> model, images in [0, 1] -> logits.
+        attacks: each runs once a target.
+        data: the clean images.
+        seed: of the run that made the models; it goes into the records.
+        rounding: of the images that are kept; whether the target is fooled is judged before.
+        batch_size: images at a time.
+        store: finished records and images are kept there as they come, and reused.
+        progress: show a progress bar on stderr, if that is a terminal.
+
+    Yields:
+        Records in the order target, attack; protocol "whitebox". ``n_counted`` are the images the target has right
+        when clean, ``n_defended`` those of them that the attack did not turn. An image that is wrong when clean counts
+        as lost, so ``accuracy_all`` is the robust accuracy as RobustBench defines it.
+
+    Raises:
+        SpecError: no target or no attack.
+        LabelError, ModelOutputError: as the attack does.
+
+    Source: paper, appendix, table 12.
+    """
+    if not targets or not attacks:
+        raise SpecError("There is nothing to measure.", (list(targets), list(attacks)), "a target and an attack")
+    units = [(name, attack) for name in targets for attack in attacks]
+    with progress_bar(len(units) * len(data), "white-box", show=progress) as bar:
+        for number, (name, attack) in enumerate(units, 1):
+            made = AdversarialSet(name, targets[name], attack, data, rounding, batch_size, store)
+            yield from remember(
+                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar)
+            )
+            bar.update(number * len(data) - bar.n)
+
+
+def _key(made: AdversarialSet, seed: int) -> Key | None:
+    own = made.key
+    return None if own is None else {"protocol": "whitebox", "set": own, "target": made.name, "seed": seed}
+
+
+def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
+    tally = Tally()
+    for batch in made:
+        right = batch.source_correct
+        tally.add(right=right, held=right & ~batch.fooled, zero_gradient=batch.zero_gradient)
+        bar.update(len(right))
+    return [
+        Result(
+            protocol="whitebox",
+            target=made.name,
+            source=made.name,
+            relation="same network",
+            **made.described,
+            seed=seed,
+            n_zero_gradient=tally["zero_gradient"],
+            n_clean_correct=tally["right"],
+            n_counted=tally["right"],
+            n_defended=tally["held"],
+            n_correct=tally["held"],
+            hardware=hardware(device_of(made.source)),
+        )
+    ]

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.attacks import BoundaryAttack, HopSkipJump
+from dcn_plugin.attacks.hopskipjump import _sum_block
+from dcn_plugin.errors import SpecError
+from tests.attack_oracles import RowNet, closest_boundary, grey, right
+from tests.toys import images, linear_model
+
+
+def plane(*, seed: int = 0) -> tuple[nn.Module, nn.Linear]:
+    """A linear model of two classes: its adversarial side is convex."""
+    model = linear_model(16, classes=2, seed=seed, dtype=torch.float64)
+    layer = model[1]  # type: ignore[index]
+    assert isinstance(layer, nn.Linear)
+    return model, layer
+
+
+@pytest.mark.parametrize("probes", ["tangent", "sphere"])
+def test_inside_the_cube_it_finds_the_closest_point_of_a_plane(probes: str) -> None:
+    (model, layer), clean = plane(), grey(16)
+    truth = right(model, clean)
+    result = HopSkipJump(max_queries=5000, probes=probes)(model, clean, truth)  # type: ignore[arg-type]
+    found = (result.distance * 16 / closest_boundary(layer, clean, truth)).sqrt()
+    assert (found >= 1 - 1e-9).all()
+    assert (found < 1.01).all()
+
+
+def test_at_the_edges_of_the_cube_it_finds_it_too() -> None:
+    (model, layer), clean = plane(), images(16, dtype=torch.float64)
+    truth = right(model, clean)
+    result = HopSkipJump(max_queries=5000)(model, clean, truth)
+    found = (result.distance * 16 / closest_boundary(layer, clean, truth)).sqrt()
+    assert (found >= 1 - 1e-9).all()
+    assert (found < 1.02).all()
+
+
+def test_in_the_linf_norm_it_finds_the_smallest_largest_change() -> None:
+    (model, layer), clean = plane(), grey(16)
+    truth = right(model, clean)
+    result = HopSkipJump(max_queries=5000, norm="linf")(model, clean, truth)
+    # To cross a plane w x + b = 0 every pixel moves by the same |w x + b| / ||w||_1.
+    weight, bias = (layer.weight[1] - layer.weight[0]).detach(), (layer.bias[1] - layer.bias[0]).detach()
+    exact = (clean.flatten(1) @ weight + bias).abs() / weight.abs().sum()
+    found = (result.images - clean).flatten(1).abs().amax(1) / exact
+    assert (found >= 1 - 1e-9).all()
+    assert (found < 1.03).all()
+
+
+def test_with_as_many_queries_it_ends_closer_than_the_boundary_attack() -> None:
+    model, clean = RowNet((3, 8, 8)), images(12, shape=(3, 8, 8), dtype=torch.float64)
+    truth = right(model, clean)
+    hop, walk = (kind(max_queries=600)(model, clean, truth) for kind in (HopSkipJump, BoundaryAttack))
+    assert hop.median_distance < 0.8 * walk.median_distance
+
+
+def test_tangent_probes_end_closer_than_published_ones() -> None:
+    model, clean = RowNet((3, 8, 8)), images(16, shape=(3, 8, 8), dtype=torch.float64)
+    truth = right(model, clean)
+    tangent, sphere = (
+        HopSkipJump(max_queries=600, probes=probes)(model, clean, truth).median_distance  # type: ignore[arg-type]
+        for probes in ("tangent", "sphere")
+    )
+    assert tangent < sphere
+
+
+def test_a_number_of_steps_ends_it_too() -> None:
+    model, clean = RowNet(), images(6, dtype=torch.float64)
+    truth = right(model, clean)
+    one, three = (
+        HopSkipJump(max_queries=None, steps=steps, initial_probes=100)(model, clean, truth) for steps in (1, 3)
+    )
+    assert (one.queries >= 100).all()
+    assert (one.queries < 200 + 60).all()
+    assert (three.queries > one.queries).all()
+    assert (three.distance <= one.distance + 1e-12).all()
+
+
+def test_sums_do_not_depend_on_how_many_samples_there_are() -> None:
+    values = torch.rand(5, 32, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(_sum_block(values), values.sum(1))
+    for i in range(5):
+        assert torch.equal(_sum_block(values[i : i + 1])[0], _sum_block(values)[i])
+
+
+def test_a_model_with_one_answer_around_the_start_does_not_break_it() -> None:
+    class Corner(nn.Module):
+        """Wrong only where the first pixel is almost 1: probes seldom find it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = x[:, 0, 0, 0] - 0.999
+            return torch.stack([-first, first], dim=1)
+
+    clean = grey(4)
+    starts = torch.ones_like(clean)
+    result = HopSkipJump(max_queries=400)(Corner(), clean, torch.zeros(4, dtype=torch.int64), starting_points=starts)
+    assert result.fooled.all()
+    exact = (0.999 - clean[:, 0, 0, 0]).square() / 16
+    assert (result.distance >= exact - 1e-12).all()
+    assert np.isfinite(result.median_distance)
+    assert math.isfinite(float(result.images.sum()))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_queries": None},
+        {"max_queries": 2},
+        {"steps": 0},
+        {"norm": "l1"},
+        {"probes": "none"},
+        {"initial_probes": 1},
+        {"initial_probes": 200, "max_probes": 100},
+        {"theta": 0.0},
+        {"theta": float("nan")},
+    ],
+)
+def test_settings_out_of_range_are_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(SpecError):
+        HopSkipJump(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dcn_plugin.attacks import SampleStreams
+from dcn_plugin.attacks.noise import TABLE_SIZE, NoiseTable
+
+
+def table(
+    indices: range = range(4), *, width: int = 50, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> NoiseTable:
+    return NoiseTable(SampleStreams("test", seed, indices), torch.zeros(len(indices), width, dtype=dtype))
+
+
+def draw(noise: NoiseTable, rows: list[int], counters: list[int]) -> Tensor:
+    return noise.directions(np.array(rows), np.array(counters))[0]
+
+
+def test_a_direction_depends_on_sample_counter_and_seed_and_on_nothing_else() -> None:
+    whole = draw(table(), [0, 1, 2, 3], [5, 6, 7, 5])
+    assert torch.equal(draw(table(), [2], [7]), whole[2:3])  # whatever is drawn beside it
+    assert torch.equal(draw(table(range(2, 3)), [0], [7]), whole[2:3])  # whatever its batch is
+    for other in (draw(table(), [3], [7]), draw(table(), [2], [8]), draw(table(seed=1), [2], [7])):
+        assert not torch.equal(other, whole[2:3])
+
+
+def test_the_squared_norms_are_those_of_the_directions() -> None:
+    moves, squares = table().directions(np.arange(4), np.arange(4))
+    np.testing.assert_allclose(squares, moves.square().sum(dim=1).numpy(), rtol=1e-9)
+
+
+def test_overwriting_a_direction_leaves_the_table_alone() -> None:
+    noise = table()
+    first = draw(noise, [0, 1], [3, 3])
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(draw(noise, [0, 1], [3, 3]), kept)
+    assert torch.equal(draw(table(), [0, 1], [3, 3]), kept)  # tables of one key share their numbers
+
+
+def test_both_precisions_see_the_same_directions() -> None:
+    single, double = (draw(table(dtype=dtype), [1], [9]) for dtype in (torch.float32, torch.float64))
+    assert single.dtype == torch.float32
+    assert torch.equal(single.double(), double)
+
+
+def test_numbers_are_normal_and_directions_uncorrelated() -> None:
+    rows, counters = np.repeat(np.arange(4), 500), np.tile(np.arange(500), 4)
+    moves, _ = table().directions(rows, counters)
+    assert moves.mean().abs() < 0.01
+    assert (moves.std() - 1).abs() < 0.01
+    assert ((moves.abs() < 1).double().mean() - 0.6827).abs() < 0.01
+    unit = moves / moves.norm(dim=1, keepdim=True)
+    cosines = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
+    assert cosines.mean().abs() < 0.002
+    assert (cosines.std() - 50**-0.5).abs() < 0.005  # of independent directions in 50 dimensions
+
+
+def test_images_wider_than_the_table_get_a_larger_one() -> None:
+    noise = table(range(2), width=TABLE_SIZE + 3, dtype=torch.float32)
+    moves = draw(noise, [0, 0, 1], [0, 1, 0])
+    assert moves.shape == (3, TABLE_SIZE + 3)
+    assert not torch.equal(moves[0], moves[1])
+
+
+def test_the_global_generators_are_not_touched() -> None:
+    before = torch.get_rng_state()
+    draw(table(seed=77), [0], [0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+def test_a_gpu_sees_the_same_directions() -> None:
+    like = torch.zeros(4, 50, device="cuda")
+    moves, squares = NoiseTable(SampleStreams("test", 0, range(4)), like).directions(np.arange(4), np.arange(4))
+    expected, expected_squares = table(dtype=torch.float32).directions(np.arange(4), np.arange(4))
+    assert torch.equal(moves.cpu(), expected)
+    np.testing.assert_array_equal(squares, expected_squares)
