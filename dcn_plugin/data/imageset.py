@@ -90,6 +90,10 @@ class ImageSet:
         """The images at ``indices`` (int64 or bool (N,)), as a copy, in that order."""
         return ImageSet(self.images[indices], self.labels[indices], self.num_classes, name or self.name)
 
+    def take(self, indices: Tensor) -> Tensor:
+        """The images at ``indices`` (int64 (B,)) in that order: float32 (B, C, H, W)."""
+        return self.images[indices]
+
     def batches(
         self, batch_size: int, *, generator: Generator | None = None, drop_last: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:

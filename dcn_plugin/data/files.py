@@ -1,0 +1,245 @@
+"""Data sets in files of other formats, read into memory: npz, IDX (MNIST), and what torchvision keeps on disk."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from dcn_plugin.data.imageset import ImageSet
+from dcn_plugin.errors import DataError, ImageRangeError, LabelError, MissingExtraError, SpecError
+
+__all__ = ["Layout", "TorchvisionName", "find_idx", "load_mnist_idx", "load_npz", "load_torchvision"]
+
+Layout = Literal["auto", "NCHW", "NHWC"]
+TorchvisionName = Literal["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "SVHN"]
+
+_CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "MNIST": 10, "FashionMNIST": 10, "SVHN": 10}
+_LAYOUTS = {
+    "CIFAR10": "{root}/cifar-10-batches-py/ with data_batch_1 .. data_batch_5, test_batch and batches.meta, unchanged",
+    "CIFAR100": "{root}/cifar-100-python/ with train, test and meta, unchanged",
+    "SVHN": "{root}/{split}_32x32.mat, unchanged",
+}
+_UNSIGNED_BYTE = 8  # the IDX code of the only element type these sets use
+
+
+def load_npz(
+    path: str | os.PathLike[str], *, layout: Layout = "auto", num_classes: int | None = None, name: str | None = None
+) -> ImageSet:
+    """Read the arrays ``images`` and ``labels`` of an .npz file. Nothing is unpickled.
+
+    Args:
+        path: the file. ``images`` are uint8, or floating point within [0, 1]; (N, H, W) is grey.
+        layout: where the channels are. "auto" looks for an axis of 1 or 3: the second is NCHW, the last NHWC; if
+            both are, or neither is, the layout has to be given.
+        num_classes: how many classes there are; by default one more than the largest label.
+        name: as it appears in result records; the file's name without its ending by default.
+
+    Raises:
+        DataError: no such file, no .npz file, no such arrays, no image at all, or an ambiguous layout.
+        ImageRangeError: images of another type, or outside [0, 1].
+        LabelError: labels that are not integers, or too few or too many of them.
+        SpecError: an unknown layout.
+    """
+    if layout not in get_args(Layout):
+        raise SpecError("Unknown image layout.", layout, ", ".join(map(repr, get_args(Layout))))
+    file = Path(path)
+    expected = "an .npz file with the arrays images and labels, written without pickling"
+    try:
+        # NumPy leaves a file open that it cannot read.
+        with open(file, "rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise DataError(f"{file} holds a single array.", "an .npy file", expected)
+            missing = {"images", "labels"}.difference(content.files)
+            if missing:
+                raise DataError(f"{file} lacks arrays.", sorted(content.files), expected)
+            images, labels = content["images"], content["labels"]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} cannot be read.", f"{type(error).__name__}: {error}", expected) from error
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise LabelError(
+            f"The labels of {file} have the wrong type or shape.", (str(labels.dtype), labels.shape), "integers (N,)"
+        )
+    return ImageSet(
+        _pixels(_channels_first(images, layout, file), file),
+        torch.from_numpy(labels.astype(np.int64)),
+        int(labels.max(initial=-1)) + 1 if num_classes is None else num_classes,
+        name or file.stem,
+    )
+
+
+def load_mnist_idx(
+    images: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    *,
+    num_classes: int = 10,
+    name: str | None = None,
+) -> ImageSet:
+    """Read a data set in MNIST's own format, IDX, gzipped or not.
+
+    Args:
+        images: e.g. ``t10k-images-idx3-ubyte.gz``.
+        labels: e.g. ``t10k-labels-idx1-ubyte.gz``.
+        num_classes: how many classes there are.
+        name: as it appears in result records; the name of the image file's folder and set by default.
+
+    Returns:
+        Images (N, 1, H, W).
+
+    Raises:
+        DataError: no such file, or it is not IDX of unsigned bytes, whole, with the right number of axes.
+        LabelError: labels out of range, or not as many as images.
+
+    Source: Y. LeCun et al., "The MNIST database of handwritten digits" (the format is described there).
+    """
+    pixels = _read_idx(Path(images), axes=3)
+    return ImageSet(
+        torch.from_numpy(pixels).unsqueeze(1).float().div_(255),
+        torch.from_numpy(_read_idx(Path(labels), axes=1)).long(),
+        num_classes,
+        name or Path(images).name.partition("-images")[0],
+    )
+
+
+def load_torchvision(name: TorchvisionName, root: str | os.PathLike[str], *, train: bool = False) -> ImageSet:
+    """Read a data set that torchvision has downloaded before; nothing is downloaded here.
+
+    The files of CIFAR are pickles. torchvision unpickles them itself, after it has compared their MD5 sums with
+    those of the published files. The other sets need no unpickling: MNIST and FashionMNIST are read as IDX.
+
+    Args:
+        name: the data set.
+        root: what was given to torchvision as ``root``; for the two MNISTs also the folder of the IDX files.
+        train: the training images instead of the test images.
+
+    Raises:
+        DataError: the files are missing or differ from the published ones; the message shows the layout.
+        MissingExtraError: SVHN needs scipy, which is not installed.
+        SpecError: an unknown data set.
+    """
+    if name not in get_args(TorchvisionName):
+        raise SpecError("Unknown torchvision data set.", name, ", ".join(map(repr, get_args(TorchvisionName))))
+    split = "train" if train else "test"
+    title = f"{name.lower()}/{split}"
+    if name in ("MNIST", "FashionMNIST"):
+        images, labels = find_idx(Path(root), name, train=train)
+        return load_mnist_idx(images, labels, name=title)
+    pixels, classes = _svhn(root, split) if name == "SVHN" else _cifar(name, root, train=train)
+    return ImageSet(_pixels(pixels, Path(root)), torch.as_tensor(classes).long(), _CLASSES[name], title)
+
+
+def find_idx(root: Path, name: str, *, train: bool = False) -> tuple[Path, Path]:
+    """Image and label file of MNIST or one of its successors.
+
+    Args:
+        root: torchvision's root, or the folder that holds the files themselves, gzipped or not.
+        name: the folder below torchvision's root, "MNIST" or "FashionMNIST".
+        train: the training images instead of the test images.
+
+    Raises:
+        DataError: they are not there; the message shows the layout.
+    """
+    prefix = "train" if train else "t10k"
+    stems = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+    for folder in (root / name / "raw", root):
+        found = [[path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()] for stem in stems]
+        if all(found):
+            return found[0][0], found[1][0]
+    raise DataError(
+        f"{name} is not in this folder.",
+        str(root),
+        f"{stems[0]} and {stems[1]}, with or without .gz, in {root / name / 'raw'} or in {root}",
+    )
+
+
+def _read_idx(path: Path, *, axes: int) -> npt.NDArray[np.uint8]:
+    expected = f"an IDX file of unsigned bytes with {axes} axes, gzipped or not"
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read.", f"{type(error).__name__}: {error}", expected) from error
+    head = 4 + 4 * axes
+    magic = bytes([0, 0, _UNSIGNED_BYTE, axes])
+    if content[:4] != magic or len(content) < head:
+        raise DataError(f"{path} is not such an IDX file.", content[:4].hex(), f"{expected}: it begins {magic.hex()}")
+    shape = struct.unpack_from(f">{axes}I", content, 4)
+    if len(content) != head + math.prod(shape):
+        raise DataError(
+            f"{path} is not whole.",
+            f"{len(content)} bytes",
+            f"{head + math.prod(shape)} bytes for the shape {shape}",
+            "download it again",
+        )
+    # A copy: an array over `bytes` is read-only, which torch warns about.
+    return np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy()
+
+
+def _channels_first(images: npt.NDArray[np.generic], layout: Layout, file: Path) -> npt.NDArray[np.generic]:
+    if images.ndim == 3:
+        return images[:, np.newaxis]
+    if images.ndim != 4:
+        raise DataError(f"The images of {file} have the wrong shape.", images.shape, "(N, C, H, W) or (N, H, W, C)")
+    first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
+    if layout == "auto" and first == last:
+        raise DataError(
+            f"The images of {file} do not show which axis holds the channels.",
+            images.shape,
+            "1 or 3 in the second axis (NCHW) or in the last (NHWC), not in both",
+            "pass layout='NCHW' or layout='NHWC'",
+        )
+    channels_last = layout == "NHWC" or (layout == "auto" and last)
+    return images.transpose(0, 3, 1, 2) if channels_last else images
+
+
+def _pixels(images: npt.NDArray[np.generic], source: Path) -> Tensor:
+    """uint8 or floating point -> float32; the range is the ImageSet's to check."""
+    if images.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(images)).float().div_(255)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ImageRangeError(
+            f"The images of {source} have the wrong type.", str(images.dtype), "uint8, or floating point in [0, 1]"
+        )
+    return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+
+
+def _cifar(name: str, root: str | os.PathLike[str], *, train: bool) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    try:
+        data = getattr(datasets, name)(root, train=train, download=False)
+    except RuntimeError as error:
+        raise _missing(name, root, "") from error
+    return data.data.transpose(0, 3, 1, 2), data.targets
+
+
+def _svhn(root: str | os.PathLike[str], split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    try:
+        data = datasets.SVHN(root, split=split, download=False)
+    except RuntimeError as error:
+        raise _missing("SVHN", root, split) from error
+    except ImportError as error:
+        raise MissingExtraError("SVHN is stored as .mat, which scipy reads.", fix="pip install scipy") from error
+    return data.data, data.labels
+
+
+def _missing(name: str, root: str | os.PathLike[str], split: str) -> DataError:
+    return DataError(
+        f"{name} is not in this folder, or its files differ from the published ones.",
+        os.fspath(root),
+        _LAYOUTS[name].format(root=os.fspath(root), split=split),
+        f"fetch it once with torchvision.datasets.{name}(root, download=True)",
+    )
