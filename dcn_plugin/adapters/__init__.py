@@ -1,0 +1,1 @@
+"""Bridges to other attack libraries. Each file needs its own extra, so nothing is imported here."""

@@ -1,0 +1,253 @@
+"""torchattacks' own attacks, run as ours: seeded, checked, counted, and without a trace on model and generators."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from dcn_plugin.adapters._global_rngs import isolated_global_rngs
+from dcn_plugin.adapters._torchattacks_table import Option, look_up, resolve_options
+from dcn_plugin.attacks import Attack, AttackResult, AttackRun, SampleStreams, check_logits
+from dcn_plugin.attacks.base import Rows
+from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError
+
+__all__ = ["TorchAttack"]
+
+
+class TorchAttack(Attack):
+    """One of torchattacks' attacks, untargeted.
+
+    The result is that of ``torchattacks.<attack>(model, ...)(images, labels)`` in eval mode. What torchattacks leaves
+    to its caller is done here: images outside [0, 1] are an error (it clamps them); the output is checked against the
+    ball of the attack's norm; modes, ``requires_grad`` and the global generators come back as they were, also after an
+    exception; samples whose gradient is exactly zero are counted and warned about.
+
+    Random attacks draw for a whole batch at once, so their result depends on where it is cut. They are cut into pieces
+    of ``batch`` images, counted from the first image of the data set, and each piece is seeded from ``seed`` and the
+    place of its first image (:meth:`batch_seed`); ``settings`` says so. Attacks that draw nothing have ``batch`` None.
+
+    ``queries`` and ``zero_gradient`` are kept for each sample as long as the attack asks about the whole batch. APGD
+    with restarts, APGDT, FAB with restarts, Square and AutoAttack ask about fewer and fewer images and do not tell
+    which: from then on every image that was right when clean counts as asked about (an upper bound), and gradients
+    are not looked at.
+
+    Args:
+        attack: its name in torchattacks, e.g. "DIFGSM". The table of
+            :mod:`dcn_plugin.adapters._torchattacks_table` holds those that run; others are refused by name.
+        seed: of everything the attack draws.
+        batch: images a piece of a random attack has; it decides on memory too.
+        **options: options of that attack's constructor, by their names there (eps, alpha, steps, decay, ...); what is
+            not given has torchattacks' default. ``n_classes`` of APGDT, FAB and AutoAttack is a limit: a model with
+            fewer classes gets its own number. ``seed`` and ``verbose`` are not passed on.
+
+    Raises:
+        SpecError: the attack or an option does not exist, or a value is out of range.
+
+    Example::
+
+        TorchAttack("DIFGSM", eps=16 / 255, steps=10, seed=0)(model, images, labels)
+
+    Source: Kim 2020, arXiv 2010.01950; each attack's paper is named in its class there.
+    """
+
+    eps: float
+
+    def __init__(self, attack: str, /, *, seed: int = 0, batch: int = 64, **options: Option) -> None:
+        known = look_up(attack)
+        self.attack = attack  # before the base class asks for the name
+        resolved = resolve_options(attack, options)
+        norm: Any = known.norm or resolved.pop("norm")
+        eps = float(resolved.pop("eps"))
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise SpecError("The batch of a random attack is not usable.", batch, "an int >= 1")
+        if norm == "L2" and not 0 < eps < math.inf:
+            raise SpecError("eps is not usable.", eps, "a number > 0: the radius of the L2 ball")
+        super().__init__(eps=eps if norm == "Linf" else None, seed=seed)
+        self.eps, self.norm = eps, norm
+        self.batch = batch if known.draws(resolved) else None
+        self.library = f"torchattacks {torchattacks.__version__}"
+        self._known, self._options = known, resolved
+
+    @property
+    def name(self) -> str:
+        """The attack's name in torchattacks."""
+        return self.attack
+
+    @property
+    def settings(self) -> dict[str, float | int | str | bool | None]:
+        """The options of torchattacks' constructor, given or default, and what this class adds to them."""
+        return dict(sorted((super().settings | self._options).items()))
+
+    def batch_seed(self, first_index: int = 0) -> int:
+        """Seed of the piece whose first image has this place in the data set.
+
+        To repeat a piece with torchattacks alone: ``torch.manual_seed(batch_seed)``, and for the attacks that have an
+        option ``seed`` (they reseed the generator themselves) that option as well.
+        """
+        key = SampleStreams(self.name, self.seed, ()).key
+        return int(np.random.SeedSequence((key, first_index)).generate_state(1)[0])
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int = 256,
+        first_index: int = 0,
+        progress: bool = False,
+    ) -> AttackResult:
+        """Attack every image; see :meth:`Attack.__call__`.
+
+        Args:
+            model: images in [0, 1] -> logits. It comes back as it was, also after an exception.
+            images: float32 (N, C, H, W) in [0, 1], on the model's device; most attacks take float64 too.
+            labels: integers (N,), the true classes.
+            batch_size: images at a time. For a random attack a multiple of ``batch``.
+            first_index: place of the first image in its data set. For a random attack a multiple of ``batch``.
+            progress: show a progress bar on stderr, if that is a terminal.
+
+        Warns:
+            UserWarning: images kept their class while their gradient was exactly zero.
+
+        Raises:
+            ImageRangeError: the images are not of a kind that this attack takes, or it left its ball.
+            LabelError: the labels are not of that kind.
+            ModelOutputError: the model does not return finite logits, or has too few classes for this attack.
+            SpecError: ``batch_size`` or ``first_index`` is out of range or no multiple of ``batch``.
+        """
+        if self.batch is not None:
+            if batch_size % self.batch or first_index % self.batch:
+                raise SpecError(
+                    f"{self.name} draws for {self.batch} images at once, and these pieces do not fit.",
+                    {"batch_size": batch_size, "first_index": first_index},
+                    f"multiples of {self.batch}",
+                    f"pass such numbers, or build the attack with batch={batch_size}",
+                )
+            batch_size = self.batch if batch_size > 0 else batch_size  # what is below 1 is refused by the base class
+        result = super().__call__(
+            model, images, labels, batch_size=batch_size, first_index=first_index, progress=progress
+        )
+        unmoved = result.zero_gradient & result.correct & ~result.fooled
+        if unmoved.any():
+            warnings.warn(
+                f"{self.name}: {int(unmoved.sum())} of {len(images)} images kept their class while the gradient of the "
+                "loss was exactly zero at some step. That looks like robustness and is not: the logits may be "
+                "saturated. Look at their scale, or use an attack on the logits (CW) or without gradients (Square).",
+                UserWarning,
+                stacklevel=2,
+            )
+        return result
+
+    def perturb(self, run: AttackRun) -> Tensor:
+        """Return the adversarial images (N, C, H, W) of one batch."""
+        self._check_fit(run)
+        rows = np.arange(len(run.images))
+        if self._known.correct_only:
+            # It would leave the others out itself, and then not tell which images it asks about.
+            rows = rows[run.correct.cpu().numpy()]
+        if not len(rows):
+            return run.images
+        index = torch.from_numpy(rows).to(run.images.device)
+        probe = _Probe(run, rows, copies=int(self._options.get("noise_batch_size", 1)))
+        seed = self.batch_seed(run.streams.indices[0])
+        with isolated_global_rngs(seed):
+            found = self._build(probe, seed, run)(run.images[index], run.labels[index]).detach()
+        probe.settle()
+        images = run.images.clone()
+        images[index] = found
+        if self.norm == "L2":
+            self._check_l2_ball(run.images, images)
+        return images
+
+    def _build(self, probe: nn.Module, seed: int, run: AttackRun) -> Any:
+        given = dict(self._options, eps=self.eps)
+        if self._known.norm is None:
+            given |= {"norm": self.norm, "seed": seed}  # these reseed the global generators with it
+        if "n_classes" in given:
+            assert run.num_classes is not None
+            given["n_classes"] = min(int(given["n_classes"]), run.num_classes)
+        return getattr(torchattacks, self.attack)(probe, **given)
+
+    def _check_fit(self, run: AttackRun) -> None:
+        _, channels, height, width = run.images.shape
+        dtypes = (torch.float32,) if self._known.float32_only else (torch.float32, torch.float64)
+        if run.images.dtype not in dtypes:
+            allowed = " or ".join(map(str, dtypes))
+            raise ImageRangeError(f"torchattacks' {self.name} does not take this type.", run.images.dtype, allowed)
+        if self._known.rgb_only and channels != 3:
+            raise ImageRangeError(
+                f"torchattacks' {self.name} has a kernel for RGB.",
+                tuple(run.images.shape),
+                "(N, 3, H, W)",
+                "repeat a grey channel three times, or take another attack",
+            )
+        if self._known.square_only and height != width:
+            raise ImageRangeError(
+                f"torchattacks' {self.name} makes every image a square.", tuple(run.images.shape), "(N, C, S, S)"
+            )
+        needed = self._known.classes_needed(self._options)
+        if run.num_classes is not None and run.num_classes < needed:
+            raise ModelOutputError(
+                f"The loss of torchattacks' {self.name} compares several logits.", run.num_classes, f"{needed} or more"
+            )
+
+    def _check_l2_ball(self, images: Tensor, adversarial: Tensor) -> None:
+        furthest = float((adversarial - images).double().flatten(1).norm(dim=1).max())
+        # Every pixel of x + delta is rounded to the dtype of the images, and so is the norm that delta was scaled by.
+        rounding = torch.finfo(images.dtype).eps * (math.sqrt(images[0].numel()) + 10 * self.eps)
+        if not furthest <= self.eps + rounding:
+            raise ImageRangeError(f"{self.name} left its eps-ball (L2).", furthest, f"<= {self.eps}")
+
+
+class _Probe(nn.Module):
+    """Stands in front of the model: counts queries, checks logits, and looks at the gradients that come back.
+
+    Args:
+        run: the batch.
+        rows: int64 (M,), the samples that the attack works on.
+        copies: of each sample in one forward pass, one after the other.
+    """
+
+    def __init__(self, run: AttackRun, rows: Rows, *, copies: int) -> None:
+        super().__init__()
+        # torchattacks looks for the device at the first parameter, and prints a line where there is none.
+        self.place = nn.Parameter(torch.empty(0, device=run.images.device), requires_grad=False)
+        self._run, self._rows, self._copies = run, rows, copies
+        self._index = torch.from_numpy(rows).to(run.images.device)
+        self._alive: Tensor | None = None
+        self.training = False
+
+    def train(self, mode: bool = True) -> _Probe:
+        """Change nothing: the base class has put the model into eval mode, and leaving it would thaw frozen norms."""
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return finite logits."""
+        self.settle()
+        # The momentum attacks divide a gradient of zero by its norm, and those of Nesterov's kind then show the model
+        # the NaN that comes out: one such sample must not spoil the batch. What this returns is a node of the graph,
+        # as the hook needs, even where the input is a leaf.
+        images = images.nan_to_num(nan=0.5)
+        whole = len(images) == len(self._rows) * self._copies
+        if whole and images.requires_grad:
+            images.register_hook(self._look)
+        # A part of the batch does not tell which part: then every sample counts as asked about.
+        rows = np.repeat(self._rows, self._copies) if whole else self._rows
+        return check_logits(self._run.forward(images, rows), count=len(images))
+
+    def _look(self, gradient: Tensor) -> None:
+        alive = (gradient != 0).flatten(1).any(dim=1).view(len(self._rows), self._copies).any(dim=1)
+        self._alive = alive if self._alive is None else self._alive | alive
+
+    def settle(self) -> None:
+        """Write down which samples got no gradient at all from the last forward pass."""
+        if self._alive is not None:
+            self._run.zero_gradient[self._index] |= ~self._alive
+            self._alive = None
