@@ -1,21 +1,37 @@
 """Records made readable: tables, plots, words, and one self-contained page."""
 
 from dcn_plugin.report.build import Report, write_report
+from dcn_plugin.report.cautions import cautions
 from dcn_plugin.report.findings import findings
-from dcn_plugin.report.groups import Cell, cells, clean_cells, percent
-from dcn_plugin.report.html import Figure, render_html
-from dcn_plugin.report.plots import examples_png, rate_png
-from dcn_plugin.report.tables import Table, records_csv, result_tables
+from dcn_plugin.report.grids import adversarial_grids
+from dcn_plugin.report.groups import Cell, Matrix, cells, clean_cells, matrices
+from dcn_plugin.report.html import Figure, Section, render_html
+from dcn_plugin.report.load import load_run
+from dcn_plugin.report.plots import ImageGrid, distance_png, examples_png, grid_png, heatmap_png, rate_png
+from dcn_plugin.report.tables import LATEX_PREAMBLE, Table, latex_document, records_csv, result_tables
+from dcn_plugin.report.texts import percent
 
 __all__ = [
+    "LATEX_PREAMBLE",
     "Cell",
     "Figure",
+    "ImageGrid",
+    "Matrix",
     "Report",
+    "Section",
     "Table",
+    "adversarial_grids",
+    "cautions",
     "cells",
     "clean_cells",
+    "distance_png",
     "examples_png",
     "findings",
+    "grid_png",
+    "heatmap_png",
+    "latex_document",
+    "load_run",
+    "matrices",
     "percent",
     "rate_png",
     "records_csv",

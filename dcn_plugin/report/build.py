@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcn_plugin.evaluate import Examples, Result
 from dcn_plugin.files import write_atomic
+from dcn_plugin.report.cautions import cautions
+from dcn_plugin.report.figures import examples_figure, family_figures, grid_figures
 from dcn_plugin.report.findings import findings
-from dcn_plugin.report.groups import cells, percent
-from dcn_plugin.report.html import Figure, render_html
-from dcn_plugin.report.plots import Rate, examples_png, rate_png
-from dcn_plugin.report.tables import records_csv, result_tables
+from dcn_plugin.report.html import Section, render_html
+from dcn_plugin.report.plots import ImageGrid
+from dcn_plugin.report.tables import Table, clean_table, families, latex_document, records_csv, result_tables
 
 __all__ = ["Report", "write_report"]
+
+# Longer tables are named in a terminal, not printed.
+_TERMINAL_ROWS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,41 +31,67 @@ class Report:
     Args:
         title: one line.
         results: the records.
-        baseline: name of the target that the others are held against.
+        baseline: name of the target that the others are held against; None: nothing is compared.
         intro: paragraphs on what was done.
         facts: key -> value, how the results were made.
-        examples: images to show, if there are any.
+        examples: images to show with what the networks say, if there are any.
+        grids: adversarial images to show, one figure each.
     """
 
     title: str
     results: Sequence[Result]
-    baseline: str
+    baseline: str | None = None
     intro: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     examples: Examples | None = None
+    grids: Sequence[ImageGrid] = ()
 
     @property
     def findings(self) -> list[str]:
         """Conclusions in words, computed from the records."""
         return findings(self.results, baseline=self.baseline)
 
+    @property
+    def cautions(self) -> list[str]:
+        """What a reader must know before believing the tables."""
+        return cautions(self.results)
+
     def to_text(self) -> str:
         """Tables and findings for a terminal."""
-        blocks = [table.to_text() for table in result_tables(self.results)]
-        if self.findings:
-            blocks.append("\n".join(["What the numbers say", *(f"- {sentence}" for sentence in self.findings)]))
+        blocks = [
+            table.to_text()
+            if len(table.rows) <= _TERMINAL_ROWS
+            else f"{table.title}\n{len(table.rows)} rows, in tables.md and report.html"
+            for table in self._tables
+        ]
+        blocks += ["\n".join([title, *(f"- {text}" for text in texts)]) for title, texts in self._lists if texts]
         return "\n\n".join(blocks)
 
     def to_markdown(self) -> str:
-        """The same as Markdown, with title and introduction."""
-        blocks = [f"# {self.title}", *self.intro, *(table.to_markdown() for table in result_tables(self.results))]
-        if self.findings:
-            blocks.append("\n".join(["### What the numbers say", "", *(f"- {s}" for s in self.findings)]))
+        """The same as Markdown, with title and introduction, every table whole."""
+        blocks = [f"# {self.title}", *self.intro, *(table.to_markdown() for table in self._tables)]
+        blocks += [
+            "\n".join([f"### {title}", "", *(f"- {text}" for text in texts)]) for title, texts in self._lists if texts
+        ]
         return "\n\n".join(blocks) + "\n"
+
+    @property
+    def _tables(self) -> list[Table]:
+        """The tables one after the other, each note once."""
+        seen: set[str] = set()
+        tables = []
+        for table in result_tables(self.results):
+            tables.append(dataclasses.replace(table, note="") if table.note in seen else table)
+            seen.add(table.note)
+        return tables
+
+    @property
+    def _lists(self) -> tuple[tuple[str, list[str]], ...]:
+        return ("Read with care", self.cautions), ("What the numbers say", self.findings)
 
 
 def write_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write ``report.html``, ``tables.md``, ``records.csv`` and one PNG a figure, each atomically.
+    """Write ``report.html``, ``tables.md``, ``tables.tex``, ``records.csv`` and one PNG a figure, each atomically.
 
     Args:
         report: what to show.
@@ -71,67 +103,34 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
-    figures = _figures(report)
+    sections = _sections(report)
     page = render_html(
         title=report.title,
         intro=report.intro,
         findings=report.findings,
-        figures=figures,
-        tables=result_tables(report.results),
+        cautions=report.cautions,
+        sections=sections,
         facts=report.facts,
     )
     content: dict[str, str | bytes] = {"report.html": page}
-    content |= {f"{figure.name}.png": figure.png for figure in figures}
-    content |= {"tables.md": report.to_markdown(), "records.csv": records_csv(report.results)}
+    content |= {f"{figure.name}.png": figure.png for section in sections for figure in section.figures}
+    content |= {
+        "tables.md": report.to_markdown(),
+        "tables.tex": latex_document(result_tables(report.results)),
+        "records.csv": records_csv(report.results),
+    }
     for name, data in content.items():
         write_atomic(Path(folder) / name, data)
     return [Path(folder) / name for name in content]
 
 
-_BARS = "Lines: mean over the runs; small circles: single runs; bars: 95 % intervals (their envelope over the runs)."
-
-
-def _figures(report: Report) -> list[Figure]:
-    results = report.results
-    figures = []
-    wanted: tuple[tuple[str, str, Rate, str, str, str], ...] = (
-        ("transfer_accuracy", "transfer", "accuracy", "eps", "accuracy, all images (%)",
-         "Accuracy on all images after a transfer attack; at eps 0 the clean accuracy."),
-        ("transfer_defense", "transfer", "defense", "eps", "defence rate (%)",
-         "Defence rate: of the images that fooled the source and that the network has right when clean, the share it "
-         "still gets right."),
-        ("gaussian", "gaussian", "accuracy", "sigma", "accuracy, all images (%)",
-         "Accuracy on all images under Gaussian noise; at sigma 0 the clean accuracy."),
-    )  # fmt: skip
-    for name, protocol, rate, strength, label, caption in wanted:
-        if any(rate == "accuracy" or cell.defense is not None for cell in cells(results, protocol=protocol)):
-            xlabel = f"{strength} (pixels lie in [0, 1])"
-            png = rate_png(results, protocol=protocol, rate=rate, xlabel=xlabel, ylabel=label)
-            figures.append(Figure(name, png, _alt(results, protocol, rate, strength), f"{caption} {_BARS}"))
-    if report.examples is not None:
-        figures.append(_examples_figure(report.examples))
-    return figures
-
-
-def _examples_figure(examples: Examples) -> Figure:
-    states = ", ".join(row.title for row in examples.rows)
-    digits = ", ".join(map(str, examples.labels.tolist()))
-    return Figure(
-        "examples",
-        examples_png(examples),
-        f"Grid of {len(examples.labels)} images of the classes {digits} in the states {states}"
-        + (f", then {len(examples.masks)} defect masks, white where a neuron is kept." if examples.masks else "."),
-        f"{examples.chosen} Below each image: what every network says it is."
-        + (" Last row: defect masks, white = kept." if examples.masks else ""),
-        wide=True,
-    )
-
-
-def _alt(results: Sequence[Result], protocol: str, rate: Rate, strength: str) -> str:
-    """The plot in words: every line, point by point."""
-    lines: dict[str, list[str]] = {}
-    for cell in cells(results, protocol=protocol):
-        value = cell.accuracy if rate == "accuracy" else cell.defense
-        lines.setdefault(cell.target, []).append(f"{percent(value)} at {cell.eps}")
-    what = "Accuracy" if rate == "accuracy" else "Defence rate"
-    return f"{what} over {strength}. " + "; ".join(f"{name}: {', '.join(p)}" for name, p in lines.items()) + "."
+def _sections(report: Report) -> list[Section]:
+    clean = clean_table(report.results)
+    sections = [Section("clean", "Clean images", tables=[clean])] if clean.rows else []
+    for family in families(report.results):
+        name = re.sub(r"[^a-z0-9]+", "-", family.name.lower())
+        sections.append(Section(name, family.heading, family_figures(family), family.tables))
+    images = [*([examples_figure(report.examples)] if report.examples else []), *grid_figures(report.grids)]
+    if images:
+        sections.append(Section("images", "Images", images))
+    return sections

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.errors import MissingExtraError
-from dcn_plugin.report.tables import Table
+from dcn_plugin.report.tables.checks import FAIL, PASS, UNKNOWN
+from dcn_plugin.report.tables.table import Table
 
-__all__ = ["Figure", "render_html"]
+__all__ = ["Figure", "Section", "render_html"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Figure:
         alt: what it shows, for those who cannot see it.
         caption: how to read it.
         wide: may take the width of the page.
+        folded: a page may fold it away.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Figure:
     alt: str
     caption: str
     wide: bool = False
+    folded: bool = False
 
     @property
     def base64(self) -> str:
@@ -41,13 +44,50 @@ class Figure:
         return int.from_bytes(self.png[16:20], "big"), int.from_bytes(self.png[20:24], "big")
 
 
+@dataclass(frozen=True)
+class Section:
+    """One heading of the page and what belongs under it.
+
+    Args:
+        name: for its address within the page, of letters and dashes.
+        heading: for a reader.
+        figures: in order.
+        tables: in order.
+    """
+
+    name: str
+    heading: str
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+
+    @property
+    def open_figures(self) -> list[Figure]:
+        """Those that are seen at once."""
+        return [figure for figure in self.figures if not figure.folded]
+
+    @property
+    def folded_figures(self) -> list[Figure]:
+        """Those that are seen on demand."""
+        return [figure for figure in self.figures if figure.folded]
+
+    @property
+    def main_tables(self) -> list[Table]:
+        """Those that stand for themselves, the short ones first."""
+        return sorted((table for table in self.tables if not table.detail), key=lambda table: table.long)
+
+    @property
+    def detail_tables(self) -> list[Table]:
+        """Those that repeat what a figure shows."""
+        return [table for table in self.tables if table.detail]
+
+
 def render_html(
     *,
     title: str,
     intro: Sequence[str],
     findings: Sequence[str],
-    figures: Sequence[Figure],
-    tables: Sequence[Table],
+    cautions: Sequence[str],
+    sections: Sequence[Section],
     facts: Mapping[str, str],
 ) -> str:
     """Fill the template.
@@ -56,8 +96,8 @@ def render_html(
         title: of the page.
         intro: paragraphs.
         findings: one list item each.
-        figures: in order.
-        tables: in order.
+        cautions: what a reader must know first, one list item each.
+        sections: in order.
         facts: key -> value, how the results were made.
 
     Raises:
@@ -74,5 +114,11 @@ def render_html(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     return environment.get_template("report.html.j2").render(
-        title=title, intro=intro, findings=findings, figures=figures, tables=tables, facts=facts
+        title=title,
+        intro=intro,
+        findings=findings,
+        cautions=cautions,
+        sections=sections,
+        facts=facts,
+        verdicts={PASS: "pass", FAIL: "fail", UNKNOWN: "unknown"},
     )

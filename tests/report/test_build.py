@@ -6,12 +6,23 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dcn_plugin.errors import MissingExtraError
-from dcn_plugin.report import Report, write_report
+from dcn_plugin.report import ImageGrid, Report, write_report
 from tests.report.test_plots import RESULTS, example_images
-from tests.toy_records import noise_record
+from tests.toy_records import (
+    check_record,
+    cue_record,
+    distance_record,
+    matrix_records,
+    noise_record,
+    record,
+    shuffle_record,
+    tapm_record,
+    whitebox_record,
+)
 
 
 class Page(HTMLParser):
@@ -53,6 +64,7 @@ def test_every_file_is_there_and_nothing_else(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "report.html",
         "tables.md",
+        "tables.tex",
         "records.csv",
         "transfer_accuracy.png",
         "transfer_defense.png",
@@ -65,7 +77,8 @@ def test_the_page_asks_nothing_of_the_network(folder: Path) -> None:
     page = Page((folder / "report.html").read_text())
     addresses = [value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href", "srcset")]
     assert addresses
-    assert all(value is not None and value.startswith("data:") for value in addresses)
+    # "#": a place on the page itself.
+    assert all(value is not None and value.startswith(("data:", "#")) for value in addresses)
     assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed"}
     assert "url(" not in (folder / "report.html").read_text()
     assert "@import" not in (folder / "report.html").read_text()
@@ -115,3 +128,84 @@ def test_without_jinja2_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r'pip install "dcn-plugin\[report\]"'):
         write_report(report, tmp_path)
+
+
+EVERY_PROTOCOL = [
+    *matrix_records(),
+    *matrix_records(eps=0.1),
+    tapm_record(),
+    *(whitebox_record(eps=eps) for eps in (0.1, 0.2)),
+    noise_record(),
+    *(shuffle_record(k=k) for k in (2, 4)),
+    noise_record(protocol="stylized", attack="stylized", eps=None),
+    cue_record(20, 60),
+    distance_record(),
+    check_record("noise", False),
+    check_record("radius", True, target="other"),
+    noise_record(protocol="blur"),
+]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    images = np.linspace(0, 1, 2 * 3 * 16, dtype=np.float32).reshape(2, 3, 4, 4)
+    grids = [ImageGrid("PGD on vgg", np.array([3, 8]), images, images[::-1].copy(), np.array([1, 0]))]
+    out = tmp_path_factory.mktemp("full")
+    write_report(Report(title="T", results=EVERY_PROTOCOL, grids=grids), out)
+    return out, (out / "report.html").read_text()
+
+
+def test_every_protocol_has_its_place_on_the_page_and_in_the_contents(full: tuple[Path, str]) -> None:
+    page = Page(full[1])
+    links = [(attrs["href"] or "").lstrip("#") for tag, attrs in page.tags if tag == "a"]
+    places = [attrs["id"] for tag, attrs in page.tags if tag == "h2" and "id" in attrs]
+    assert links == places
+    assert places == ["clean", "transfer", "tapm", "whitebox", "distance", "gaussian", "shuffle", "stylized",
+                      "cue-conflict", "sanity", "blur", "images"]  # fmt: skip
+
+
+def test_every_protocol_with_a_strength_or_a_distance_is_drawn(full: tuple[Path, str]) -> None:
+    assert {path.stem for path in full[0].glob("*.png")} == {
+        "matrix_defense_01", "matrix_accuracy_01", "transfer_accuracy", "transfer_defense", "whitebox", "gaussian",
+        "shuffle", "distances", "images_01",
+    }  # fmt: skip
+
+
+def test_the_alternative_text_of_a_heat_map_holds_its_numbers(full: tuple[Path, str]) -> None:
+    alt = next(str(attrs["alt"]) for tag, attrs in Page(full[1]).tags if tag == "img")
+    assert "PGD, eps 0.2. source vgg: vgg 0.0 %, standard 50.0 %; source resnet: vgg 50.0 %" in alt
+
+
+def test_matrices_and_long_tables_are_folded_away(full: tuple[Path, str], tmp_path: Path) -> None:
+    assert "The figures as tables (4)" in full[1]
+    write_report(Report(title="T", results=[record(target=str(i)) for i in range(30)]), tmp_path)
+    assert "<summary>Transfer attacks (30 rows)</summary>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_verdict_is_marked_for_the_eye(full: tuple[Path, str]) -> None:
+    classes = [str(attrs.get("class")).split() for tag, attrs in Page(full[1]).tags if tag == "td"]
+    assert any("fail" in names for names in classes)
+    assert any("pass" in names for names in classes)
+
+
+def test_without_a_baseline_nothing_is_compared(full: tuple[Path, str]) -> None:
+    assert "comparisons with" not in full[1]
+    assert "Checks for gradient masking, standard: 0 of 1 pass; failed: noise." in full[1]
+
+
+def test_a_terminal_is_spared_very_long_tables_and_repeated_notes() -> None:
+    report = Report(title="T", results=[record(target=str(i)) for i in range(70)])
+    assert "Transfer attacks\n70 rows, in tables.md and report.html" in report.to_text()
+    assert "| 69 |" in report.to_markdown()
+    text = Report(title="T", results=EVERY_PROTOCOL).to_text()
+    assert text.count("rows: attacked sources, columns: targets") == 1
+
+
+def test_several_attacks_of_one_strength_on_one_source_are_drawn_too(tmp_path: Path) -> None:
+    write_report(Report(title="T", results=[record(), record(attack="FGSM")]), tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.png")} == {
+        "transfer_accuracy_pgd",
+        "transfer_accuracy_fgsm",
+        "transfer_defense_pgd",
+        "transfer_defense_fgsm",
+    }

@@ -1,7 +1,17 @@
 from __future__ import annotations
 
 from dcn_plugin.report import findings
-from tests.toy_records import noise_record, record
+from tests.toy_records import (
+    check_record,
+    cue_record,
+    distance_record,
+    matrix_records,
+    noise_record,
+    record,
+    shuffle_record,
+    tapm_record,
+    whitebox_record,
+)
 
 
 def better_and_worse(n_correct: int, seeds: int = 1) -> list[str]:
@@ -47,6 +57,65 @@ def test_noise_is_compared_too() -> None:
 
 
 def test_nothing_is_said_where_there_is_nothing_to_compare() -> None:
+    assert findings([record(), record(target="p=0.1")], baseline=None) == []
     assert findings([record()], baseline="standard") == []
     assert findings([record(), record(target="p=0.1")], baseline="absent") == []
     assert findings([], baseline="standard") == []
+
+
+def test_many_settings_of_a_protocol_are_summed_up_in_one_sentence() -> None:
+    results = [
+        result
+        for eps in range(1, 9)
+        for result in (record(eps=eps / 255), record(eps=eps / 255, target="p=0.1", n_correct=45 + (eps > 2)))
+    ]
+    (sentence,) = (s for s in findings(results, baseline="standard") if s.startswith("Transfer attacks"))
+    assert sentence.endswith("8 settings: mean difference to standard in accuracy on all images: p=0.1 +0.8 points "
+                             "(above in 6 of 8).")  # fmt: skip
+
+
+def test_a_network_attacked_by_itself_is_not_compared_as_if_by_transfer() -> None:
+    sentences = findings(matrix_records(), baseline="standard")
+    assert not any(s.startswith("PGD on vgg,") for s in sentences)
+    assert any(s.startswith("PGD on resnet,") for s in sentences)
+
+
+def test_white_box_and_tapm_are_compared_by_accuracy_on_all_images() -> None:
+    for make, start in ((whitebox_record, "White-box PGD, eps 0.2: "), (tapm_record, "Worst of all transfer attacks")):
+        results = [make(), make(target="p=0.1", n_defended=42, n_correct=42)]
+        assert any(s.startswith(start) and "+12.0 points" in s for s in findings(results, baseline="standard"))
+
+
+def test_a_low_figure_under_shuffle_is_not_called_worse() -> None:
+    results = [shuffle_record(), shuffle_record(target="p=0.1", n_defended=1, n_correct=1)]
+    assert [s for s in findings(results, baseline="standard") if "Clean" not in s] == []
+
+
+def test_distances_are_given_in_units_of_the_baselines() -> None:
+    results = [distance_record(2e-4), distance_record(6e-4, target="p=0.1"), distance_record(2.2e-4, target="p=0.5")]
+    (sentence,) = (s for s in findings(results, baseline="standard") if "distance" in s)
+    assert "p=0.1 3.00, p=0.5 1.10 (intervals overlap)." in sentence
+
+
+def test_a_network_without_a_distance_has_no_part_in_the_sentence() -> None:
+    results = [distance_record(2e-4), distance_record(None, target="lost")]
+    assert not any("distance" in s for s in findings(results, baseline="standard"))
+    assert not any("distance" in s for s in findings(results, baseline="lost"))
+
+
+def test_shape_bias_is_compared_in_points() -> None:
+    sentences = findings([cue_record(20, 60), cue_record(40, 40, target="p=0.1")], baseline="standard")
+    assert sentences == ["Shape bias: standard 25.0 %; p=0.1 50.0 % (+25.0 points)."]
+
+
+def test_checks_are_summed_up_with_or_without_a_baseline() -> None:
+    results = [
+        check_record("noise", True),
+        check_record("radius", False),
+        check_record("black-box", None),
+        check_record("noise", True, target="sound"),
+    ]
+    assert findings(results, baseline=None) == [
+        "Checks for gradient masking, standard: 1 of 3 pass; failed: radius; not decided: black-box.",
+        "Checks for gradient masking: all pass for sound.",
+    ]

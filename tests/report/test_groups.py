@@ -4,8 +4,8 @@ import pytest
 
 from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import wilson
-from dcn_plugin.report import cells, clean_cells, percent
-from tests.toy_records import noise_record, record
+from dcn_plugin.report import cells, clean_cells, matrices, percent
+from tests.toy_records import cue_record, distance_record, matrix_records, noise_record, record
 
 
 def test_the_runs_of_one_setting_become_one_cell_in_order_of_appearance() -> None:
@@ -63,3 +63,46 @@ def test_percent_shows_a_deviation_only_over_several_runs() -> None:
     assert percent(one.accuracy) == "45.0 %"
     assert percent(two.accuracy) == "50.0 ± 7.1 %"
     assert percent(0.123) == "12.3 %"
+
+
+def test_attacks_of_one_name_and_eps_with_other_steps_are_told_apart_and_named() -> None:
+    results = [record(attack_settings={"eps": 0.2, "steps": steps}, steps=steps) for steps in (7, 20)]
+    assert [cell.attack for cell in cells(results, protocol="transfer")] == ["PGD (steps 7)", "PGD (steps 20)"]
+
+
+def test_a_setting_that_follows_the_strength_is_no_other_attack() -> None:
+    results = [record(attack_settings={"eps": eps, "step_size": eps / 4}, eps=eps) for eps in (0.1, 0.2)]
+    assert [cell.attack for cell in cells(results, protocol="transfer")] == ["PGD", "PGD"]
+
+
+def test_runs_with_other_seeds_of_the_attack_are_runs_of_one_setting() -> None:
+    results = [record(attack_settings={"eps": 0.2, "seed": seed}) for seed in (0, 1)]
+    (cell,) = cells(results, protocol="transfer")
+    assert (cell.attack, len(cell.runs)) == ("PGD", 2)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rounding": "8bit"}, {"data_hash": "1" * 64}, {"source": "other"}, {"attack": "FGSM"}, {"eps": 0.1}]
+)
+def test_whatever_else_differs_makes_another_cell(change: dict[str, str]) -> None:
+    assert len(cells([record(), record(**change)], protocol="transfer")) == 2
+
+
+def test_a_matrix_holds_the_sources_and_targets_of_one_attack_and_strength() -> None:
+    found = matrices([*matrix_records(), *matrix_records(eps=0.1), *matrix_records(attack="FGSM")])
+    assert [(m.example.attack, m.example.eps) for m in found] == [("PGD", 0.2), ("PGD", 0.1), ("FGSM", 0.2)]
+    assert (found[0].sources, found[0].targets) == (["vgg", "resnet"], ["vgg", "standard"])
+    assert found[0].cells["vgg", "vgg"].relation == "same network"
+    assert matrices([record()]) == []
+
+
+def test_a_count_that_a_run_lacks_has_no_sum() -> None:
+    (cell,) = cells([record(), record(seed=1, n_zero_gradient=None)], protocol="transfer")
+    assert cell.total("n_zero_gradient") is None
+
+
+def test_clean_accuracy_of_a_part_of_the_images_is_read_only_if_there_is_no_other() -> None:
+    part = distance_record(n_total=95)
+    assert [cell.runs[0].n_total for cell in clean_cells([part, record()])] == [100]
+    assert [cell.runs[0].n_total for cell in clean_cells([part])] == [95]
+    assert clean_cells([cue_record(1, 2)]) == []

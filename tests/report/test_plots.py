@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 
@@ -9,9 +10,10 @@ from PIL import Image
 
 from dcn_plugin.errors import MissingExtraError, RecordError
 from dcn_plugin.evaluate import ExampleRow, Examples, Result
-from dcn_plugin.report import examples_png, rate_png
+from dcn_plugin.report import distance_png, examples_png, heatmap_png, matrices, rate_png
 from dcn_plugin.report.plots import Rate
-from tests.toy_records import noise_record, record
+from dcn_plugin.report.plots.canvas import wrapped
+from tests.toy_records import distance_record, matrix_records, noise_record, record, shuffle_record
 
 RESULTS = [
     record(seed=seed, target=target, eps=eps, n_correct=45 + 5 * seed)
@@ -19,6 +21,9 @@ RESULTS = [
     for eps in (0.1, 0.2)
     for target in ("standard", "p=0.1")
 ]
+
+
+MANY = [result for seed in (0, 1) for eps in (0.1, 0.2) for result in matrix_records(seed=seed, eps=eps)]
 
 
 def draw(results: list[Result], protocol: str = "transfer", rate: Rate = "accuracy") -> bytes:
@@ -39,10 +44,28 @@ def example_images(count: int = 3, channels: int = 1, masks: bool = True) -> Exa
         lambda: draw([record()]),
         lambda: draw([record(target=str(i)) for i in range(9)]),
         lambda: draw([noise_record()], protocol="gaussian"),
+        lambda: draw(matrix_records()),
+        lambda: draw([shuffle_record(k=k) for k in (2, 4, 8)], protocol="shuffle"),
+        lambda: heatmap_png(matrices(matrix_records()), rate="defense", label="%"),
+        lambda: heatmap_png(matrices(MANY[:-1]), rate="accuracy", label="%"),
+        lambda: distance_png([distance_record(), distance_record(2e-2, target="far"), distance_record(None, eps=0.1)]),
         lambda: examples_png(example_images()),
         lambda: examples_png(example_images(count=1, channels=3, masks=False)),
     ],
-    ids=["accuracy", "defence", "one point", "more lines than colours", "noise", "examples", "colour, no masks"],
+    ids=[
+        "accuracy",
+        "defence",
+        "one point",
+        "more lines than colours",
+        "noise",
+        "a panel a source",
+        "shuffle",
+        "matrix",
+        "matrices with a gap",
+        "distances",
+        "examples",
+        "colour, no masks",
+    ],
 )
 def test_a_plot_is_a_png_with_something_on_it(png: object) -> None:
     assert callable(png)
@@ -58,6 +81,8 @@ def test_the_same_records_give_the_same_file() -> None:
 def test_nothing_to_draw_is_said() -> None:
     with pytest.raises(RecordError, match="'gaussian'"):
         draw(RESULTS, protocol="gaussian")
+    with pytest.raises(RecordError, match="distance"):
+        distance_png([*RESULTS, distance_record(None)])
 
 
 def test_a_plot_of_accuracy_needs_no_defence_rate() -> None:
@@ -71,3 +96,22 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r'pip install "dcn-plugin\[report\]"'):
         draw(RESULTS)
+
+
+def test_a_heat_map_grows_with_its_strengths_and_marks_the_white_box() -> None:
+    def size(matrix_count: int) -> tuple[int, int]:
+        png = heatmap_png(matrices(MANY)[:matrix_count], rate="defense", label="%")
+        return Image.open(io.BytesIO(png)).size
+
+    assert size(2)[1] > 1.5 * size(1)[1]
+    plain = [dataclasses.replace(result, relation="other network") for result in matrix_records()]
+    marked, unmarked = (
+        heatmap_png(matrices(results), rate="defense", label="%") for results in (matrix_records(), plain)
+    )
+    assert marked != unmarked
+
+
+def test_names_break_where_words_do() -> None:
+    assert wrapped("defective_resnet18 p=0.1", 14) == "defective_\nresnet18 p=0.1"
+    assert wrapped("short", 14) == "short"
+    assert max(map(len, wrapped("x" * 60, 14).split("\n"))) == 28

@@ -1,0 +1,114 @@
+"""Adversarial images of a run directory, picked to be looked at."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dcn_plugin.data import IndexedImages
+from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.keys import digest
+from dcn_plugin.report.load import run_folders
+from dcn_plugin.report.plots import ImageGrid
+from dcn_plugin.report.texts import number
+
+__all__ = ["adversarial_grids"]
+
+_log = logging.getLogger(__name__)
+
+
+def adversarial_grids(
+    path: str | os.PathLike[str], data: IndexedImages | None = None, *, count: int = 6, most: int = 12
+) -> list[ImageGrid]:
+    """The first images of each adversarial set that fooled their source.
+
+    Args:
+        path: as in :func:`load_run`; where no sets are kept, the result is empty.
+        data: the clean images. They are shown beside those adversarial images that were made from them, known by
+            the hash of their content.
+        count: images a set.
+        most: sets; sets in which no image fooled the source are passed over.
+
+    Raises:
+        SpecError: ``count`` or ``most`` is below 1.
+    """
+    if count < 1 or most < 1:
+        raise SpecError("The number of images or sets is not usable.", (count, most), "ints >= 1")
+    where = Path(path)
+    grids: list[ImageGrid] = []
+    for folder in run_folders(where.parent if where.is_file() else where):
+        names = dict(_source_names(folder))
+        for described in sorted((folder / "sets").glob("*/key.json")):
+            grid = _grid(described, names, data, count) if len(grids) < most else None
+            if grid is not None:
+                grids.append(grid)
+    return sorted(grids, key=lambda grid: grid.title)
+
+
+def _grid(described: Path, names: Mapping[str, str], data: IndexedImages | None, count: int) -> ImageGrid | None:
+    key = _read_json(described)
+    if key is None:
+        return None
+    images, indices = _first_fooled(described.parent, count)
+    if not len(indices):
+        return None
+    title = _title(key, names.get(described.parent.name))
+    adversarial = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    if data is None or key["data"]["content"] != data.content_hash:
+        return ImageGrid(title, indices.numpy(), adversarial.numpy())
+    clean, labels = data.take(indices).float().cpu(), data.labels.cpu()[indices]
+    return ImageGrid(title, indices.numpy(), adversarial.numpy(), clean.numpy(), labels.numpy())
+
+
+def _first_fooled(folder: Path, count: int) -> tuple[Tensor, Tensor]:
+    """Images (K, C, H, W) and places int64 (K,), K <= ``count``, from as few batches as hold them."""
+    images: list[Tensor] = []
+    places: list[int] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            batch = safetensors.torch.load_file(file)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            _log.warning("%s is not shown: it cannot be read (%s)", file, error)
+            continue
+        rows = batch["fooled"].nonzero().flatten()[: count - len(places)].tolist()
+        images += [batch["images"][row] for row in rows]
+        places += [int(file.stem) + row for row in rows]
+        if len(places) == count:
+            break
+    return torch.stack(images) if images else torch.empty(0), torch.tensor(places, dtype=torch.int64)
+
+
+def _source_names(folder: Path) -> Iterator[tuple[str, str]]:
+    """Digest of a set -> name of its source. Sets know the source's weights, the finished units its name."""
+    for file in (folder / "units").glob("*.json"):
+        key = (_read_json(file) or {}).get("key", {})
+        for one in [key, *key.get("sets", [])]:
+            name = one.get("name") or one.get("source") or one.get("target")
+            if one.get("set") and isinstance(name, str):
+                yield digest(one["set"]), name
+
+
+def _title(key: Mapping[str, Any], source: str | None) -> str:
+    attack = str(key["attack"]["class"]).rpartition(".")[2]
+    eps = key["attack"]["settings"].get("eps")
+    parts = [attack + (f" on {source}" if source else "")]
+    parts += [f"eps {number(eps)}"] if eps is not None else []
+    parts += ["8-bit images"] if key["rounding"] == "8bit" else []
+    return ", ".join(parts)
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError) as error:
+        _log.warning("%s is not shown: it cannot be read (%s)", file, error)
+        return None

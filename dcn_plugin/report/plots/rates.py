@@ -1,0 +1,164 @@
+"""A rate over the strength of an attack, of a noise, of a shuffle: a panel a source and attack, a line a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from dcn_plugin.errors import RecordError
+from dcn_plugin.evaluate import Result
+from dcn_plugin.report.groups import Cell, cells
+from dcn_plugin.report.plots.canvas import Look, legend_below, look, new_figure, to_png, wrapped
+from dcn_plugin.report.texts import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Rate", "rate_cells", "rate_png"]
+
+Rate = Literal["accuracy", "defense"]
+
+_Panel = dict[str, list[Cell]]
+
+
+class _Point(NamedTuple):
+    """Mean, bounds of the interval and single runs of a rate at one strength."""
+
+    strength: float
+    mean: float
+    low: float
+    high: float
+    runs: list[float]
+
+
+def rate_cells(results: Sequence[Result], *, protocol: str, rate: Rate) -> list[Cell]:
+    """The cells of a protocol that have this rate and a strength."""
+    return [cell for cell in cells(results, protocol=protocol) if cell.strength is not None and getattr(cell, rate)]
+
+
+def rate_png(results: Sequence[Result], *, protocol: str, rate: Rate, xlabel: str, ylabel: str) -> bytes:
+    """Draw a rate of every target over the strength of an attack or of a noise, with its intervals.
+
+    Args:
+        results: records; those of ``protocol`` are drawn.
+        protocol: e.g. "transfer".
+        rate: "accuracy": on all images, with the clean accuracy at strength 0. "defense": the defence rate.
+        xlabel: of the horizontal axis.
+        ylabel: of the vertical axis.
+
+    Returns:
+        A PNG, one panel a source, attack, image set and rounding. Lines are means over the runs, small circles single
+        runs, bars the envelope of the 95 % intervals.
+
+    Raises:
+        RecordError: there is nothing to draw.
+        MissingExtraError: matplotlib is not installed.
+    """
+    panels: dict[tuple[object, ...], _Panel] = {}
+    found = rate_cells(results, protocol=protocol, rate=rate)
+    for cell in found:
+        panels.setdefault(cell.condition, {}).setdefault(cell.target, []).append(cell)
+    if not panels:
+        raise RecordError(f"There is no record of the protocol {protocol!r} to draw.")
+    targets = list(dict.fromkeys(cell.target for cell in found))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    width = 5.4 if columns == 1 else 4.2 * columns
+    figure = new_figure(width, (3.9 if rows == 1 else 3.1 * rows) + 0.24 * -(-len(targets) // 4))
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.remove()
+            continue
+        panel = list(panels.values())[place]
+        _draw_panel(axes, panel, rate, {target: look(i) for i, target in enumerate(targets)})
+        if place + columns >= len(panels):
+            axes.set_xlabel(_with_unit(xlabel, panel))
+        if place % columns == 0:
+            axes.set_ylabel(ylabel)
+        if len(panels) > 1:
+            axes.set_title(wrapped(_panel_title(panels, place), 46), fontsize=10)
+    widest = max(grid.flat[: len(panels)], key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    legend_below(figure, widest, width=width)
+    engine = figure.get_layout_engine()
+    assert engine is not None  # new_figure gives one
+    engine.set(h_pad=0.08)  # type: ignore[call-arg]
+    return to_png(figure)
+
+
+def _draw_panel(axes: Axes, panel: _Panel, rate: Rate, looks: dict[str, Look]) -> None:
+    logarithmic = _is_shuffle(panel)
+    every = [cell.strength or 0.0 for line in panel.values() for cell in line]
+    lines = {target: _points(line, rate, start=1.0 if logarithmic else 0.0) for target, line in panel.items()}
+    ticks = sorted({*every, *(point.strength for line in lines.values() for point in line)})
+    nudge = 0.012 * ((ticks[-1] - ticks[0]) or 1)
+    for i, (target, points) in enumerate(lines.items()):
+        strengths, mean, low, high = (np.array([point[k] for point in points]) for k in range(4))
+        # Side by side, so that the bars of one strength do not hide each other.
+        side = i - (len(lines) - 1) / 2
+        x = strengths * 1.03**side if logarithmic else strengths + nudge * side
+        bars = 100 * np.clip(np.stack([mean - low, high - mean]), 0, None)
+        color, marker, line = looks[target]
+        axes.errorbar(
+            x, 100 * mean, yerr=bars, label=target, color=color, marker=marker, ls=line, ms=5.5, capsize=2.5, lw=1.6
+        )
+        for at, point in zip(x, points, strict=True):
+            if len(point.runs) > 1:
+                runs = [100 * value for value in point.runs]
+                axes.plot([at] * len(runs), runs, "o", mfc="white", mec=color, ms=3.5, mew=0.9, zorder=3)
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [_tick(panel, tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(-3, 103)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _points(line: Sequence[Cell], rate: Rate, *, start: float) -> list[_Point]:
+    points = []
+    for cell in sorted(line, key=lambda cell: cell.strength or 0):
+        values = [run.accuracy_all if rate == "accuracy" else run.defense_rate for run in cell.runs]
+        interval = cell.accuracy_interval if rate == "accuracy" else cell.defense_interval
+        points.append(_point(cell.strength or 0.0, values, interval))
+    if rate == "accuracy" and line[0].clean is not None:
+        clean = _point(start, [run.clean_accuracy for run in line[0].runs], line[0].clean_interval)
+        points = [clean, *(point for point in points if point.strength != start)]
+    return points
+
+
+def _point(strength: float, values: Sequence[float | None], interval: tuple[float, float] | None) -> _Point:
+    known = [value for value in values if value is not None]
+    assert known and interval is not None  # cells without the rate are not drawn
+    return _Point(strength, float(np.mean(known)), *interval, known)
+
+
+def _is_shuffle(panel: _Panel) -> bool:
+    return next(iter(panel.values()))[0].protocol == "shuffle"
+
+
+def _in_levels(panel: _Panel) -> bool:
+    """Whether the strengths are read in grey levels: 8/255, 16/255."""
+    return any(number(cell.strength).endswith("/255") for line in panel.values() for cell in line)
+
+
+def _with_unit(label: str, panel: _Panel) -> str:
+    if _is_shuffle(panel):
+        return label
+    return f"{label}, in 1/255" if _in_levels(panel) else f"{label} (pixels lie in [0, 1])"
+
+
+def _tick(panel: _Panel, strength: float) -> str:
+    return f"{255 * strength:.3g}" if _in_levels(panel) and not _is_shuffle(panel) else number(strength)
+
+
+def _panel_title(panels: dict[tuple[object, ...], _Panel], place: int) -> str:
+    """What sets a panel apart from the others."""
+    keys = list(panels)
+    _, source, attack, data, _, rounding = keys[place]
+    varies = [len({key[k] for key in keys}) > 1 for k in range(6)]
+    parts = (f"{attack}" if varies[2] else "", f"source {source}" if varies[1] else "", f"{data}" if varies[3] else "",
+             f"rounding {rounding}" if varies[5] else "")  # fmt: skip
+    return ", ".join(part for part in parts if part)

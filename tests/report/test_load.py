@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dcn_plugin.errors import DataError, RecordError
+from dcn_plugin.evaluate import Result, RunDirectory
+from dcn_plugin.report import load_run, write_report
+from tests.toy_records import noise_record, record
+
+
+def finished(folder: Path, *results: Result) -> Path:
+    RunDirectory(folder).finish({}, results)
+    return folder
+
+
+def test_a_finished_run_is_read_with_its_facts(tmp_path: Path) -> None:
+    finished(tmp_path / "run", record(), record(target="p=0.1"))
+    report = load_run(tmp_path / "run", baseline="standard")
+    assert list(report.results) == [record(), record(target="p=0.1")]
+    assert report.title == "Results: run"
+    assert report.findings
+    assert report.intro == []
+    assert report.facts["Records"] == "2"
+    assert report.facts["Finished"].endswith("Z")
+
+
+def test_a_results_file_alone_will_do(tmp_path: Path) -> None:
+    finished(tmp_path, record())
+    assert list(load_run(tmp_path / "results.json", title="Mine").results) == [record()]
+
+
+def test_a_killed_run_gives_what_it_finished_and_says_so(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.write_unit({"unit": 1}, [record()])
+    run.write_unit({"unit": 2}, [noise_record(), noise_record(target="p=0.1")])
+    report = load_run(tmp_path / "run")
+    assert sorted(r.protocol for r in report.results) == ["gaussian", "gaussian", "transfer"]
+    assert "Not finished: run." in report.intro[0]
+
+
+def test_a_damaged_unit_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_unit({"unit": 1}, [record()])
+    (tmp_path / "units" / "damaged.json").write_text('{"key": {}, "resu')
+    assert list(load_run(tmp_path).results) == [record()]
+    assert "damaged.json is left out" in caplog.text
+
+
+def test_several_runs_are_merged_and_copies_count_once(tmp_path: Path) -> None:
+    finished(tmp_path / "b", record(seed=1), record())
+    finished(tmp_path / "a" / "deep", record())
+    assert [r.seed for r in load_run(tmp_path).results] == [0, 1]
+
+
+def test_two_runs_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    finished(tmp_path / "a", record())
+    finished(tmp_path / "b", record(n_correct=44))
+    with pytest.raises(RecordError, match="measured twice"):
+        load_run(tmp_path).to_text()
+
+
+@pytest.mark.parametrize("name", ["absent", "empty"])
+def test_nothing_there_is_a_named_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no results"):
+        load_run(tmp_path / name)
+
+
+def test_a_run_without_records_is_a_named_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no results"):
+        load_run(finished(tmp_path))
+
+
+def test_a_damaged_file_and_an_unknown_baseline_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="baseline"):
+        load_run(finished(tmp_path, record()), baseline="nobody")
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(RecordError, match="not a results file"):
+        load_run(tmp_path)
+
+
+def test_a_report_written_into_its_run_directory_changes_no_record(tmp_path: Path) -> None:
+    finished(tmp_path, noise_record())
+    before = (tmp_path / "results.json").read_bytes()
+    write_report(load_run(tmp_path), tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == before
+    assert list(load_run(tmp_path).results) == [noise_record()]
