@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from dcn_plugin.attacks import PGD
-from dcn_plugin.data import Splits, load_digits
+from dcn_plugin.data import ImageSet, Splits, load_digits
 from dcn_plugin.errors import DataError, SpecError
 from dcn_plugin.evaluate import (
     AdversarialSet,
@@ -34,7 +34,6 @@ from dcn_plugin.evaluate import (
     Examples,
     Result,
     ResultFile,
-    adversarial_set,
     code_hash,
     gaussian,
     measure_targets,
@@ -213,7 +212,8 @@ def _run_seed(spec: DemoSpec, seed: int, splits: Splits, bar: Any) -> tuple[list
     made = []
     for eps in spec.eps:
         bar.set_description(f"seed {seed}, attacking with eps {eps}")
-        made.append(adversarial_set(SOURCE, nets[SOURCE], PGD(eps, steps=spec.steps), splits.test))
+        made.append(AdversarialSet(SOURCE, nets[SOURCE], PGD(eps, steps=spec.steps), splits.test))
+        _ = made[-1].loaded  # the examples need the images too
         results += measure_targets(made[-1], targets, seed=seed)
         bar.update()
     bar.set_description(f"seed {seed}, adding noise")
@@ -251,10 +251,11 @@ def _derived(seed: int, role: str, what: str) -> int:
 def _examples(nets: dict[str, nn.Module], made: Sequence[AdversarialSet]) -> Examples:
     middle = made[len(made) // 2]
     data = middle.data
-    chosen = middle.fooled.nonzero().flatten()[:_EXAMPLES]
+    assert isinstance(data, ImageSet)
+    chosen = middle.loaded.fooled.nonzero().flatten()[:_EXAMPLES]
     if not len(chosen):
         chosen = torch.arange(min(_EXAMPLES, len(data)))
-    states = {"clean": data.images} | {f"eps {one.attack.eps}": one.images for one in made}
+    states = {"clean": data.images} | {f"eps {one.attack.eps}": one.loaded.images for one in made}
     rows = []
     for title, images in states.items():
         said = {name: predict(net, images[chosen])[0].numpy() for name, net in nets.items()}

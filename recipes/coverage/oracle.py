@@ -30,6 +30,19 @@ def leaves(output: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
+def observe(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """All tensors that a model puts out, and those of its backbone: a detector that finds nothing puts out nothing."""
+    inner: list[Tensor] = []
+    backbone = getattr(model, "backbone", None)
+    watched = backbone.register_forward_hook(lambda _, __, out: inner.extend(leaves(out))) if backbone else None
+    try:
+        return leaves(model(images)) + inner
+    finally:
+        if watched is not None:
+            watched.remove()
+
+
+@torch.no_grad()
 def oracle_output(model: nn.Module, sites: list[Any], images: Tensor) -> list[Tensor]:
     """Run the plain ``model`` with a hook at every site.
 
@@ -47,7 +60,7 @@ def oracle_output(model: nn.Module, sites: list[Any], images: Tensor) -> list[Te
             undo.callback(model.get_submodule(site.name).register_forward_hook(hook).remove)
         undo.enter_context(calls.watching())
         undo.enter_context(calls)
-        out = leaves(model(images))
+        out = observe(model, images)
     for site in sites:
         assert calls.paths[site.ordinal] == site.conv, f"convolution {site.ordinal} is {calls.paths[site.ordinal]}"
     return out

@@ -3,6 +3,7 @@
     python -m recipes.coverage.sweep                 # resumes: models in the record are not run again
     python -m recipes.coverage.sweep --only '^timm/resnet'
     python -m recipes.coverage.sweep --redo refused  # run again what had this outcome
+    python -m recipes.coverage.sweep --shard 1/2     # one of two processes that fill one record
 
 Outcomes: "equal" (the defective network computes what the oracle computes, bit for bit, and something
 else than the plain network), "refused" (a named error with its reason), "not built" (the plain network
@@ -13,6 +14,8 @@ else is recorded as "bug"; what the sweep has not come to yet stands under "not_
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -33,7 +36,7 @@ from torch import Tensor, nn
 import dcn_plugin as dcn
 from dcn_plugin.errors import DcnError
 from dcn_plugin.surgery import plan_defects
-from recipes.coverage.oracle import leaves, oracle_output
+from recipes.coverage.oracle import observe, oracle_output
 
 RECORD = Path(__file__).resolve().parent / "record.json"
 SEED, P, BATCH = 0, 0.3, 2
@@ -166,7 +169,7 @@ def check(model: nn.Module, images: Tensor) -> dict[str, Any]:
     size: Any = tuple(images.shape[1:])
     found: dict[str, Any] = {"input_size": list(size)}
     try:
-        plain = leaves(model(images))
+        plain = observe(model, images)
     except Exception:
         plain = []
     giant = sum(p.numel() for p in model.parameters()) * 9 > MEMORY_GIB * 2**30  # no room for a copy
@@ -181,18 +184,18 @@ def check(model: nn.Module, images: Tensor) -> dict[str, Any]:
             spec = dcn.defect_spec(net)
             oracle = oracle_output(model, list(spec.sites), images)
     except DcnError as error:
-        unchanged = not plain or _same(leaves(model(images)), plain)
+        unchanged = not plain or _same(observe(model, images), plain)
         found |= {"outcome": "refused", "error": type(error).__name__, "reason": error.what}
         return found if unchanged else found | {"outcome": "bug", "reason": "refused, but the model is changed"}
-    out = leaves(net(images))
+    out = observe(net, images)
     found |= {"sites": len(spec.sites), "convs": sum(isinstance(m, nn.Conv2d) for m in model.modules())}
     dcn.verify(net)
     complaints = {
         "the plain output is not finite": all(bool(v.isfinite().all()) for v in plain),
         "it differs from the oracle": bool(plain) and _same(out, oracle),
         "it does not differ from the plain model": not _same(out, plain),
-        "undefectify does not restore the outputs": _same(leaves(dcn.undefectify(net, inplace=True)(images)), plain),
-        "defectify changed the model": _same(leaves(model(images)), plain),
+        "undefectify does not restore the outputs": _same(observe(dcn.undefectify(net, inplace=True), images), plain),
+        "defectify changed the model": _same(observe(model, images), plain),
     }
     wrong = [complaint for complaint, fine in complaints.items() if not fine]
     return found | ({"outcome": "bug", "reason": "; ".join(wrong)} if wrong else {"outcome": "equal"})
@@ -255,18 +258,35 @@ def write(record: dict[str, Any], path: Path) -> None:
     os.replace(draft, path)
 
 
-def sweep(names: list[str], path: Path, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run the models that are not in the record yet, and write it after each."""
+def read(path: Path) -> dict[str, Any]:
+    """The record so far."""
     record: dict[str, Any] = {**header(), "models": {}}
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
         if old["versions"] != record["versions"]:
             raise SystemExit(f"{path} was made with other versions; remove it to start afresh")
         record["models"] = old["models"]
+    return record
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep the other processes that fill the same record waiting."""
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sweep(names: list[str], path: Path, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run the models that are not in the record yet, and write it after each."""
+    record = read(path)
     todo = [name for name in names if name not in record["models"]]
     for i, name in enumerate(todo, 1):
-        result = record["models"][name] = run_model(name)
-        write(record, path)
+        result = run_model(name)
+        with alone(path):
+            record = read(path)
+            record["models"][name] = result
+            write(record, path)
         gc.collect()
         report(f"[{i}/{len(todo)}] {name}: {result['outcome']} {result.get('reason', '')} {result['seconds']} s")
     return record
@@ -277,6 +297,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression over names such as timm/resnet18")
     parser.add_argument("--skip", default="^$", help="regular expression of names to leave out")
     parser.add_argument("--redo", default=None, help="run models with this outcome again")
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="run every N-th of these models, from the I-th on"
+    )
     parser.add_argument("--record", type=Path, default=RECORD)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -287,7 +310,8 @@ def main() -> None:
         record["models"] = {n: m for n, m in record["models"].items() if m["outcome"] != args.redo}
         write(record, args.record)
     names = [n for n in model_names() if re.search(args.only, n) and not re.search(args.skip, n)]
-    sweep(names, args.record, lambda line: print(line, flush=True))
+    shard, shards = map(int, args.shard.split("/"))
+    sweep(names[shard - 1 :: shards], args.record, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def test_the_demo_prints_tables_and_writes_its_files(tmp_path: Path, capsys: pyt
         "results.json",
         "report.html",
         "tables.md",
+        "tables.tex",
         "records.csv",
         "transfer_accuracy.png",
         "transfer_defense.png",

@@ -18,7 +18,7 @@ from dcn_plugin.errors import DataError, SpecError
 from dcn_plugin.evaluate import ResultFile, code_hash
 from dcn_plugin.experiments import BASELINE, DemoOutcome, run_demo
 from dcn_plugin.experiments import demo as module
-from tests.test_cli import TINY
+from tests.cli.test_main import TINY
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_finished_seeds_are_reused_and_the_file_is_the_same(
 KILLED = """
 import sys
 from dcn_plugin.experiments import demo, run_demo
-from tests.test_cli import TINY
+from tests.cli.test_main import TINY
 demo.code_hash = lambda: sys.argv[2]
 run_demo(sys.argv[1], seeds=range(50), spec=TINY)
 """

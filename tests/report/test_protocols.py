@@ -132,7 +132,7 @@ def test_a_check_passes_fails_or_is_unknown() -> None:
     results = [check_record("noise", True), check_record("radius", False), check_record("black-box", None)]
     found = table("Checks for gradient masking", *results)
     assert column(found, "verdict") == ["pass", "FAIL", "unknown"]
-    assert column(found, "figures")[0] == "n one step 12, share 0.1235"
+    assert column(found, "figures")[0] == "one step 12, share 0.1235"
 
 
 def test_one_failure_in_several_runs_is_a_failure() -> None:

@@ -67,5 +67,5 @@ def _figures(cell: Cell) -> str:
     for name in dict.fromkeys(name for run in cell.runs for name in run.figures):
         known = cell.figure(name)
         words = dict.fromkeys(value(run.figures.get(name)) for run in cell.runs)
-        parts.append(f"{name.replace('_', ' ')} {value(known.mean) if known else ' / '.join(words)}")
+        parts.append(f"{name.removeprefix('n_').replace('_', ' ')} {value(known.mean) if known else ' / '.join(words)}")
     return ", ".join(parts) or DASH

@@ -1,0 +1,72 @@
+"""The command ``defective``: one file a subcommand, errors as one line on stderr.
+
+To add a subcommand: write a file with ``add(commands)``, which makes its parser and sets ``run=`` to a function
+``(args) -> exit status``, and list it in ``_COMMANDS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from dcn_plugin.cli.arguments import Commands
+from dcn_plugin.cli.demo import add as add_demo
+from dcn_plugin.cli.evaluate import add as add_evaluate
+from dcn_plugin.cli.report import add as add_report
+from dcn_plugin.cli.summary import add as add_summary
+from dcn_plugin.errors import DcnError
+
+__all__ = ["main"]
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments without the program's name; those of the process when absent.
+
+    Returns:
+        0, 2 after an error that the user can mend, 130 after an interrupt.
+    """
+    args = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    logging.basicConfig(level=logging.WARNING, format="defective: %(message)s", stream=sys.stderr)
+    try:
+        return run(args)
+    except DcnError as error:
+        print(f"defective: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"defective: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("defective: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="defective",
+        description="Defective convolutional networks (not deformable convolution): train, attack, report.",
+    )
+    parser.add_argument("--version", action="version", version=f"dcn-plugin {_version()}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in _COMMANDS:
+        add(commands)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("dcn-plugin")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+_COMMANDS: tuple[Callable[[Commands], None], ...] = (add_demo, add_evaluate, add_report, add_summary)

@@ -1,0 +1,375 @@
+"""``defective evaluate PROTOCOL``: measure models of any origin on images of any origin."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.attacks import ATTACKS, open_attacks
+from dcn_plugin.cli.models import MODELS, open_models
+from dcn_plugin.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dcn_plugin.evaluate import Result, RunDirectory
+
+__all__ = ["add"]
+
+_IMAGES = (
+    "images: digits, folder:PATH, npz:FILE, cifar10:ROOT, cifar100:ROOT, mnist:ROOT, fashionmnist:ROOT or svhn:ROOT"
+)
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """One subcommand.
+
+    Args:
+        help: one line.
+        run: gets what the arguments name.
+        sources: it takes ``--source``; "needed" or "optional".
+        attacks: the attacks it runs where none is named; None: it takes no ``--attack``.
+        more: adds arguments of its own.
+        data: what ``--data`` is.
+    """
+
+    help: str
+    run: Callable[[_Opened], Iterable[Result]]
+    sources: str = ""
+    attacks: tuple[str, ...] | None = None
+    more: Callable[[argparse.ArgumentParser], None] | None = None
+    data: str = _IMAGES
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The arguments, with models, attacks and images opened."""
+
+    args: argparse.Namespace
+    targets: dict[str, nn.Module]
+    sources: dict[str, nn.Module]
+    attacks: list[Any]
+    store: RunDirectory
+
+    @property
+    def data(self) -> Any:
+        from dcn_plugin.data import open_images
+
+        args = self.args
+        return open_images(args.data, size=args.size, resize=args.resize, limit=args.limit)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+            "store": self.store,
+            "progress": not args.no_progress,
+        }
+
+
+def add(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure models: transfer, white-box, Boundary, noise, shape and texture",
+        description="Measure any models on any images with a protocol of the paper. Finished measurements and "
+        "adversarial images are kept in --out: a run that was stopped goes on where it was, and a new target meets the "
+        "images that are there. Prints tables; writes results.json, report.html and plots.",
+    )
+    protocols = parser.add_subparsers(title="protocols", required=True, metavar="PROTOCOL")
+    for name, protocol in _PROTOCOLS.items():
+        own = protocols.add_parser(name, help=protocol.help, description=protocol.help)
+        own.set_defaults(run=_run, protocol=name)
+        own.add_argument(
+            "--target", action="append", required=True, metavar="NAME=MODEL", help=f"model to measure: {MODELS}"
+        )
+        if protocol.sources:
+            own.add_argument(
+                "--source",
+                action="append",
+                required=protocol.sources == "needed",
+                default=[],
+                metavar="NAME=MODEL",
+                help="model to attack, written like a target; A+B names an ensemble of two sources",
+            )
+        if protocol.attacks is not None:
+            own.add_argument(
+                "--attack",
+                action="append",
+                default=[],
+                metavar="ATTACK",
+                help=f"attack ({ATTACKS}); default: {' '.join(protocol.attacks)}",
+            )
+            own.add_argument(
+                "--rounding", choices=("none", "8bit"), default="none", help="of adversarial images (default: none)"
+            )
+        own.add_argument("--data", required=True, metavar="DATA", help=protocol.data)
+        own.add_argument(
+            "--size", type=positive, metavar="PIXELS", help="resize and cut images of a folder to this size"
+        )
+        own.add_argument(
+            "--resize", type=positive, metavar="PIXELS", help="shorter side before the cut, e.g. 256 for 224"
+        )
+        own.add_argument("--limit", type=positive, metavar="N", help="measure so many images only")
+        if protocol.more is not None:
+            protocol.more(own)
+        own.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+        own.add_argument(
+            "--seed", type=natural, default=0, metavar="S", help="of the models' training, for the records"
+        )
+        own.add_argument(
+            "--batch-size", type=positive, default=256, metavar="N", help="images at a time (default: 256)"
+        )
+        own.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
+        own.add_argument("--baseline", metavar="NAME", help="target that the report holds the others against")
+        own.add_argument("--fresh", action="store_true", help="measure again what is finished")
+        add_no_progress(own)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dcn_plugin.cli.report import show
+    from dcn_plugin.evaluate import RunDirectory
+
+    protocol = _PROTOCOLS[args.protocol]
+    store = RunDirectory(args.out, fresh=args.fresh)
+    device = _device(args.device)
+
+    def tell(line: str) -> None:
+        print(f"defective: {line}", file=sys.stderr)
+
+    targets = open_models(args.target, "targets", device=device, tell=tell)
+    if args.baseline is not None and args.baseline not in targets:
+        raise SpecError("The baseline is not among the targets.", args.baseline, ", ".join(targets))
+    sources = _with_ensembles(getattr(args, "source", []), device, tell)
+    attacks = open_attacks(getattr(args, "attack", None) or protocol.attacks or ())
+    opened = _Opened(args, targets, sources, attacks, store)
+    results = list(protocol.run(opened))
+    options = {key: value for key, value in vars(args).items() if key not in ("run", "no_progress", "fresh", "out")}
+    store.finish({"command": "defective evaluate", **options}, results)
+    if store.reused:
+        tell(f"{store.reused} finished measurements were reused (--fresh measures again)")
+    return show(args.out, args.out, baseline=args.baseline)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"The device cannot be used ({str(error).splitlines()[0]}).", name, "cpu, cuda, ...") from error
+    return device
+
+
+def _with_ensembles(texts: list[str], device: Any, tell: Callable[[str], None]) -> dict[str, nn.Module]:
+    """Open the sources; one that is written ``A+B`` is the ensemble of the sources named A and B."""
+    from dcn_plugin.attacks import EnsembleSource
+
+    groups = [text for text in texts if "+" in text and "=" not in text and "," not in text]
+    sources = open_models([text for text in texts if text not in groups], "sources", device=device, tell=tell)
+    for group in groups:
+        names = group.split("+")
+        if unknown := [name for name in names if name not in sources]:
+            raise SpecError("An ensemble is made of named sources.", unknown, ", ".join(sources))
+        sources[group] = EnsembleSource([sources[name] for name in names]).eval()
+    return sources
+
+
+def _matrix(name: str) -> Callable[[_Opened], Iterable[Result]]:
+    def run(opened: _Opened) -> Iterable[Result]:
+        from dcn_plugin import evaluate
+
+        protocol = evaluate.transfer if name == "transfer" else evaluate.tapm
+        return protocol(
+            opened.sources,
+            opened.targets,
+            opened.attacks,
+            opened.data,
+            rounding=opened.args.rounding,
+            **opened.common,
+        )
+
+    return run
+
+
+def _whitebox(opened: _Opened) -> Iterable[Result]:
+    from dcn_plugin.evaluate import whitebox
+
+    return whitebox(opened.targets, opened.attacks, opened.data, rounding=opened.args.rounding, **opened.common)
+
+
+def _distance(attack: str) -> _Protocol:
+    def run(opened: _Opened) -> Iterable[Result]:
+        from dcn_plugin.evaluate import minimal_distance
+
+        (made,) = open_attacks([f"{attack},{opened.args.options}" if opened.args.options else attack])
+        return minimal_distance(opened.targets, made, opened.data, count=opened.args.count, **opened.common)
+
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--count", type=positive, default=500, metavar="N", help="images the target has right (default: 500)"
+        )
+        parser.add_argument(
+            "--options", default="", metavar="KEY=VALUE,...", help="of the attack, e.g. max_queries=1000"
+        )
+
+    return _Protocol(f"median distance to the nearest image that {attack} finds", run, more=more)
+
+
+def _gaussian(opened: _Opened) -> Iterable[Result]:
+    from dcn_plugin.evaluate import gaussian
+
+    return gaussian(
+        opened.targets, opened.data, opened.args.level or [0.1, 0.2, 0.3], noise=opened.args.noise, **opened.common
+    )
+
+
+def _gaussian_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--level",
+        action="append",
+        type=_fraction,
+        metavar="X",
+        help="sigma (plain) or eps (clipped), e.g. 0.1 or 16/255; default: 0.1, 0.2, 0.3",
+    )
+    parser.add_argument("--noise", choices=("plain", "clipped"), default="plain", help="clipped is the paper's")
+
+
+def _shuffle(opened: _Opened) -> Iterable[Result]:
+    from dcn_plugin.evaluate import shuffle
+
+    ks, confidence = opened.args.k or [2, 4, 8], opened.args.confidence
+    return shuffle(opened.targets, opened.data, ks, confidence=confidence, **opened.common)
+
+
+def _shuffle_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-k", action="append", type=positive, metavar="K", help="a K x K grid; default: 2, 4, 8")
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.99,
+        metavar="P",
+        help="least softmax that counts (default: 0.99, the paper's)",
+    )
+
+
+def _amplitude(opened: _Opened) -> Iterable[Result]:
+    from dcn_plugin.evaluate import amplitude
+
+    return amplitude(opened.targets, opened.data, **opened.common)
+
+
+def _stylized(opened: _Opened) -> Iterable[Result]:
+    from dcn_plugin.data import paired_folders
+    from dcn_plugin.evaluate import stylized
+
+    args = opened.args
+    pair = paired_folders(args.data, args.stylized, size=args.size, resize=args.resize, limit=args.limit)
+    return stylized(opened.targets, *pair, **opened.common)
+
+
+def _stylized_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stylized", required=True, metavar="DIR", help="the stylised images, in the same layout")
+
+
+def _cue_conflict(opened: _Opened) -> Iterable[Result]:
+    from dcn_plugin.data import CueConflict
+    from dcn_plugin.evaluate import cue_conflict
+
+    args = opened.args
+    data = CueConflict(args.data, size=args.size, resize=args.resize, limit=args.limit)
+    return cue_conflict(opened.targets, data, class_map=_class_map(args.class_map), **opened.common)
+
+
+def _cue_conflict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--class-map",
+        metavar="FILE",
+        help="JSON list: for each class of the models the number of its cue class, or null; default: they are the same",
+    )
+
+
+def _class_map(path: str | None) -> list[int | None] | None:
+    import json
+    from pathlib import Path
+
+    if path is None:
+        return None
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SpecError(f"{path} is no JSON ({error}).", path, "a list of numbers and nulls") from error
+    if not isinstance(found, list) or not all(item is None or isinstance(item, int) for item in found):
+        raise SpecError(f"{path} is no class map.", type(found).__name__, "a JSON list of numbers and nulls")
+    return found
+
+
+def _sanity(opened: _Opened) -> Iterable[Result]:
+    from dcn_plugin.evaluate import sanity
+
+    data = opened.data
+    for name, target in opened.targets.items():
+        yield from sanity(
+            target,
+            data,
+            eps=opened.args.eps,
+            steps=opened.args.steps,
+            sources=opened.sources,
+            name=name,
+            **opened.common,
+        )
+
+
+def _sanity_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--eps", type=_fraction, required=True, metavar="X", help="radius, e.g. 8/255")
+    parser.add_argument("--steps", type=positive, default=40, metavar="N", help="of PGD (default: 40)")
+
+
+def _fraction(text: str) -> float:
+    top, _, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 0.1 or 8/255") from None
+
+
+_TRANSFER_ATTACKS = ("pgd,eps=8/255",)
+_PROTOCOLS: dict[str, _Protocol] = {
+    "transfer": _Protocol(
+        "transfer matrix: images made on every source, shown to every target",
+        _matrix("transfer"),
+        "needed",
+        _TRANSFER_ATTACKS,
+    ),
+    "tapm": _Protocol(
+        "accuracy under the worst of all sources and attacks, image by image", _matrix("tapm"), "needed", ("modern",)
+    ),
+    "whitebox": _Protocol("every target attacked on itself", _whitebox, attacks=_TRANSFER_ATTACKS),
+    "boundary": _distance("boundary"),
+    "hopskipjump": _distance("hopskipjump"),
+    "cw": _distance("cw"),
+    "gaussian": _Protocol("Gaussian noise", _gaussian, more=_gaussian_arguments),
+    "shuffle": _Protocol("shuffled patches", _shuffle, more=_shuffle_arguments),
+    "amplitude": _Protocol("phase of one image, Fourier amplitude of another", _amplitude),
+    "stylized": _Protocol(
+        "stylised images (Stylized-ImageNet's layout)",
+        _stylized,
+        more=_stylized_arguments,
+        data="folder of the originals",
+    ),
+    "cue-conflict": _Protocol(
+        "shape bias on cue-conflict images (model-vs-human's naming)",
+        _cue_conflict,
+        more=_cue_conflict_arguments,
+        data="folder of the images",
+    ),
+    "sanity": _Protocol("warning signs of gradient masking", _sanity, "optional", more=_sanity_arguments),
+}

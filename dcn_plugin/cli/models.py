@@ -1,0 +1,145 @@
+"""Models by name: a timm name, a checkpoint of ours, or a function of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcn_plugin.cli.spec import Spec, named, nearest, parse_spec
+from dcn_plugin.errors import CheckpointError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import torch
+    from torch import nn
+
+__all__ = ["MODELS", "open_model", "open_models"]
+
+MODELS = (
+    "a timm name (defective_resnet18,p=0.3,num_classes=10,checkpoint_path=FILE), a checkpoint of save_checkpoint "
+    "(net.safetensors, with model=SPEC where the architecture is not timm's), or a function of yours "
+    "(module:function,option=1,weights=FILE)"
+)
+"""What :func:`open_model` understands, for help texts."""
+
+
+def open_models(
+    texts: Iterable[str], what: str, *, device: torch.device, tell: Callable[[str], None]
+) -> dict[str, nn.Module]:
+    """Open every ``NAME=SPEC`` as :func:`open_model` does, in eval mode on ``device``."""
+    return {name: open_model(spec, name=name, tell=tell).to(device).eval() for name, spec in named(texts, what).items()}
+
+
+def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print) -> nn.Module:
+    """Make a model that takes images in [0, 1].
+
+    A timm model gets the normalisation of its ``pretrained_cfg`` inside, and ``tell`` says so;
+    ``normalize=false`` leaves it out, and ``mean=`` and ``std=`` change it. A function's model is taken as it is.
+
+    Args:
+        text: see :data:`MODELS`.
+        name: what to call it in messages.
+        tell: gets one line on how images are normalised.
+
+    Raises:
+        SpecError: the name or an option is unknown, or a function cannot be found.
+        CheckpointError: a file does not fit.
+    """
+    spec = parse_spec(text)
+    options = dict(spec.options)
+    normalize = options.pop("normalize", True)
+    constants: dict[str, Any] = {key: options.pop(key) for key in ("mean", "std") if key in options}
+    if spec.head.endswith(".safetensors") or os.path.sep in spec.head:
+        model, own = _from_checkpoint(Path(spec.head), options)
+    elif ":" in spec.head:
+        model, own = _from_function(Spec(spec.head, options)), None
+    else:
+        model, own = _from_timm(Spec(spec.head, options))
+    own = {**(own or {}), **constants} if own or constants else None
+    if not normalize or own is None:
+        tell(f"{name or text}: takes images in [0, 1] as they are")
+        return model
+    if own.keys() != {"mean", "std"}:
+        raise SpecError("Normalisation needs mean and std.", constants, "mean=[...],std=[...]")
+    from dcn_plugin.layers import Normalized
+
+    tell(f"{name or text}: images are normalised inside, mean {list(own['mean'])}, std {list(own['std'])}")
+    return Normalized(model, own["mean"], own["std"])
+
+
+def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
+    import timm
+
+    import dcn_plugin.models  # noqa: F401  registers the defective models
+
+    if not timm.is_model(spec.head):
+        raise SpecError("This is no model.", spec.head, MODELS, nearest(spec.head, timm.list_models()))
+    try:
+        model = timm.create_model(spec.head, **spec.options)
+    except TypeError as error:
+        raise SpecError(f"{spec.head} does not take these options ({error}).", dict(spec.options)) from error
+    cfg: Any = model.pretrained_cfg
+    return model, {"mean": cfg["mean"], "std": cfg["std"]} if cfg.get("mean") and cfg.get("std") else None
+
+
+def _from_checkpoint(path: Path, options: dict[str, Any]) -> tuple[nn.Module, Mapping[str, Any] | None]:
+    from dcn_plugin.checkpoint import load_checkpoint, read_info
+    from dcn_plugin.layers import Normalized
+
+    info = read_info(path)
+    base = options.pop("model", None)
+    if options:
+        raise SpecError("A checkpoint brings its own options.", options, "model=SPEC, normalize=, mean=, std=")
+    inside: Mapping[str, Any] | None = info.normalization
+    if base is not None:
+        model = open_model(str(base), tell=lambda _: None)
+        if isinstance(model, Normalized):
+            inside = inside or {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+            model = model.model
+    elif info.architecture and info.model_args is not None:
+        model, cfg = _from_timm(Spec(info.architecture, {**info.model_args, "pretrained": False}))
+        inside = inside or cfg
+    else:
+        raise CheckpointError(
+            f"{path} does not say which architecture it holds.",
+            fix=f"name it: {path},model=module:function or {path},model='resnet18,num_classes=10'",
+        )
+    return load_checkpoint(path, model), inside
+
+
+def _from_function(spec: Spec) -> nn.Module:
+    from torch import nn
+
+    module_name, _, function = spec.head.partition(":")
+    options = dict(spec.options)
+    weights = options.pop("weights", None)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the user's own file in the folder they stand in
+    try:
+        make = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"There is no {function!r} in {module_name!r} ({error}).", spec.head, MODELS) from error
+    model = Spec(spec.head, options).call(make)
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"{spec.head} does not return a module.", type(model).__name__, "torch.nn.Module")
+    return model if weights is None else _with_weights(model, Path(str(weights)))
+
+
+def _with_weights(model: nn.Module, path: Path) -> nn.Module:
+    import safetensors.torch
+
+    from dcn_plugin.archive import is_archive
+    from dcn_plugin.checkpoint import load_checkpoint
+
+    if is_archive(path):
+        return load_checkpoint(path, model)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"The weights in {path} do not fit {type(model).__name__} ({error}).") from error
+    return model

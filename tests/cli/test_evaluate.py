@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcn_plugin import cli
+from dcn_plugin.evaluate import ResultFile
+
+LINEAR = "tests.cli.factory:linear"
+TARGETS = ["--target", f"a={LINEAR}", "--target", f"b={LINEAR},seed=1"]
+DATA = ["--data", "digits", "--size", "8", "--limit", "40", "--batch-size", "16", "--no-progress"]
+
+# protocol -> what it needs besides, how many records it gives
+CASES: dict[str, tuple[list[str], int]] = {
+    "transfer": (["--source", f"s={LINEAR},seed=2", "--attack", "pgd,eps=0.1,steps=2", "--rounding", "8bit"], 2),
+    "tapm": (["--source", f"s={LINEAR},seed=2", "--attack", "fgsm,eps=0.1", "--attack", "pgd,eps=0.1,steps=2"], 2),
+    "whitebox": (["--attack", "pgd,eps=0.1,steps=2"], 2),
+    "boundary": (["--options", "max_queries=40", "--count", "5"], 2),
+    "hopskipjump": (["--options", "max_queries=60", "--count", "5"], 2),
+    "cw": (["--options", "steps=5,bisections=1", "--count", "5"], 2),
+    "gaussian": (["--level", "16/255", "--level", "0.2", "--noise", "clipped"], 4),
+    "shuffle": (["-k", "2", "-k", "4", "--confidence", "0"], 4),
+    "amplitude": ([], 2),
+    "sanity": (["--eps", "0.1", "--steps", "3"], 12),
+}
+
+
+def evaluate(protocol: str, out: Path, *more: str) -> int:
+    own, _ = CASES[protocol]
+    return cli.main(["evaluate", protocol, *TARGETS, *DATA, *own, "--out", str(out), *more])
+
+
+@pytest.mark.parametrize("protocol", CASES)
+def test_every_protocol_prints_tables_and_writes_records_and_a_page(
+    protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(protocol, tmp_path) == 0
+    printed = capsys.readouterr()
+    results = ResultFile.read(tmp_path / "results.json").results
+    assert len(results) == CASES[protocol][1]
+    assert {result.target for result in results} == {"a", "b"}
+    assert "a: takes images in [0, 1] as they are" in printed.err
+    assert "report.html" in printed.out
+    page = (tmp_path / "report.html").read_text()
+    assert "<table" in page
+    assert {"tables.md", "tables.tex", "records.csv"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_second_call_measures_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def content() -> Any:
+        return json.loads((tmp_path / "results.json").read_text())["results"]
+
+    evaluate("transfer", tmp_path)
+    first = content()
+    capsys.readouterr()
+    evaluate("transfer", tmp_path)
+    assert content() == first
+    assert "2 finished measurements were reused" in capsys.readouterr().err
+    evaluate("transfer", tmp_path, "--fresh")
+    assert content() == first
+    assert "reused" not in capsys.readouterr().err
+
+
+def test_protocols_join_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for protocol in ("transfer", "gaussian"):
+        evaluate(protocol, tmp_path)
+    assert {r.protocol for r in ResultFile.read(tmp_path / "results.json").results} == {"transfer", "gaussian"}
+    capsys.readouterr()
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "report"), "--baseline", "a"]) == 0
+    printed = capsys.readouterr().out
+    assert "Transfer attacks" in printed
+    assert "Gaussian noise" in printed
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_an_ensemble_of_sources_is_written_with_a_plus(tmp_path: Path) -> None:
+    sources = ["--source", f"s={LINEAR},seed=2", "--source", f"t={LINEAR},seed=3", "--source", "s+t"]
+    arguments = [*TARGETS, *DATA, *sources, "--attack", "fgsm,eps=0.1", "--out", str(tmp_path)]
+    assert cli.main(["evaluate", "transfer", *arguments]) == 0
+    results = ResultFile.read(tmp_path / "results.json").results
+    assert list(dict.fromkeys(result.source for result in results)) == ["s", "t", "s+t"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--target", "resnet81", "--data", "digits"], "This is no model"),
+        (["--target", LINEAR, "--data", "nothing"], "nothing"),
+        (["--target", LINEAR, "--data", "folder:/nowhere"], "nowhere"),
+        (["--target", LINEAR, "--data", "digits", "--attack", "pdg"], "There is no attack of this name"),
+        (["--target", f"a={LINEAR}", "--target", f"a={LINEAR}", "--data", "digits"], "Two targets"),
+        (["--target", f"a={LINEAR}", "--data", "digits", "--baseline", "b"], "baseline"),
+        (["--target", LINEAR, "--data", "digits", "--device", "cuda:99"], "device"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", "whitebox", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "There are no results" in capsys.readouterr().err

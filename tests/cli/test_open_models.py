@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+import dcn_plugin as dcn
+from dcn_plugin.cli.models import open_model, open_models
+from dcn_plugin.errors import CheckpointError, SpecError
+from tests.cli import factory
+
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+GREY = IMAGES[:, :1, :16, :16]
+
+
+@torch.no_grad()
+def says(model: nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
+    logits: torch.Tensor = model.eval()(images)
+    return logits
+
+
+def test_a_timm_model_normalises_inside_and_says_so() -> None:
+    told: list[str] = []
+    torch.manual_seed(0)
+    model = open_model("test_resnet,num_classes=3", name="net", tell=told.append)
+    assert isinstance(model, dcn.Normalized)
+    cfg = timm.create_model("test_resnet").pretrained_cfg
+    assert model.mean.flatten().tolist() == pytest.approx(cfg["mean"])
+    assert told == [f"net: images are normalised inside, mean {list(cfg['mean'])}, std {list(cfg['std'])}"]
+    assert says(model).shape == (2, 3)
+
+
+def test_normalisation_can_be_changed_and_left_out() -> None:
+    model = open_model("test_resnet,mean=[0.1,0.2,0.3],std=[1,1,1]")
+    assert isinstance(model, dcn.Normalized)
+    assert model.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert not isinstance(open_model("test_resnet,normalize=false"), dcn.Normalized)
+    with pytest.raises(SpecError, match="mean and std"):
+        open_model("tests.cli.factory:linear,mean=[0.5]")
+
+
+def test_a_defective_name_carries_masks() -> None:
+    assert dcn.is_defective(open_model("defective_resnet18,p=0.5,num_classes=2,img_size=64,normalize=false"))
+
+
+def test_a_checkpoint_of_a_timm_model_needs_no_other_word(tmp_path: Path) -> None:
+    net = timm.create_model("defective_resnet18", p=0.5, num_classes=2, img_size=64)
+    dcn.save_checkpoint(net, tmp_path / "net.safetensors")
+    model = open_model(str(tmp_path / "net.safetensors"))
+    cfg = net.pretrained_cfg
+    assert torch.equal(says(model), says(dcn.Normalized(net, cfg["mean"], cfg["std"])))
+
+
+def test_the_normalisation_in_a_checkpoint_wins(tmp_path: Path) -> None:
+    net = dcn.Normalized(
+        timm.create_model("defective_resnet18", p=0.5, num_classes=2, img_size=64), [0.4] * 3, [0.3] * 3
+    )
+    dcn.save_checkpoint(net, tmp_path / "net.safetensors")
+    assert torch.equal(says(open_model(str(tmp_path / "net.safetensors"))), says(net))
+
+
+def test_a_checkpoint_of_a_model_of_ones_own_is_told_its_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    net = dcn.defectify(factory.resnet(), p=0.5, input_size=(1, 16, 16))
+    dcn.save_checkpoint(net, path)
+    assert torch.equal(says(open_model(f"{path},model=tests.cli.factory:resnet"), GREY), says(net, GREY))
+    with pytest.raises(CheckpointError, match="which architecture"):
+        open_model(str(path))
+    with pytest.raises(SpecError, match="own options"):
+        open_model(f"{path},p=0.3")
+
+
+def test_a_function_gets_its_options_and_its_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    other = factory.resnet(width=8)
+    safetensors.torch.save_file({key: value + 0.01 for key, value in other.state_dict().items()}, path)
+    model = open_model(f"tests.cli.factory:resnet,width=8,weights={path}")
+    assert torch.equal(model.conv1.weight, other.conv1.weight + 0.01)  # type: ignore[union-attr, operator]
+    with pytest.raises(CheckpointError, match="do not fit"):
+        open_model(f"tests.cli.factory:resnet,width=4,weights={path}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("resnet81", "did you mean resnet18"),
+        ("resnet18,num_clases=3", "does not take these options"),
+        ("tests.cli.factory:nothing", "There is no 'nothing'"),
+        ("nowhere:net", "There is no 'net'"),
+        ("tests.cli.factory:linear,widht=3", "has no option 'widht'"),
+        ("tests.cli.factory:no_module", "does not return a module"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_name(spec: str, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        open_model(spec)
+
+
+def test_several_models_are_opened_in_eval_mode() -> None:
+    found = open_models(
+        ["a=tests.cli.factory:linear", "b=tests.cli.factory:linear,seed=1"],
+        "targets",
+        device=torch.device("cpu"),
+        tell=lambda _: None,
+    )
+    assert list(found) == ["a", "b"]
+    assert not any(model.training for model in found.values())
