@@ -37,7 +37,7 @@ class Moves:
         count, channels, height, width = images.shape
         device, pad = images.device, self.pixels
         padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
-        # One gather a batch, by the place of each pixel in its plane: a fifth of the time of indexing by row and column.
+        # One gather a batch, by the place of a pixel in its plane: a fifth of the time of indexing rows and columns.
         columns = torch.arange(width, device=device).view(1, 1, width)
         if self.flipped is not None:
             columns = torch.where(self.flipped.to(device).view(count, 1, 1), width - 1 - columns, columns)

@@ -13,7 +13,8 @@ import torch
 
 __all__ = ["code_hash", "hardware", "package_versions"]
 
-_PACKAGES = ("dcn-plugin", "torch", "timm", "numpy")
+# torchvision and Pillow decode and resize images.
+_PACKAGES = ("dcn-plugin", "torch", "timm", "numpy", "torchvision", "pillow")
 
 
 @functools.cache
@@ -28,7 +29,7 @@ def _package_versions() -> tuple[tuple[str, str], ...]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python, this package, torch, timm and numpy."""
+    """Versions of Python, this package, and those that compute or decode: torch, timm, numpy, torchvision, Pillow."""
     return dict(_package_versions())
 
 
