@@ -153,9 +153,11 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
             model, images.to(device), labels.to(device), batch_size=self.batch_size, progress=self.verbose, **starts
         )
         made = self.result.images.cpu()
-        # What has not moved comes back bit for bit, whatever the scaling rounds.
-        still = (made == images).numpy().reshape(samples.shape)
-        return np.where(still, samples, np.clip(scale.to_samples(made), scale.low, scale.high))
+        result = scale.to_samples(made)
+        # A sample that has not moved comes back bit for bit, whatever the scaling rounds.
+        still = (made == images).flatten(1).all(dim=1).numpy()
+        result[still] = samples[still]
+        return result
 
 
 class DcnPGD(DcnAttack):
@@ -211,7 +213,7 @@ class _Scale:
 
     def to_samples(self, images: Tensor) -> Floats:
         samples: Floats = images.numpy().reshape(-1, *self.shape) * self.span + self.low
-        return samples
+        return np.clip(samples, self.low, self.high)  # rounding may have left the range
 
 
 class _Logits(nn.Module):
