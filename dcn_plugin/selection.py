@@ -17,11 +17,24 @@ __all__ = ["FilterFn", "choose_sites"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
-# Where the authors' code puts masks, for the architectures they used (docs: paper map). timm's module names.
+# Where the authors' code puts masks, for the architectures they used (docs: paper map): globs over the paths of
+# norms, in timm's names. The networks of dcn_plugin.models have the names that timm's have, with "_cifar" behind.
+_RESNET18 = ("bn1", "layer1.*.bn?", "layer2")  # in layer1 no projection: the paper has one only at double width
+_RESNET50 = ("bn1", "layer[12].*.bn2")
+_DENSENET121 = ("features.denseblock[12].denselayer*.norm1", "features.transition[12].norm")
+_VGG19_BN = ("features.1", "features.4", "features.8", "features.11")
 _PAPER: dict[str, tuple[str, ...]] = {
-    "resnet18": ("bn1", "layer1", "layer2"),
-    "resnet50": ("bn1", "layer1.*.bn2", "layer2.*.bn2"),
-    "vgg19_bn": ("features.1", "features.4", "features.8", "features.11"),
+    "resnet18": _RESNET18,
+    "resnet50": _RESNET50,
+    "densenet121": _DENSENET121,
+    "vgg19": ("features.0", "features.2", "features.5", "features.7"),
+    "vgg19_bn": _VGG19_BN,
+    "resnet18_cifar": _RESNET18,
+    "resnet50_cifar": _RESNET50,
+    "densenet121_cifar": _DENSENET121,
+    "senet18_cifar": ("stages.[01].blocks.*.norm?",),
+    "vgg19_cifar": _VGG19_BN,
+    "wrn32_4_cifar": ("bn1", "layer1.*.bn?"),
 }
 
 
@@ -113,7 +126,7 @@ def _paper(model: nn.Module, sites: list[Site]) -> list[Site]:
         raise BlockError(
             f"Where the paper would place masks in {architecture or type(model).__name__} is not known.",
             "paper",
-            f"for blocks='paper' the timm models {', '.join(_PAPER)}",
+            f"for blocks='paper' the models {', '.join(_PAPER)}",
             "use blocks='bottom'",
         )
     return [site for site in sites if any(_matches(glob, site.owner) for glob in _PAPER[architecture])]

@@ -9,7 +9,9 @@ The rules, in the order they apply (docs: concepts):
    and pooling, before any other norm or convolution. That covers conv -> norm, conv -> act -> norm, and
    pre-activation nets, where the mask acts on the norm of the sum, never on the sum (the paper's SENet-18
    and DenseNet). A norm over tokens or NHWC belongs to a convolution only if nothing but a change of order
-   lies between them. Each convolution owns the first norm it reaches.
+   lies between them. Each convolution owns the first norm it reaches. A norm that no convolution owns (it reads
+   what another norm has normalised) is no site, but can be asked for: the paper masks one in SENet-18. Such norms
+   are numbered after all convolutions, so that the ordinals of sites do not depend on them.
 3. A convolution that reaches no norm at all carries the mask itself. (One that reaches a norm which belongs
    to a later one carries none: its output is masked there.)
 4. Outputs of 1x1 carry none. Transposed, 1-d and 3-d convolutions are no sites, and end the way to a norm.
@@ -48,8 +50,8 @@ class Site:
 
     Args:
         owner: module path of the norm, or of the convolution where no norm follows.
-        conv: module path of the convolution.
-        ordinal: of the convolution among all executed ones.
+        conv: module path of the convolution that feeds it.
+        ordinal: of the convolution among all executed ones; a norm that no convolution owns comes after them all.
         node: index in the trace of the call at which the mask acts.
         shape: (C, H, W) of the masked activation.
         slot: see :class:`dcn_plugin.specs.SiteSpec`.
@@ -67,8 +69,13 @@ class Site:
     problem: str | None = None
 
 
-def find_sites(model: nn.Module, trace: Trace) -> list[Site]:
+def find_sites(model: nn.Module, trace: Trace, *, unowned: bool = False) -> list[Site]:
     """All sites of a network in execution order, those that must be refused included (``problem``).
+
+    Args:
+        model: the network.
+        trace: of ``model``.
+        unowned: also return the norms that no convolution owns (rule 2), as if they were sites.
 
     Raises:
         TraceError: the network returns no tensor that comes from its input.
@@ -83,6 +90,7 @@ def find_sites(model: nn.Module, trace: Trace) -> list[Site]:
     sites: dict[str, Site] = {}
     placed: set[int] = set()  # convolutions that own a norm
     normed: set[int] = set()  # convolutions that reach one
+    others: list[tuple[Node, Node]] = []  # norms that no convolution owns, with the one whose signal they read
     for norm in trace.nodes:
         if norm.kind != "norm" or norm.index not in main:
             continue
@@ -94,6 +102,12 @@ def find_sites(model: nn.Module, trace: Trace) -> list[Site]:
             last = max(convs)
             placed.add(last)
             sites.setdefault(norm.module, _norm_site(module, norm, trace.nodes[last], ordinals[last], layout))
+        elif unowned and (before := _feeding(trace, norm, gates, layout, through_norms=True)):
+            others.append((norm, trace.nodes[max(before)]))
+    for i, (norm, conv) in enumerate(others):
+        module = model.get_submodule(norm.module)
+        layout = layout_of(module, len(norm.in_shape))
+        sites.setdefault(norm.module, _norm_site(module, norm, conv, len(trace.convs) + i, layout))
     for conv in trace.convs:
         if conv.index in main and conv.index not in normed and conv.shape[2] * conv.shape[3] > 1:
             module = model.get_submodule(conv.module)
@@ -150,8 +164,8 @@ def _reachable(trace: Trace, gates: _Edges) -> set[int]:
     return seen
 
 
-def _feeding(trace: Trace, norm: Node, gates: _Edges, layout: Layout) -> set[int]:
-    """The convolutions whose output reaches ``norm`` before any other norm or convolution."""
+def _feeding(trace: Trace, norm: Node, gates: _Edges, layout: Layout, *, through_norms: bool = False) -> set[int]:
+    """The convolutions whose output reaches ``norm`` before any other convolution, or norm unless asked otherwise."""
     convs: set[int] = set()
     seen: set[int] = set()
     todo = [(norm.index, p) for p in norm.parents]
@@ -164,7 +178,7 @@ def _feeding(trace: Trace, norm: Node, gates: _Edges, layout: Layout) -> set[int
         if node.kind == "conv":
             if _fits(node, norm, layout):
                 convs.add(index)
-        elif node.kind == "op" and _carries(node, layout):
+        elif (node.kind == "op" or through_norms) and _carries(node, layout):
             todo += [(index, p) for p in node.parents]
     return convs
 

@@ -107,7 +107,8 @@ def plan_defects(
     trace = trace_model(model, size, is_norm=is_norm)
     sites = choose_sites(
         model,
-        find_sites(model, trace),
+        # The authors also mask norms that no convolution owns; no other choice reaches those.
+        find_sites(model, trace, unowned=blocks == "paper"),
         find_blocks(model, trace),
         chosen=blocks,
         p=frozen_p,

@@ -146,6 +146,22 @@ def test_of_two_norms_that_read_a_convolution_the_first_is_its_own() -> None:
     assert pairs(Net(run, conv=conv(), norm1=bn(), norm2=bn())) == {"norm1": "conv"}
 
 
+def test_a_norm_that_no_convolution_owns_can_be_asked_for_and_is_numbered_after_all_convolutions() -> None:
+    model = chain(conv1=conv(), bn1=bn(), act=nn.ReLU(), bn2=bn(), conv2=conv(4, 5), bn3=bn(5))
+    trace = trace_model(model, SIZE, is_norm=is_norm)
+    usual, asked = find_sites(model, trace), find_sites(model, trace, unowned=True)
+    assert [(site.owner, site.conv, site.ordinal) for site in usual] == [("bn1", "conv1", 0), ("bn3", "conv2", 1)]
+    (other,) = [site for site in asked if site not in usual]
+    assert (other.owner, other.conv, other.ordinal, other.shape) == ("bn2", "conv1", 2, (4, 8, 8))
+    assert [site.owner for site in asked] == ["bn1", "bn2", "bn3"]
+
+
+def test_a_norm_of_the_images_or_of_pooled_features_is_not_found_even_then() -> None:
+    model = chain(bn0=bn(3), conv=conv(), bn1=bn(), pool=nn.AdaptiveAvgPool2d(1), bn2=bn())
+    found = find_sites(model, trace_model(model, SIZE, is_norm=is_norm), unowned=True)
+    assert [site.owner for site in found] == ["bn1"]
+
+
 def test_a_parallel_convolution_into_the_same_norm_carries_no_mask_of_its_own() -> None:
     def run(net: Net, x: Tensor) -> Tensor:
         return net.norm(net.left(x) + net.right(x))

@@ -1,5 +1,32 @@
 """Networks: the paper's, built from timm's blocks."""
 
-from dcn_plugin.models.cifar_resnet import cifar_resnet, resnet18_cifar
+from dcn_plugin.models.cifar_densenet import cifar_densenet
+from dcn_plugin.models.cifar_resnet import cifar_resnet
+from dcn_plugin.models.cifar_senet import cifar_senet
+from dcn_plugin.models.cifar_vgg import cifar_vgg
+from dcn_plugin.models.paper_nets import (
+    densenet121_cifar,
+    resnet18_cifar,
+    resnet50_cifar,
+    senet18_cifar,
+    vgg19_cifar,
+    wrn32_4_cifar,
+)
+from dcn_plugin.models.paper_variants import VARIANTS, Variant, build_variant, paper_variant
 
-__all__ = ["cifar_resnet", "resnet18_cifar"]
+__all__ = [
+    "VARIANTS",
+    "Variant",
+    "build_variant",
+    "cifar_densenet",
+    "cifar_resnet",
+    "cifar_senet",
+    "cifar_vgg",
+    "densenet121_cifar",
+    "paper_variant",
+    "resnet18_cifar",
+    "resnet50_cifar",
+    "senet18_cifar",
+    "vgg19_cifar",
+    "wrn32_4_cifar",
+]

@@ -1,87 +1,142 @@
-"""The paper's ResNet for small images (CIFAR, MNIST), put together from timm's own ResNet."""
+"""The paper's post-activation ResNets for small images (CIFAR, MNIST), put together from timm's own ResNet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
-from timm.models.resnet import BasicBlock, ResNet, make_blocks
-from torch import nn
+import torch
+from timm.layers import LayerType, get_act_layer, get_norm_layer
+from timm.models._features import feature_take_indices
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv, make_blocks
+from torch import Tensor, nn
 
 from dcn_plugin.errors import SpecError
+from dcn_plugin.models.cifar_parts import check_sizes, default_init
 
-__all__ = ["cifar_resnet", "resnet18_cifar"]
-
-MIN_WIDTH = 4
-
-
-def resnet18_cifar(num_classes: int = 10, in_chans: int = 3, width: int = 64) -> ResNet:
-    """ResNet-18 as the paper trains it on CIFAR-10: 11,173,962 parameters at width 64.
-
-    Args:
-        num_classes: number of logits.
-        in_chans: colour channels of the images.
-        width: channels of the stem and of layer1; layer2 .. layer4 have 2, 4 and 8 times as many.
-
-    Returns:
-        See :func:`cifar_resnet`.
-
-    Raises:
-        SpecError: an argument is too small.
-    """
-    return cifar_resnet((2, 2, 2, 2), num_classes=num_classes, in_chans=in_chans, width=width)
+__all__ = ["cifar_resnet"]
 
 
 def cifar_resnet(
-    layers: Sequence[int] = (2, 2, 2, 2), *, num_classes: int = 10, in_chans: int = 3, width: int = 64
+    layers: Sequence[int] = (2, 2, 2, 2),
+    *,
+    block: Literal["basic", "bottleneck"] = "basic",
+    num_classes: int = 10,
+    in_chans: int = 3,
+    width: int = 64,
+    widths: Sequence[int] | None = None,
+    project_first: bool = False,
+    global_pool: str = "avg",
+    act_layer: LayerType = nn.ReLU,
+    norm_layer: LayerType = nn.BatchNorm2d,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> ResNet:
     """Build a post-activation ResNet with a 3x3 stride-1 stem and no max-pool.
 
     The children are timm's (conv1, bn1, layer1 .. layer4, fc), and so is ``feature_info``, with the
     reductions that hold here. Weights have PyTorch's default initialisation, as in the authors' code; timm's own
-    (Kaiming normal, last norm of a block at zero) is undone by ``reset_parameters``. Like any module
-    it draws from PyTorch's global generator; see :func:`dcn_plugin.training.isolated_rng`.
+    (Kaiming normal, last norm of a block at zero) is undone. Like any module it draws from PyTorch's global
+    generator; see :func:`dcn_plugin.training.isolated_rng`.
 
     Args:
-        layers: number of basic blocks in layer1 .. layer4, each >= 1.
-        num_classes: number of logits.
+        layers: number of blocks in each of the three or four layers, all >= 1.
+        block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, 1x1 to four times the channels).
+        num_classes: number of logits; 0 leaves the classifier out.
         in_chans: colour channels of the images.
         width: channels of the stem and of layer1, >= 4; they double from layer to layer.
+        widths: channels of the stem and of each layer, all >= 1, instead of ``width``.
+        project_first: give the first block of layer1 a projection (1x1 convolution and norm) for a shortcut even
+            where its channels agree, as the authors' networks of other widths have it.
+        global_pool: as in timm, and so are ``act_layer``, ``norm_layer``, ``drop_rate``, ``drop_path_rate``,
+            ``device`` and ``dtype``.
 
     Returns:
         timm's ResNet: (N, in_chans, H, W) -> logits (N, num_classes), for H and W of 8 and more.
 
     Raises:
-        SpecError: an argument is too small, or ``layers`` is not four numbers.
+        SpecError: a size is too small, or ``layers`` and ``widths`` do not fit together.
 
-    Source: paper, section 4; FACTS of the authors' code (kuangliu-style ResNet-18).
+    Source: paper, appendix C.1, C.2, C.6; FACTS of the authors' code (kuangliu-style ResNet).
     """
-    if len(layers) != 4 or min(layers) < 1:
-        raise SpecError("A ResNet here has four layers of at least one block.", tuple(layers), "four ints >= 1")
-    if width < MIN_WIDTH:
-        raise SpecError("The ResNet is too narrow.", width, f"width >= {MIN_WIDTH}")
-    if num_classes < 1 or in_chans < 1:
-        raise SpecError("A ResNet needs a class and a colour channel.", (num_classes, in_chans), "ints >= 1")
-    channels = (width, 2 * width, 4 * width, 8 * width)
+    check_sizes("ResNet", num_classes=num_classes, in_chans=in_chans, width=width)
+    if len(layers) not in (3, 4) or min(layers) < 1:
+        raise SpecError(
+            "A ResNet here has three or four layers of at least one block.", tuple(layers), "3 or 4 ints >= 1"
+        )
+    if block not in ("basic", "bottleneck"):
+        raise SpecError("Unknown block.", block, "'basic', 'bottleneck'")
+    stem, *channels = widths or (width, *(width * 2**i for i in range(len(layers))))
+    if len(channels) != len(layers) or min(stem, *channels) < 1:
+        raise SpecError(
+            "The widths do not fit the layers.", tuple(widths or ()), f"{len(layers) + 1} ints >= 1, the stem's first"
+        )
+    block_class = BasicBlock if block == "basic" else Bottleneck
+    parts: dict[str, Any] = {
+        "act_layer": get_act_layer(act_layer),
+        "norm_layer": get_norm_layer(norm_layer),
+        "drop_path_rate": drop_path_rate,
+        "device": device,
+        "dtype": dtype,
+    }
     # timm annotates instances where it means classes, and the type of its deepest stem for every stem.
-    model = ResNet(
-        BasicBlock,  # type: ignore[arg-type]
+    model = (ResNet if len(layers) == 4 else _ThreeLayerResNet)(
+        block_class,  # type: ignore[arg-type]
         tuple(layers),
         num_classes=num_classes,
         in_chans=in_chans,
-        channels=channels,
+        channels=tuple(channels),
+        global_pool=global_pool,
+        drop_rate=drop_rate,
         zero_init_last=False,
+        **parts,
     )
-    model.conv1 = nn.Conv2d(in_chans, width, kernel_size=3, padding=1, bias=False)  # type: ignore[assignment]
-    model.bn1 = nn.BatchNorm2d(width)
+    placed = {"device": device, "dtype": dtype}
+    model.conv1 = nn.Conv2d(in_chans, stem, kernel_size=3, padding=1, bias=False, **placed)  # type: ignore[assignment, arg-type]
+    model.bn1 = parts["norm_layer"](stem, **placed)
     model.maxpool = nn.Identity()  # type: ignore[assignment]
     # timm fixes the width of its one-convolution stem at 64, so layer1 is made again for the true width.
-    stages, _ = make_blocks((BasicBlock,) * 4, channels, tuple(layers), inplanes=width)
+    stages, _ = make_blocks((block_class,) * len(layers), tuple(channels), tuple(layers), inplanes=stem, **parts)
     model.layer1 = stages[0][1]
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.reset_parameters()
+    first, out = stages[0][1][0], channels[0] * block_class.expansion  # type: ignore[index]
+    if project_first and first.downsample is None:
+        first.downsample = downsample_conv(stem, out, 1, norm_layer=parts["norm_layer"], **placed)  # type: ignore[arg-type]
+    default_init(model)
     model.feature_info = [
-        {"num_chs": width, "reduction": 1, "module": "act1"},
-        *({"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(channels)),
+        {"num_chs": stem, "reduction": 1, "module": "act1"},
+        *(
+            {"num_chs": c * block_class.expansion, "reduction": 2**i, "module": f"layer{i + 1}"}
+            for i, c in enumerate(channels)
+        ),
     ]
     return model
+
+
+class _ThreeLayerResNet(ResNet):
+    """timm's ResNet without layer4: an empty one, which its ``forward`` runs, and which no feature speaks of."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.layer4 = nn.Sequential()
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """As timm's, with one index less."""
+        taken = list(feature_take_indices(4, indices)[0])
+        return super().forward_intermediates(x, taken, norm, stop_early, output_fmt, intermediates_only)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As timm's, with one index less."""
+        taken = list(feature_take_indices(4, indices)[0])
+        return super().prune_intermediate_layers(taken, prune_norm, prune_head)

@@ -1,7 +1,7 @@
-"""Defective versions of timm's CNNs: ``timm.create_model("defective_resnet18", p=0.3, num_classes=10)``.
+"""Defective versions of CNNs in timm's registry: ``timm.create_model("defective_resnet18", p=0.3, num_classes=10)``.
 
 Importing this module registers one model a name of :data:`dcn_plugin.models.timm_names.BASES`. Each is built by
-timm's own entrypoint of the base model, so that every option of timm's works and a misspelt one is timm's
+the base model's own entrypoint, so that every option of timm's works and a misspelt one is timm's
 error. The order is always the same: the base model, its weights if there are any, the masks, other bits for
 them if the weights bring some.
 """
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.blocks import BlocksArg
 from dcn_plugin.errors import InputSizeError
+from dcn_plugin.models import paper_nets as _paper_nets  # noqa: F401  (registers those of BASES that are not timm's)
 from dcn_plugin.models.timm_features import carry_over
 from dcn_plugin.models.timm_names import BASES
 from dcn_plugin.models.timm_weights import NO_WEIGHTS, load_masks, split_masks, weight_source
@@ -88,7 +89,7 @@ def _register(base: str) -> None:
 
     name = _PREFIX + base
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"""timm's ``{base}`` with fixed masks of dead neurons.
+    entrypoint.__doc__ = f"""The CNN ``{base}`` with fixed masks of dead neurons.
 
     Args:
         pretrained: load weights that were trained with defects, from where ``pretrained_cfg_overlay=dict(file=...)``,
@@ -100,7 +101,7 @@ def _register(base: str) -> None:
         seed: with the ordinal of a convolution it fixes every bit of its mask.
         img_size: side or (H, W) of the images the masks are made for; by default the tag's.
         init_from: "base" starts from the base model's weights: of the same tag, or those that the overlay names.
-        base_options: everything that timm's ``{base}`` takes.
+        base_options: everything that ``{base}`` takes.
     """
     default_cfgs[name] = _without_weights(base)
     globals()[name] = register_model(entrypoint)

@@ -1,4 +1,4 @@
-"""Which timm models have a defective version, and which cannot have one."""
+"""Which models of timm's registry have a defective version, and which cannot have one."""
 
 from __future__ import annotations
 
@@ -79,8 +79,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("convnext_tiny", "convnext_small", "convnext_base"),
         *("convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano", "convnextv2_tiny"),
     ),
+    "The paper's": (
+        *("resnet18_cifar", "resnet50_cifar", "densenet121_cifar", "senet18_cifar", "vgg19_cifar", "wrn32_4_cifar"),
+    ),
 }
-"""Family -> names of timm models, the cheapest first; each of them is registered as ``defective_<name>``."""
+"""Family -> names of models, the cheapest first, all timm's but for the last family
+(:mod:`dcn_plugin.models.paper_nets`); each of them is registered as ``defective_<name>``."""
 
 BASES: tuple[str, ...] = tuple(name for names in FAMILIES.values() for name in names)
 

@@ -46,7 +46,7 @@ MEMORY_GIB = 20
 
 def model_names() -> list[str]:
     """Every model of timm and torchvision, without our own."""
-    own = timm.list_models("defective_*")
+    own = timm.list_models("defective_*") + timm.list_models(module="paper_nets")
     names = [f"timm/{name}" for name in timm.list_models() if name not in own]
     return names + [f"torchvision/{name}" for name in torchvision.models.list_models()]
 

@@ -54,13 +54,46 @@ def test_weights_have_pytorchs_default_initialisation_not_timms() -> None:
             assert (module.weight == 1).all(), name
 
 
+def test_three_layers_make_a_network_that_timm_truncates_as_it_does_with_four() -> None:
+    model = cifar_resnet((1, 1, 1), width=4).eval()
+    x = torch.rand(1, 3, 32, 32)
+    last, maps = model.forward_intermediates(x)
+    assert [m.shape[1:] for m in maps] == [(4, 32, 32), (4, 32, 32), (8, 16, 16), (16, 8, 8)]
+    assert torch.equal(last, maps[-1]) and torch.equal(last, model.forward_features(x))
+    assert model.prune_intermediate_layers(-1 + 2) == [3] and torch.equal(model(x), last)
+
+
+def test_widths_are_given_layer_by_layer_and_a_first_projection_on_demand() -> None:
+    model = cifar_resnet((1, 1, 1, 1), widths=(4, 4, 10, 12, 6), project_first=True, block="bottleneck")
+    assert [model.conv1.out_channels, *(getattr(model, f"layer{i}")[0].conv2.out_channels for i in range(1, 5))] == [
+        *(4, 4, 10, 12, 6)
+    ]
+    assert model(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+    assert cifar_resnet((1, 1, 1, 1), width=4).layer1[0].downsample is None
+    first = cifar_resnet((1, 1, 1, 1), width=4, project_first=True).layer1[0].downsample
+    assert [type(module) for module in first] == [nn.Conv2d, nn.BatchNorm2d] and first[0].kernel_size == (1, 1)
+
+
+def test_timms_options_reach_every_layer() -> None:
+    model = cifar_resnet((2, 2, 2, 2), width=8, act_layer="silu", drop_path_rate=0.3, drop_rate=0.1, global_pool="max")
+    assert not [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
+    rates = [
+        block.drop_path.drop_prob if block.drop_path else 0 for i in (1, 4) for block in getattr(model, f"layer{i}")
+    ]
+    assert rates == pytest.approx([0, 0.3 / 7, 0.3 * 6 / 7, 0.3])
+    assert model.drop_rate == 0.1 and model.global_pool.pool_type == "max"
+
+
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: cifar_resnet((2, 2, 2)),
+        lambda: cifar_resnet((2, 2)),
+        lambda: cifar_resnet((2, 2, 2, 2), block="wide"),
+        lambda: cifar_resnet((2, 2, 2, 2), widths=(4, 4, 4, 4)),
+        lambda: cifar_resnet((2, 2, 2, 2), widths=(4, 4, 0, 4, 4)),
         lambda: cifar_resnet((2, 0, 2, 2)),
         lambda: resnet18_cifar(width=3),
-        lambda: resnet18_cifar(num_classes=0),
+        lambda: resnet18_cifar(num_classes=-1),
         lambda: resnet18_cifar(in_chans=0),
     ],
 )

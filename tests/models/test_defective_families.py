@@ -16,14 +16,17 @@ from dcn_plugin.surgery import masks_of
 from tests.models.timm_checks import CORE, HEAVY, MORE, Check, Subject, equal, pretrained_adapts, seeded, without_masks
 
 # No smaller image gets through them.
-SIZES = {name: 96 for name in FAMILIES["Inception"]}
+SIZES = {name: 96 for name in FAMILIES["Inception"]} | {name: 32 for name in FAMILIES["The paper's"]}
 # The fast tests would spend their time on a large head, or on many equal blocks: timm's own options avoid it.
 SHALLOW = ("resnetrs50", "ecaresnet26t", "resnext50_32x4d", "wide_resnet50_2", "seresnext26d_32x4d", "res2net50_26w_4s")
 OPTIONS = {name: {"layers": (1, 1, 1, 1)} for name in SHALLOW}
 OPTIONS.update({name: {"mlp_ratio": 1 / 64} for family in ("VGG", "VGG-bn") for name in FAMILIES[family]})
+OPTIONS.update({name: {"width": 8} for name in FAMILIES["The paper's"]})
 FIRST = [names[0] for names in FAMILIES.values()]
 # One each of: post- and pre-activation, plain and fused norm, masks on convolutions, truncated by other classes.
 VARIED = ["resnet10t", "resnetv2_18", "regnetx_002", "mobilenetv3_small_050", "convnext_atto", "nf_regnet_b1"]
+# The paper's with a layout of their own: pre-activation with gates, three layers instead of four.
+VARIED += ["senet18_cifar", "wrn32_4_cifar"]
 
 
 # torch 2.15 calls all of torch.jit deprecated; timm still supports it, and so do we while it is there.
