@@ -24,9 +24,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "F2": (("norms", "convs", "layers", "trace", "sites", "blocks", "selection"),),
     "F3": (("surgery", "inspection", "checkpoint"), ("engine/",)),
     "F4": (("models/",), ("data/",), ("attacks/",)),
-    "F5": (("training",), ("evaluate/",), ("adapters/",)),
+    "F5": (("evaluate/", "training/"), ("adapters/",)),
     "F6": (("report/",), ("experiments/",)),
-    "F7": (("cli",),),
+    "F7": (("cli/",),),
 }
 
 

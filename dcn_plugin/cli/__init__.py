@@ -17,6 +17,7 @@ from dcn_plugin.cli.demo import add as add_demo
 from dcn_plugin.cli.evaluate import add as add_evaluate
 from dcn_plugin.cli.report import add as add_report
 from dcn_plugin.cli.summary import add as add_summary
+from dcn_plugin.cli.train import add as add_train
 from dcn_plugin.errors import DcnError
 
 __all__ = ["main"]
@@ -69,4 +70,4 @@ def _version() -> str:
         return "(not installed)"
 
 
-_COMMANDS: tuple[Callable[[Commands], None], ...] = (add_demo, add_evaluate, add_report, add_summary)
+_COMMANDS: tuple[Callable[[Commands], None], ...] = (add_demo, add_evaluate, add_report, add_summary, add_train)

@@ -135,11 +135,14 @@ def _with_weights(model: nn.Module, path: Path) -> nn.Module:
 
     from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint
+    from dcn_plugin.layers import Normalized
 
     if is_archive(path):
         return load_checkpoint(path, model)
+    # Training saves the network inside a Normalized, as checkpoints do.
+    network = model.model if isinstance(model, Normalized) else model
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
+        network.load_state_dict(safetensors.torch.load_file(path))
     except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"The weights in {path} do not fit {type(model).__name__} ({error}).") from error
     return model

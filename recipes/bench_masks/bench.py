@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import dcn_plugin as dcn
 from dcn_plugin.evaluate.environment import hardware, package_versions
 from dcn_plugin.files import write_atomic
-from dcn_plugin.models.cifar_resnet import resnet18_cifar
+from dcn_plugin.models import resnet18_cifar
 
 HERE = Path(__file__).parent
 BATCH = 64

@@ -1,0 +1,314 @@
+"""``defective train``: train a network from scratch, and go on where a run was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.models import MODELS, open_model
+from dcn_plugin.cli.spec import Spec, nearest, parse_spec
+from dcn_plugin.errors import MissingExtraError, SpecError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dcn_plugin.data import ImageFiles, ImageSet
+    from dcn_plugin.training import StepImages, TrainConfig, TrainResult
+
+__all__ = ["add"]
+
+_PRESETS = {"fast": "fast", "paper-cifar": "paper_cifar", "paper-mnist": "paper_mnist"}
+_TRACKERS = ("tensorboard", "wandb")
+# argument -> field of TrainConfig
+_FIELDS = {
+    "batch_size": "batch_size",
+    "lr": "lr",
+    "label_smoothing": "label_smoothing",
+    "min_scale": "min_scale",
+    "ema": "ema_decay",
+    "clip": "clip_norm",
+    "amp": "amp",
+    "channels_last": "channels_last",
+    "compile": "compile",
+    "select": "select",
+    "seed": "seed",
+}
+
+
+def add(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "train",
+        help="train a network, defective or plain",
+        description="Train a network. Every finished epoch is kept in --out: a run that was stopped goes on with the "
+        "same command and ends with the same weights. Prints the accuracy of the last epoch and of the best one; "
+        "writes best.safetensors, last.safetensors, history.json and state.safetensors. Several processes: accelerate "
+        "launch -m dcn_plugin.cli train ..., or torchrun -m dcn_plugin.cli train ...",
+    )
+    parser.add_argument("model", metavar="MODEL", help=f"what to train: {MODELS}")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="training images: digits, folder:PATH, npz:FILE, cifar10:ROOT, cifar100:ROOT, mnist:ROOT, "
+        "fashionmnist:ROOT or svhn:ROOT",
+    )
+    parser.add_argument("--val", metavar="DATA", help="validation images; default: a share of the training images")
+    parser.add_argument(
+        "--val-share", type=float, default=0.1, metavar="X", help="that share (default: 0.1); 0: no validation"
+    )
+    parser.add_argument("--test", metavar="DATA", help="test images; default: the test part of a data set that has one")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--preset", choices=_PRESETS, default="fast", help="schedule (default: fast, one cycle)")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="stretch the schedule over so many epochs")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="images a step, over all processes")
+    parser.add_argument("--lr", type=float, metavar="X", help="highest learning rate")
+    parser.add_argument("--label-smoothing", type=float, metavar="X", help="as in torch; the paper's 0.9 is 1/9")
+    parser.add_argument("--min-scale", type=float, metavar="X", help="random resized crops, e.g. 0.08 for ImageNet")
+    parser.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, e.g. 0.999")
+    parser.add_argument("--clip", type=float, metavar="NORM", help="clip the gradient")
+    parser.add_argument("--amp", action="store_true", default=None, help="compute in bfloat16")
+    parser.add_argument("--channels-last", action="store_true", default=None, help="memory format")
+    parser.add_argument("--compile", action="store_true", default=None, help="use torch.compile")
+    parser.add_argument("--select", choices=("val", "test", "last"), help="what the best epoch is chosen on")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other field of TrainConfig, e.g. flip=false",
+    )
+    parser.add_argument(
+        "--adversarial",
+        nargs="?",
+        const="",
+        metavar="KEY=VALUE,...",
+        help="adversarial training (Madry); settings default to eps=8/255,steps=7,step_size=2/255",
+    )
+    parser.add_argument("--seed", type=natural, metavar="S", help="of weights, order and augmentation (default: 0)")
+    parser.add_argument(
+        "--size", type=positive, metavar="PIXELS", help="resize and cut images of a folder to this size"
+    )
+    parser.add_argument("--resize", type=positive, metavar="PIXELS", help="shorter side before the cut")
+    parser.add_argument("--limit", type=positive, metavar="N", help="use so many training images only")
+    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
+    parser.add_argument("--workers", type=natural, default=4, metavar="N", help="processes that decode files")
+    parser.add_argument("--track", choices=_TRACKERS, help="also tell a tracker, through Accelerate")
+    add_no_progress(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dcn_plugin.training import isolated_rng, train
+    from dcn_plugin.training.rng import derived_seed
+
+    config, hook = _config(args), _hook(args.adversarial)
+    accelerator = _accelerator(args, config)
+    first = accelerator is None or accelerator.is_main_process
+
+    def tell(line: str) -> None:
+        if first:
+            print(f"defective: {line}", file=sys.stderr)
+
+    data = _open_data(args, config)
+    with isolated_rng(derived_seed(config.seed, "weights")):
+        model = open_model(args.model, tell=tell)
+    _check_channels(args.model, model, data.train.shape[0])
+    if accelerator is None:
+        model.to(_device(args.device))
+    result = train(
+        model,
+        data.train,
+        config,
+        val=data.val,
+        test=data.test,
+        out=args.out,
+        step_images=hook,
+        accelerator=accelerator,
+        about={"model": args.model},
+        workers=args.workers,
+        progress=not args.no_progress,
+        name=args.model.partition(",")[0],
+    )
+    if first:
+        print(_report(args, result, model, data))
+    if accelerator is not None:
+        accelerator.end_training()
+    return 0
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    import dataclasses
+
+    from dcn_plugin.training import TrainConfig
+
+    config: TrainConfig = getattr(TrainConfig, _PRESETS[args.preset])()
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    # parse_spec reads "NAME,key=value"; here there are only keys and values.
+    changes = dict(parse_spec(",".join(["set", *args.set])).options)
+    for key in changes:
+        if key not in known:
+            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(known), nearest(key, known))
+    changes |= {f: getattr(args, name) for name, f in _FIELDS.items() if getattr(args, name) is not None}
+    if args.min_scale is not None:
+        changes.setdefault("shift", 0)  # the presets shift; a random resized crop does that already
+    if isinstance(changes.get("milestones"), list):
+        changes["milestones"] = tuple(changes["milestones"])
+    if args.epochs is not None:
+        config = config.lasting(args.epochs)
+    return dataclasses.replace(config, **changes)
+
+
+def _hook(text: str | None) -> StepImages | None:
+    if text is None:
+        return None
+    from dcn_plugin.training import madry
+
+    hook: StepImages = parse_spec(f"madry,{text}" if text else "madry").call(madry)
+    return hook
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"The device cannot be used ({str(error).splitlines()[0]}).", name, "cpu, cuda, ...") from error
+    return device
+
+
+def _accelerator(args: argparse.Namespace, config: TrainConfig) -> Any:
+    """An Accelerator where ``accelerate launch`` started this process, or a tracker is wanted; None otherwise."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not launched and args.track is None:
+        return None
+    try:
+        from accelerate import Accelerator
+        from accelerate.tracking import get_available_trackers
+    except ImportError as error:
+        raise MissingExtraError("accelerate is not installed.", fix="pip install 'dcn-plugin[train]'") from error
+    # Accelerate itself passes over a tracker that is not installed.
+    if args.track is not None and args.track not in map(str, get_available_trackers()):
+        raise MissingExtraError(f"{args.track} is not installed.", fix=f"pip install {args.track}")
+    on_cpu = args.device is not None and _device(args.device).type == "cpu"
+    accelerator = Accelerator(cpu=on_cpu, log_with=args.track, project_dir=args.out)
+    if args.track is not None:
+        import dataclasses
+
+        settings = {key: str(value) for key, value in dataclasses.asdict(config).items()}
+        accelerator.init_trackers("defective", config={"model": args.model, "data": args.data, **settings})
+    return accelerator
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: ImageSet | ImageFiles
+    val: ImageSet | ImageFiles | None
+    test: ImageSet | ImageFiles | None
+
+
+def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
+    from dcn_plugin.training import split_off
+
+    train: Any = _open(args, args.data, part="train", limit=args.limit)
+    own_test = args.data.partition(":")[0] not in ("folder", "npz")
+    test: Any = None
+    if args.test is not None or own_test:
+        test = _open(args, args.test or args.data, part="test")
+    elif config.select == "test":
+        raise SpecError("This data set has no test part of its own.", args.data, "--test DATA")
+    val: Any = None
+    if args.val is not None or args.data == "digits":
+        val = _open(args, args.val or args.data, part="val")
+    elif args.val_share:
+        train, val = split_off(train, args.val_share)
+    for name, other in (("validation", val), ("test", test)):
+        if other is not None and (other.num_classes, other.shape) != (train.num_classes, train.shape):
+            raise SpecError(
+                f"The {name} images are of another kind than the training images.",
+                {"classes": other.num_classes, "shape": other.shape},
+                f"{train.num_classes} classes, shape {train.shape}",
+            )
+    return _Data(train, val, test)
+
+
+def _check_channels(text: str, model: nn.Module, channels: int) -> None:
+    """Timm gives its networks the mean and std of three channels, whatever ``in_chans`` is."""
+    from dcn_plugin.layers import Normalized
+
+    if isinstance(model, Normalized) and model.mean.numel() != channels:
+        raise SpecError(
+            f"The images have {channels} channels, the normalisation of {text} has {model.mean.numel()}.",
+            {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()},
+            f"{channels} numbers each",
+            f"write MODEL,in_chans={channels},mean={[0.5] * channels},std={[0.5] * channels} with the constants of "
+            "your images, or normalize=false",
+        )
+
+
+def _open(args: argparse.Namespace, text: str, *, part: str, limit: int | None = None) -> Any:
+    from typing import get_args
+
+    import torch
+
+    from dcn_plugin.data import load_torchvision, open_images
+    from dcn_plugin.data.files import TorchvisionName
+
+    if text == "digits":
+        text = f"digits:{part}"
+    kind, _, root = text.partition(":")
+    published = {name.lower(): name for name in get_args(TorchvisionName)}
+    if part != "train" or kind not in published or not root:
+        return open_images(text, size=args.size, resize=args.resize, limit=limit)
+    data = load_torchvision(published[kind], Path(root).expanduser(), train=True)
+    return data if limit is None or limit >= len(data) else data.subset(torch.arange(limit))
+
+
+def _report(args: argparse.Namespace, result: TrainResult, model: nn.Module, data: _Data) -> str:
+    """The table of the last and the best epoch, and how to open the networks."""
+    from dcn_plugin.evaluate.predict import correct_on
+    from dcn_plugin.training import load_network
+
+    rows = {"last": (result.history.epochs[-1], Path(args.out) / "last.safetensors")}
+    if result.history.best is not None and result.best is not None:
+        rows["best"] = (result.history.best, result.best)
+    lines = [f"{'network':8}{'epoch':>6}{'loss':>9}{'train':>9}{'val':>9}{'test':>9}"]
+    for name, (record, path) in rows.items():
+        load_network(model, path)
+        test = None if data.test is None else float(correct_on(model, data.test).double().mean())
+        cells = [record.train_accuracy, record.val_accuracy, test]
+        shown = "".join(f"{'-' if cell is None else f'{cell:.2%}':>9}" for cell in cells)
+        lines.append(f"{name:8}{record.epoch + 1:>6}{record.loss:>9.4f}{shown}")
+    by = result.history.selected_by
+    if by is not None:
+        lines.append(f"The best epoch is chosen on the {'validation' if by == 'val' else by} set.")
+    if by == "test":
+        lines.append("Its test accuracy is therefore too good; report that of the last epoch beside it.")
+    kept = rows.get("best", rows["last"])[1]
+    lines += ["", f"Network: {kept}", f"To measure it: --target NAME={_reopen(args.model, model, kept)}"]
+    return "\n".join([*lines, f"Record: {Path(args.out) / 'history.json'}"])
+
+
+def _reopen(text: str, model: nn.Module, path: Path) -> str:
+    """What ``defective evaluate`` opens the trained network with."""
+    from dcn_plugin.layers import Normalized
+    from dcn_plugin.surgery import is_defective
+
+    spec: Spec = parse_spec(text)
+    options: Mapping[str, Any] = spec.options
+    if spec.head.endswith(".safetensors") or os.path.sep in spec.head:
+        return f"{path},model='{options['model']}'" if "model" in options else str(path)
+    by_function = ":" in spec.head
+    if not is_defective(model):
+        return f"{text},{'weights' if by_function else 'checkpoint_path'}={path}"
+    if by_function:
+        return f"{path},model='{text}'"
+    return str(path) if isinstance(model, Normalized) else f"{path},normalize=false"

@@ -1,0 +1,40 @@
+"""Training: one loop in plain PyTorch, resumable to the bit. Accelerate, when present, carries several processes."""
+
+from dcn_plugin.training.baselines import BASELINES, Baseline, apply_baseline, training_config, training_hook
+from dcn_plugin.training.config import TrainConfig, smoothing_for
+from dcn_plugin.training.data import Batch, HeldImages, Shard, StreamedImages, TrainData, plan_epoch
+from dcn_plugin.training.folder import load_network, save_network
+from dcn_plugin.training.history import EpochRecord, History
+from dcn_plugin.training.loop import TrainResult, train
+from dcn_plugin.training.pubdef import pubdef
+from dcn_plugin.training.rng import isolated_rng
+from dcn_plugin.training.split import part_of, split_off
+from dcn_plugin.training.steps import StepImages, madry
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "Batch",
+    "EpochRecord",
+    "HeldImages",
+    "History",
+    "Shard",
+    "StepImages",
+    "StreamedImages",
+    "TrainConfig",
+    "TrainData",
+    "TrainResult",
+    "apply_baseline",
+    "isolated_rng",
+    "load_network",
+    "madry",
+    "part_of",
+    "plan_epoch",
+    "pubdef",
+    "save_network",
+    "smoothing_for",
+    "split_off",
+    "train",
+    "training_config",
+    "training_hook",
+]

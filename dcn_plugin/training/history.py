@@ -1,0 +1,94 @@
+"""What a training run did, epoch by epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dcn_plugin.evaluate.environment import hardware, package_versions
+
+__all__ = ["EpochRecord", "History"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Args:
+        epoch: from 0.
+        lr: learning rate of its last step.
+        loss: mean training loss over its steps, of the images the model was trained on.
+        train_accuracy: share of those images that were right when they came.
+        val_accuracy: share of the validation set, None without one.
+        test_accuracy: share of the test set, None unless the best epoch is chosen on it.
+        seconds: wall time, validation included.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    train_accuracy: float
+    val_accuracy: float | None
+    test_accuracy: float | None
+    seconds: float
+
+
+@dataclass
+class History:
+    """All epochs so far, and where they ran.
+
+    Args:
+        plan: what the run depends on; a run with another plan is another run.
+        selected_by: what the best epoch is chosen on: "val", "test", or None where none is chosen.
+        epochs: in order.
+        sessions: one for each time the run was started: its first epoch, versions and hardware.
+    """
+
+    plan: Mapping[str, Any]
+    selected_by: str | None = None
+    epochs: list[EpochRecord] = field(default_factory=list)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch with the highest accuracy on what it is chosen on, the first of equals; None if none is chosen."""
+        if self.selected_by is None or not self.epochs:
+            return None
+        return max(self.epochs, key=lambda record: getattr(record, f"{self.selected_by}_accuracy"))
+
+    def begin(self, device: torch.device) -> None:
+        """Note that the run starts, or goes on, here."""
+        here = {"versions": package_versions(), "hardware": hardware(device)}
+        self.sessions.append({"first_epoch": len(self.epochs), **here})
+
+    def to_json(self) -> str:
+        """Serialise to JSON text; :meth:`from_json` is the exact inverse."""
+        raw = {
+            "schema": SCHEMA,
+            "plan": self.plan,
+            "selected_by": self.selected_by,
+            "best": None if self.best is None else dataclasses.asdict(self.best),
+            "epochs": list(map(dataclasses.asdict, self.epochs)),
+            "sessions": self.sessions,
+        }
+        return json.dumps(raw, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> History:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no such text.
+        """
+        raw: dict[str, Any] = json.loads(text)
+        if raw["schema"] != SCHEMA:
+            raise ValueError(f"schema {raw['schema']}, known is {SCHEMA}")
+        epochs: Sequence[Mapping[str, Any]] = raw["epochs"]
+        return cls(raw["plan"], raw["selected_by"], [EpochRecord(**one) for one in epochs], raw["sessions"])

@@ -1,0 +1,168 @@
+"""Who computes: this process alone, or several that Accelerate started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.errors import SpecError
+from dcn_plugin.training.data import Shard
+
+__all__ = ["Accelerated", "Alone", "Processes"]
+
+
+class Processes(Protocol):
+    """What the loop asks of whoever carries devices and processes."""
+
+    shard: Shard
+    device: torch.device
+    precision: str
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """The model to call and the optimiser to step; the parameters are those of ``model``."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate; gradients are the mean over processes."""
+        ...
+
+    def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> None:
+        """Scale the gradient down to an L2 norm."""
+        ...
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        ...
+
+    def gather(self, text: str) -> list[str]:
+        """The text of every process."""
+        ...
+
+    def align(self, model: nn.Module) -> None:
+        """Give every process the first one's floating-point buffers, such as running statistics."""
+        ...
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Tell the trackers."""
+        ...
+
+    def release(self, model: nn.Module) -> None:
+        """Take back what ``prepare`` did to the model itself."""
+        ...
+
+
+class Alone:
+    """One process without Accelerate.
+
+    Args:
+        device: of the model.
+    """
+
+    shard = Shard()
+    precision = "no"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """As they are."""
+        return model, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate."""
+        loss.backward()
+
+    def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> None:
+        """Scale the gradient down."""
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+    def total(self, value: Tensor) -> Tensor:
+        """Its own."""
+        return value
+
+    def gather(self, text: str) -> list[str]:
+        """Its own."""
+        return [text]
+
+    def align(self, model: nn.Module) -> None:
+        """There is nobody to agree with."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """There is no tracker."""
+
+    def release(self, model: nn.Module) -> None:
+        """Nothing was done."""
+
+
+class Accelerated:
+    """The processes of an :class:`accelerate.Accelerator`.
+
+    Args:
+        accelerator: of one or several processes, each with the whole model (no sharding of weights).
+
+    Raises:
+        SpecError: it works in a way in which a run could not be resumed exactly.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        kind = str(accelerator.distributed_type).rpartition(".")[2]
+        for what, got, allowed in (
+            ("distributed_type", kind, ("NO", "MULTI_CPU", "MULTI_GPU")),
+            ("mixed_precision", str(accelerator.mixed_precision), ("no", "bf16")),
+            ("gradient_accumulation_steps", accelerator.gradient_accumulation_steps, (1,)),
+        ):
+            if got not in allowed:
+                raise SpecError(f"This Accelerator's {what} is not supported.", got, ", ".join(map(str, allowed)))
+        self._accelerator = accelerator
+        self.shard = Shard(accelerator.process_index, accelerator.num_processes)
+        self.device: torch.device = accelerator.device
+        self.precision: str = accelerator.mixed_precision
+        self._before: set[str] = set()
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """Accelerate's."""
+        self._before = set(model.__dict__)
+        prepared, stepper = self._accelerator.prepare(model, optimizer)
+        return prepared, stepper
+
+    def backward(self, loss: Tensor) -> None:
+        """Accelerate's."""
+        self._accelerator.backward(loss)
+
+    def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> None:
+        """Accelerate's."""
+        self._accelerator.clip_grad_norm_(parameters, norm)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        summed: Tensor = self._accelerator.reduce(value, reduction="sum")
+        return summed
+
+    def gather(self, text: str) -> list[str]:
+        """The text of every process."""
+        from accelerate.utils import gather_object
+
+        return list(gather_object([text]))
+
+    def align(self, model: nn.Module) -> None:
+        """Copy the first process's floating-point buffers to the others."""
+        from accelerate.utils import broadcast
+
+        if self.shard.size > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(broadcast(buffer))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Tell the trackers that the caller has started with ``init_trackers``."""
+        self._accelerator.log(dict(values), step=step)
+
+    def release(self, model: nn.Module) -> None:
+        """Take Accelerate's marks off the model: left there, a second training would not be prepared at all."""
+        self._accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        for name in ("_is_accelerate_prepared", "forward"):
+            if name not in self._before:
+                model.__dict__.pop(name, None)
