@@ -13,9 +13,11 @@ from dcn_plugin.models.paper_nets import (
     wrn32_4_cifar,
 )
 from dcn_plugin.models.paper_variants import VARIANTS, Variant, build_variant, paper_variant
+from dcn_plugin.models.regularizers import Regularizer, regularize
 
 __all__ = [
     "VARIANTS",
+    "Regularizer",
     "Variant",
     "build_variant",
     "cifar_densenet",
@@ -24,6 +26,7 @@ __all__ = [
     "cifar_vgg",
     "densenet121_cifar",
     "paper_variant",
+    "regularize",
     "resnet18_cifar",
     "resnet50_cifar",
     "senet18_cifar",
