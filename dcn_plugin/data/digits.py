@@ -23,7 +23,7 @@ def load_digits(*, size: int = 16, seed: int = 0) -> Splits:
         seed: of the split, 0 .. 2**64 - 1. In each class 25 % of the images are test, 10 % validation.
 
     Returns:
-        Splits of float32 (N, 1, size, size) images in [0, 1] and 10 classes: 1,170 / 178 / 449 images.
+        Splits of float32 (N, 1, size, size) images in [0, 1] and 10 classes: 1,168 / 179 / 450 images.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
