@@ -15,6 +15,7 @@ from importlib import metadata
 from dcn_plugin.cli.arguments import Commands
 from dcn_plugin.cli.demo import add as add_demo
 from dcn_plugin.cli.evaluate import add as add_evaluate
+from dcn_plugin.cli.recipe import add as add_recipe
 from dcn_plugin.cli.report import add as add_report
 from dcn_plugin.cli.summary import add as add_summary
 from dcn_plugin.cli.train import add as add_train
@@ -70,4 +71,11 @@ def _version() -> str:
         return "(not installed)"
 
 
-_COMMANDS: tuple[Callable[[Commands], None], ...] = (add_demo, add_evaluate, add_report, add_summary, add_train)
+_COMMANDS: tuple[Callable[[Commands], None], ...] = (
+    add_demo,
+    add_evaluate,
+    add_recipe,
+    add_report,
+    add_summary,
+    add_train,
+)

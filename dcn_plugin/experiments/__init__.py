@@ -1,5 +1,22 @@
 """Experiments: train what is missing, measure, record."""
 
 from dcn_plugin.experiments.demo import BASELINE, DemoOutcome, DemoSpec, run_demo
+from dcn_plugin.experiments.numbers import PaperTable, paper_numbers
+from dcn_plugin.experiments.recipe import RecipeSpec, list_recipes, load_recipe
+from dcn_plugin.experiments.run import Outcome, Plan, plan_recipe, run_recipe
 
-__all__ = ["BASELINE", "DemoOutcome", "DemoSpec", "run_demo"]
+__all__ = [
+    "BASELINE",
+    "DemoOutcome",
+    "DemoSpec",
+    "Outcome",
+    "PaperTable",
+    "Plan",
+    "RecipeSpec",
+    "list_recipes",
+    "load_recipe",
+    "paper_numbers",
+    "plan_recipe",
+    "run_demo",
+    "run_recipe",
+]

@@ -143,7 +143,9 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_is(name: str, alone
     assert {path: path.read_bytes() for path in alone.iterdir()} == before
 
 
-@pytest.mark.parametrize("spoil", [lambda blob: blob[:-9], lambda blob: b"PK" + blob[2:], lambda _: b""], ids=["cut", "no archive", "empty"])
+@pytest.mark.parametrize(
+    "spoil", [lambda blob: blob[:-9], lambda blob: b"PK" + blob[2:], lambda _: b""], ids=["cut", "no archive", "empty"]
+)
 def test_a_damaged_state_is_refused_with_the_way_out(spoil: Any, alone: Path, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     path.write_bytes(spoil((alone / "state.safetensors").read_bytes()))

@@ -1,0 +1,147 @@
+"""``defective recipe list`` and ``defective recipe run``: the paper's tables and figures again, at three sizes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.errors import DcnError
+
+if TYPE_CHECKING:
+    from dcn_plugin.experiments.recipe import RecipeSpec
+
+__all__ = ["add"]
+
+
+def add(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "recipe",
+        help="rerun a table or figure of the paper",
+        description="A recipe trains the networks of a table, measures them and puts the paper's numbers beside them.",
+    )
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    _add_list(actions)
+    _add_run(actions)
+
+
+def _add_list(actions: Commands) -> None:
+    parser = actions.add_parser("list", help="show all recipes, what they need, and what is committed of them")
+    _add_root(parser)
+    parser.set_defaults(run=_list)
+
+
+def _add_run(actions: Commands) -> None:
+    parser = actions.add_parser(
+        "run",
+        help="train and measure what a recipe needs",
+        description="Train the networks that are missing, measure, print the table; writes record.json and table.md "
+        "into OUT/RECIPE/SCALE. Finished networks and cells are kept as they come and shared by all recipes of OUT: "
+        "a run that was stopped goes on with the same command.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="its name (see 'recipe list'), or the path of a recipe.toml")
+    parser.add_argument(
+        "--scale",
+        default="smoke",
+        metavar="SCALE",
+        help="smoke (embedded digits, seconds; default), small (two CPU cores, hours) or full (the paper's)",
+    )
+    parser.add_argument("--data", metavar="ROOT", help="folder of the data set; 'recipe list' shows which")
+    parser.add_argument("--out", default="recipe-runs", metavar="DIR", help="output folder (default: %(default)s)")
+    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="number of replicates (default: 1)")
+    parser.add_argument("--seed", type=natural, default=0, metavar="S", help="seed of the first (default: 0)")
+    parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it takes, then stop")
+    _add_root(parser)
+    add_no_progress(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipes", metavar="DIR", help="recipes folder (default: that of the repository)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dcn_plugin.experiments.recipe import load_recipe
+    from dcn_plugin.experiments.run import plan_recipe, run_recipe
+
+    def tell(line: str) -> None:
+        print(f"defective: {line}", file=sys.stderr, flush=True)
+
+    spec = load_recipe(args.recipe, args.recipes)
+    seeds = range(args.seed, args.seed + args.seeds)
+    plan = plan_recipe(spec, args.scale, data=args.data, out=args.out, seeds=seeds)
+    tell(str(plan))
+    if plan.missing:
+        tell(f"expected time on this machine: {plan.expect()}")
+    if args.dry_run:
+        for title in [f"train {job.title}, seed {job.seed}" for job in plan.train]:
+            print(title)
+        for cell in plan.missing:
+            print(f"measure {cell.title}")
+        return 0
+    shown = not args.no_progress
+    outcome = run_recipe(plan, command=_command(args, spec.name), progress=shown, tell=tell if shown else None)
+    print(outcome.markdown)
+    for file in outcome.files:
+        print(f"Wrote {file}")
+    return 0
+
+
+def _command(args: argparse.Namespace, name: str) -> str:
+    """The command without paths of this machine."""
+    parts = ["defective", "recipe", "run", name, "--scale", args.scale]
+    parts += ["--data", "ROOT"] if args.data is not None else []
+    parts += ["--seeds", str(args.seeds)] if args.seeds != 1 else []
+    parts += ["--seed", str(args.seed)] if args.seed else []
+    return shlex.join(parts)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from dcn_plugin.experiments.recipe import list_recipes, load_recipe, recipes_root
+
+    root = Path(args.recipes) if args.recipes is not None else recipes_root()
+    names = list_recipes(root)
+    width = max(map(len, names), default=0)
+    for name in names:
+        spec = load_recipe(name, root)
+        print(f"{name:<{width}}  {spec.reproduces}: {spec.title}")
+        print(f"{'':<{width}}  scales: {_scales(spec)}; record: {_state(root / name)}")
+    print()
+    for line in _layouts():
+        print(line)
+    return 0
+
+
+def _scales(spec: RecipeSpec) -> str:
+    from dcn_plugin.experiments.scales import SCALES
+
+    return ", ".join(f"{scale} ({spec.data_at(scale)})" for scale in SCALES)
+
+
+def _state(folder: Path) -> str:
+    """What the committed record of a recipe holds."""
+    from dcn_plugin.evaluate import ResultFile
+
+    try:
+        file = ResultFile.read(folder / "record.json")
+        numbers, scale = file.spec["numbers"], file.spec["scale"]
+        filled = sum(number["ours"] is not None for number in numbers)
+        made = str(file.run.get("finished", ""))[:10]
+        return (
+            f"{scale['name']}, width {scale['width']}, {scale['training']['epochs']} epochs, {filled} of "
+            f"{len(numbers)} numbers, {len(file.spec['seeds'])} seed(s), {made}"
+        )
+    except FileNotFoundError:
+        return "none"
+    except (DcnError, KeyError, TypeError) as error:
+        return f"cannot be read ({error})"
+
+
+def _layouts() -> list[str]:
+    from dcn_plugin.experiments.datasets import DATA
+
+    return ["Data (--data ROOT):", *(f"  {name}: {info.layout or 'comes along'}" for name, info in DATA.items())]

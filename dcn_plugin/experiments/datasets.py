@@ -1,0 +1,239 @@
+"""The data sets of the recipes: where they lie below a root, and how they are opened."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dcn_plugin.data import ImageFiles, ImageFolder, ImageSet, load_digits, load_torchvision, paired_folders
+from dcn_plugin.data.draws import raw_draws
+from dcn_plugin.errors import DataError
+from dcn_plugin.experiments.names import check_known
+from dcn_plugin.training.split import part_of
+
+__all__ = ["DATA", "DataInfo", "RecipeData", "open_data"]
+
+Images = ImageSet | ImageFiles
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a recipe has to know of a data set before it is opened.
+
+    Args:
+        title: for people.
+        shape: (C, H, W) of the images.
+        num_classes: of the networks.
+        train_images: number of training images, to tell what training costs.
+        test_images: number of test images.
+        mean: of the normalisation inside the networks, a number a channel.
+        std: likewise.
+        layout: what ``--data ROOT`` has to hold, "" for data that come along.
+    """
+
+    title: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    train_images: int
+    test_images: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    layout: str = ""
+
+
+_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+DATA = {
+    "digits": DataInfo("digits (scikit-learn)", (1, 32, 32), 10, 1168, 450, (0.5,), (0.5,)),
+    "cifar10": DataInfo(
+        "CIFAR-10",
+        (3, 32, 32),
+        10,
+        50_000,
+        10_000,
+        **_CIFAR,
+        layout="ROOT/cifar-10-batches-py/ (torchvision's), or ROOT/train/<class>/*.png and ROOT/test/<class>/*.png",
+    ),
+    "mnist": DataInfo(
+        "MNIST",
+        (1, 28, 28),
+        10,
+        60_000,
+        10_000,
+        (0.1307,),
+        (0.3081,),
+        layout="ROOT/train-images-idx3-ubyte[.gz] and the three other IDX files, or ROOT/MNIST/raw/ with them; with "
+        "the t10k files alone their images are split 8,000 / 2,000",
+    ),
+    "tiny-imagenet": DataInfo(
+        "Tiny-ImageNet",
+        (3, 64, 64),
+        200,
+        100_000,
+        10_000,
+        **_IMAGENET,
+        layout="ROOT/train/<class>/.../*.JPEG and ROOT/val/<class>/.../*.JPEG (val sorted into folders of classes)",
+    ),
+    "imagenet": DataInfo(
+        "ImageNet",
+        (3, 224, 224),
+        1000,
+        1_281_167,
+        50_000,
+        **_IMAGENET,
+        layout="ROOT/train/<class>/*.JPEG, ROOT/val/<class>/*.JPEG, and for the stylised images ROOT/stylized/<class>/ "
+        "with the names of val",
+    ),
+}
+"""Name -> what is known of it."""
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """A data set of a recipe; images are read when they are first asked for.
+
+    Args:
+        name: a key of :data:`DATA`.
+        root: where it lies; None where it comes along.
+        kind: which of the layouts was found.
+    """
+
+    name: str
+    root: Path | None
+    kind: str
+
+    @property
+    def info(self) -> DataInfo:
+        """What is known of it."""
+        return DATA[self.name]
+
+    @property
+    def title(self) -> str:
+        """As it has to be called: an image folder of JPEG files is no CIFAR-10 as published."""
+        if self.kind == "folder" and self.name == "cifar10":
+            first = next((path for path in _images_below(self.root, ("test",)) if path.suffix), None)
+            copied = first is not None and first.suffix.lower() in (".jpg", ".jpeg")
+            return "CIFAR-10 (JPEG copy)" if copied else "CIFAR-10 (image folder)"
+        return "MNIST (test images split 8,000 / 2,000)" if self.kind == "t10k" else self.info.title
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        """Tells apart data sets that lie at other places or were changed, without reading an image.
+
+        Names, sizes and times of the files; for what comes along, its name.
+        """
+        found = hashlib.sha256(f"{self.name} {self.kind}".encode())
+        for path in sorted(_images_below(self.root, ("train", "test", "val", "stylized"))):
+            status = path.stat()
+            found.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return found.hexdigest()
+
+    def train(self, limit: int | None = None) -> Images:
+        """The training images, or the first ``limit`` of them."""
+        return _first(self._train, limit)
+
+    def test(self, limit: int | None = None) -> Images:
+        """The test images, or the first ``limit`` of them; those of a folder are in an order without classes."""
+        return _first(self._test, limit)
+
+    def stylized(self, limit: int | None = None) -> tuple[ImageFiles, ImageFiles] | None:
+        """Test images and their stylised versions, where the data set has them."""
+        if self.name != "imagenet" or self.root is None:
+            return None
+        return paired_folders(self.root / "val", self.root / "stylized", size=224, resize=256, limit=limit)
+
+    @functools.cached_property
+    def _train(self) -> Images:
+        return self._mnist[0] if self.kind == "t10k" else self._open("train", train=True)
+
+    @functools.cached_property
+    def _test(self) -> Images:
+        return self._mnist[1] if self.kind == "t10k" else self._open("test", train=False)
+
+    @functools.cached_property
+    def _mnist(self) -> tuple[Images, Images]:
+        assert self.root is not None
+        whole = load_torchvision("MNIST", self.root)
+        cut = len(whole) * 4 // 5
+        places = torch.arange(len(whole))
+        return whole.subset(places[:cut], name="t10k/train"), whole.subset(places[cut:], name="t10k/test")
+
+    def _open(self, part: str, *, train: bool) -> Images:
+        if self.root is None:
+            splits = load_digits(size=self.info.shape[1])
+            return splits.train if train else splits.test
+        if self.kind == "published":
+            return load_torchvision("CIFAR10" if self.name == "cifar10" else "MNIST", self.root, train=train)
+        side = self.info.shape[1]
+        resize = 256 if self.name == "imagenet" else None
+        folder = self.root / (part if train or self.name == "cifar10" else "val")
+        files = ImageFolder(folder, size=side, resize=resize, name=f"{self.name}-folder/{part}")
+        order = np.argsort(raw_draws("recipe order", 0, 0, len(files)), kind="stable")
+        mixed = part_of(files, torch.from_numpy(order))
+        return _in_memory(mixed) if self.name == "cifar10" else mixed
+
+
+def open_data(name: str, root: str | os.PathLike[str] | None) -> RecipeData:
+    """Find a data set; nothing is read yet.
+
+    Args:
+        name: one of :data:`DATA`.
+        root: where it lies.
+
+    Raises:
+        SpecError: an unknown data set.
+        DataError: it is not there; the message shows the layout.
+    """
+    check_known("data set", name, DATA)
+    info = DATA[name]
+    if not info.layout:
+        return RecipeData(name, None, "embedded")
+    if root is None:
+        raise DataError(f"{info.title} is needed.", None, info.layout, "pass --data ROOT, or --scale smoke")
+    folder = Path(root).expanduser()
+    kind = _kind(name, folder)
+    if kind is None:
+        raise DataError(f"{info.title} is not there.", str(folder), info.layout)
+    return RecipeData(name, folder, kind)
+
+
+def _kind(name: str, root: Path) -> str | None:
+    if name == "mnist":
+        for below in (root, root / "MNIST" / "raw"):
+            for start, kind in (("train", "published"), ("t10k", "t10k")):
+                if any((below / f"{start}-images-idx3-ubyte{end}").is_file() for end in ("", ".gz")):
+                    return kind
+        return None
+    if name == "cifar10" and (root / "cifar-10-batches-py").is_dir():
+        return "published"
+    test = "test" if name == "cifar10" else "val"
+    return "folder" if all((root / part).is_dir() for part in ("train", test)) else None
+
+
+def _images_below(root: Path | None, parts: Sequence[str]) -> Iterable[Path]:
+    if root is None:
+        return
+    below = [root / part for part in parts if (root / part).is_dir()] or [root]
+    for start in below:
+        for folder, _, names in os.walk(start):
+            yield from (Path(folder, name) for name in names)
+
+
+def _first(images: Images, limit: int | None) -> Images:
+    if limit is None or limit >= len(images):
+        return images
+    return part_of(images, torch.arange(limit), name=f"{images.name}[:{limit}]")
+
+
+def _in_memory(files: Images) -> ImageSet:
+    images, labels = (torch.cat(parts) for parts in zip(*files.batches(1000), strict=True))
+    return ImageSet(images, labels, files.num_classes, files.name)

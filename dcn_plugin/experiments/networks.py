@@ -1,0 +1,202 @@
+"""The networks of a recipe in data: what a label says, and what a trained network depends on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.keys import digest
+from dcn_plugin.experiments.names import check_known, derived
+from dcn_plugin.experiments.scales import Scale
+from dcn_plugin.models.paper_variants import Variant, paper_variant
+
+__all__ = ["DEFENCES", "NETS", "Job", "Network", "jobs_of", "read_network"]
+
+NETS = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "densenet121": "DenseNet-121",
+    "senet18": "SENet-18",
+    "vgg19": "VGG-19",
+    "wrn32_4": "Wide-ResNet-32",
+}
+"""The paper's networks: name -> title."""
+
+DEFENCES = {
+    "SD": "spatial-dropout",
+    "DB": "dropblock",
+    "LS": "label-smoothing",
+    "AT": "madry",
+    "PubDef": "pubdef",
+}
+"""What may follow a variant: its mark in labels -> a name of :data:`dcn_plugin.training.baselines.BASELINES`."""
+
+TARGET, SOURCE, PUBLIC = "target", "source", "public"
+_BY_TITLE = {title.lower(): name for name, title in NETS.items()} | {name: name for name in NETS}
+_INLINE = ("variant", "net", "run", "masks", "defects")
+_DEFECTS = ("p", "mode", "sampling", "blocks")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One row or source of a table: a network, or an ensemble of several.
+
+    Args:
+        net: one of :data:`NETS`.
+        variant: of the paper; its members make an ensemble.
+        defence: one of :data:`DEFENCES`' values, or None.
+        run: networks of one run start from the same weights and see the same batches; only their masks and defences
+            differ. Targets are one run, sources another.
+        masks: the run whose masks it has; its own by default. Other runs draw other masks.
+        defects: options of the defective model that the variant does not have: p by block, mode, sampling, blocks.
+    """
+
+    net: str
+    variant: Variant = field(default_factory=Variant)
+    defence: str | None = None
+    run: str = TARGET
+    masks: str | None = None
+    defects: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_network(text: str | Mapping[str, Any], *, net: str, run: str = TARGET) -> Network:
+    """Read what a recipe says about a network.
+
+    Args:
+        text: "[NET] VARIANT [+ DEFENCE]", as the paper's tables have it: "ResNet-18 standard", "0.3-Bottom SM",
+            "Standard CNN + SD (Tompson et al., 2015)", "vgg19". Or a table of such a text as ``variant`` and any of
+            ``net``, ``run``, ``masks`` and ``defects``.
+        net: where the text names none.
+        run: where it says none.
+
+    Raises:
+        SpecError: it says no network; the nearest names are in the message.
+    """
+    more: dict[str, Any] = {}
+    if isinstance(text, Mapping):
+        for key in text:
+            check_known("key of a network", key, _INLINE)
+        more = {key: text[key] for key in ("run", "masks", "defects") if key in text}
+        for key in more.get("defects", {}):
+            check_known("option of defects", key, _DEFECTS)
+        net, text = str(text.get("net", net)), str(text.get("variant", "Standard"))
+    body, *defences = text.split(" + ")
+    named, rest = _split_net(body)
+    net = named or net
+    check_known("network", net, NETS)
+    marks = [re.sub(r"\s*\(.*\)\*?$", "", mark).strip() for mark in defences]
+    for mark in marks:
+        check_known("defence", mark, DEFENCES)
+    if len(marks) > 1:
+        raise SpecError("A network has one defence beside its masks.", text, "NET VARIANT + DEFENCE")
+    return Network(
+        net=net,
+        variant=paper_variant(rest or "Standard"),
+        defence=DEFENCES[marks[0]] if marks else None,
+        **{"run": run, **more},
+    )
+
+
+def _split_net(body: str) -> tuple[str | None, str]:
+    head, _, rest = body.strip().partition(" ")
+    name = _BY_TITLE.get(head.lower())
+    return (name, rest.strip()) if name else (None, body.strip())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train.
+
+    Args:
+        network: what it is; of an ensemble one member.
+        member: number of the member, from 0.
+        seed: of the replicate.
+        scale: the size it is trained at.
+        data: name of the data set.
+        copy: which copy of it: images that were compressed again train another network.
+    """
+
+    network: Network
+    member: int
+    seed: int
+    scale: Scale
+    data: str
+    copy: str = ""
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that the trained weights depend on, but for machine, versions and code, as JSON values."""
+        one, scale = self.network, self.scale
+        variant = one.variant
+        return {
+            "data": [self.data, self.copy],
+            "train_images": scale.train_images,
+            "net": one.net,
+            "width": scale.width,
+            "variant": {"bottom": variant.bottom, "top": variant.top, "kind": variant.kind},
+            "defects": dict(one.defects),
+            "defence": one.defence,
+            "defence_steps": scale.max_steps if one.defence in ("madry", "pubdef") else None,
+            "training": scale.training_json,
+            "weights_seed": self.weights_seed,
+            "masks_seed": self.masks_seed if variant.masked or one.defects else None,
+            "order_seed": self.order_seed,
+        }
+
+    @property
+    def name(self) -> str:
+        """Name of its folder: readable, and different where the key is."""
+        one = self.network
+        parts = [one.net, _variant_name(one.variant), *([one.defence] if one.defence else []), digest(self.key)[:12]]
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+    @property
+    def title(self) -> str:
+        """For people: "ResNet-18 0.3-Bottom (source)"."""
+        one = self.network
+        defence = next((f" + {mark}" for mark, name in DEFENCES.items() if name == one.defence), "")
+        member = f", member {self.member + 1}" if one.variant.members > 1 else ""
+        run = f" ({one.run})" if one.run != TARGET else ""
+        own = " own defects" if one.defects else ""
+        return f"{NETS[one.net]} {_variant_name(one.variant)}{own}{defence}{run}{member}"
+
+    @property
+    def weights_seed(self) -> int:
+        """Of the initial weights: shared by all variants of a run."""
+        return derived("weights", self.seed, self.network.run, self.member)
+
+    @property
+    def masks_seed(self) -> int:
+        """Of the masks."""
+        return derived("masks", self.seed, self.network.masks or self.network.run, self.member)
+
+    @property
+    def order_seed(self) -> int:
+        """Of order and augmentation."""
+        return derived("order", self.seed, self.network.run, self.member)
+
+
+def jobs_of(networks: Sequence[Network], *, seed: int, scale: Scale, data: str, copy: str = "") -> list[Job]:
+    """The networks to train for a row or source: one, or the members of an ensemble.
+
+    Args:
+        networks: the networks whose mean logits count.
+        seed: of the replicate.
+        scale: of the run.
+        data: name of the data set.
+        copy: see :class:`Job`.
+    """
+    return [
+        Job(network, member, seed, scale, data, copy)
+        for network in networks
+        for member in range(min(network.variant.members, scale.members))
+    ]
+
+
+def _variant_name(variant: Variant) -> str:
+    parts = [f"{p:g}-{where}" for p, where in ((variant.bottom, "Bottom"), (variant.top, "Top")) if p is not None]
+    kind = {"neuron": "", "channel": " DC", "shared": " SM", "wide": " x2"}[variant.kind]
+    return ", ".join(parts) + kind if parts else "Standard"

@@ -1,0 +1,260 @@
+"""Running a recipe: train what is missing, measure what is missing, write the record and the table.
+
+::
+
+    OUT/networks/<network>-<digest>/  trained networks, shared by all recipes
+    OUT/cells/<digest>.json           finished cells, shared likewise
+    OUT/store/                        adversarial images and finished measurements within a cell
+    OUT/<recipe>/<scale>/record.json  the record, which ``defective report`` reads
+    OUT/<recipe>/<scale>/table.md     the table
+
+Every file is whole or not there: a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcn_plugin.errors import CheckpointError, DataError, SpecError
+from dcn_plugin.evaluate import ResultFile, RunDirectory, hardware, package_versions
+from dcn_plugin.experiments.cells import Cell, CellFolder, Entry, cells_of, measure
+from dcn_plugin.experiments.comparison import Number, caveats, compare, to_markdown
+from dcn_plugin.experiments.datasets import RecipeData, open_data
+from dcn_plugin.experiments.networks import Job
+from dcn_plugin.experiments.recipe import RecipeSpec
+from dcn_plugin.experiments.seeds import now
+from dcn_plugin.experiments.timing import Estimate, estimate
+from dcn_plugin.experiments.trained import TrainedNetworks, shortened
+from dcn_plugin.files import write_atomic
+
+__all__ = ["Outcome", "Plan", "plan_recipe", "run_recipe"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run needs and what of it is there.
+
+    Args:
+        spec: the recipe.
+        scale: name of the scale.
+        seeds: of the replicates.
+        out: the output folder.
+        data: the images.
+        device: where the networks compute.
+        cells: all cells.
+        finished: place of a cell -> its numbers, of the finished ones.
+        train: networks that have to be trained, in that order.
+    """
+
+    spec: RecipeSpec
+    scale: str
+    seeds: tuple[int, ...]
+    out: Path
+    data: RecipeData
+    device: torch.device
+    cells: tuple[Cell, ...]
+    finished: dict[int, list[Entry]]
+    train: tuple[Job, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where record, table and pictures go."""
+        return self.out / self.spec.name / self.scale
+
+    @property
+    def missing(self) -> list[Cell]:
+        """Cells that have to be measured."""
+        return [cell for place, cell in enumerate(self.cells) if place not in self.finished]
+
+    def expect(self) -> Estimate:
+        """How long that takes here: a step of every kind of network is timed."""
+        return estimate(self.train, self.missing, self.device)
+
+    def __str__(self) -> str:
+        jobs = {job.name for cell in self.cells for job in cell.jobs}
+        return (
+            f"{self.spec.name} ({self.spec.reproduces}) at scale {self.scale} on {self.data.title}: "
+            f"{len(self.train)} of {len(jobs)} networks to train, "
+            f"{len(self.missing)} of {len(self.cells)} cells to measure"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run made.
+
+    Args:
+        numbers: ours beside the paper's.
+        markdown: the table.
+        files: record, table, and pictures if there are any.
+        trained: networks that this run trained.
+        measured: cells that this run measured.
+    """
+
+    numbers: tuple[Number, ...]
+    markdown: str
+    files: tuple[Path, ...]
+    trained: int
+    measured: int
+
+
+def plan_recipe(
+    spec: RecipeSpec,
+    scale: str,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] = "recipe-runs",
+    seeds: Sequence[int] = (0,),
+    device: torch.device | None = None,
+) -> Plan:
+    """Find out what a run needs; no network and no image is opened.
+
+    Args:
+        spec: the recipe.
+        scale: "smoke", "small" or "full".
+        data: root of its data set; not needed for "smoke".
+        out: the output folder; other recipes may have written into it.
+        seeds: one replicate each.
+        device: where the networks compute; CUDA where there is one by default.
+
+    Raises:
+        SpecError: an unknown scale, or no usable seeds.
+        DataError: the data are not there, or ``out`` is a file.
+    """
+    chosen = tuple(seeds)
+    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
+        raise SpecError("The seeds are not usable.", chosen, "one or more different ints >= 0")
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise DataError("Results go into a folder.", str(folder), "a folder, or a name that is free")
+    images = open_data(spec.data_at(scale), data)
+    where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cells = tuple(cells_of(spec, scale, chosen, copy=images.title))
+    known = CellFolder(folder / "cells")
+    finished: dict[int, list[Entry]] = {}
+    for place, cell in enumerate(cells):
+        entries = known.read(cell.key(images.stamp, where))
+        if entries is not None and (not cell.writes_pictures or any(_pictures(folder, spec, scale).glob("*"))):
+            finished[place] = entries
+    store = RunDirectory(folder / "store")
+    networks = TrainedNetworks(folder / "networks", images, device=where, store=store)
+    needed = [job for place, cell in enumerate(cells) if place not in finished for job in cell.jobs]
+    return Plan(spec, scale, chosen, folder, images, where, cells, finished, tuple(networks.missing(needed)))
+
+
+def run_recipe(
+    plan: Plan, *, command: str = "", progress: bool = False, tell: Callable[[str], None] | None = None
+) -> Outcome:
+    """Train and measure what is missing, then write record and table.
+
+    Args:
+        plan: see :func:`plan_recipe`.
+        command: how the run was started, for the record.
+        progress: show progress bars on stderr, if that is a terminal.
+        tell: gets a line before each network and each cell; by default nothing is said.
+
+    Raises:
+        DcnError: as training and measuring do; what is finished is kept.
+        OSError: no room on the disk; likewise.
+    """
+    say = tell or (lambda line: None)
+    started = time.perf_counter()
+    store = RunDirectory(plan.out / "store")
+    networks = TrainedNetworks(plan.out / "networks", plan.data, device=plan.device, store=store, progress=progress)
+    for number, job in enumerate(plan.train, 1):
+        say(f"[{number}/{len(plan.train)}] training {job.title}, seed {job.seed}")
+        networks.train(job)
+    known = CellFolder(plan.out / "cells")
+    finished = dict(plan.finished)
+    missing = plan.missing
+    for number, cell in enumerate(missing, 1):
+        say(f"[{number}/{len(missing)}] measuring {cell.title}")
+        pictures = _pictures(plan.out, plan.spec, plan.scale)
+        entries = measure(cell, networks, plan.data, store, pictures=pictures, progress=progress)
+        known.write(cell.key(plan.data.stamp, plan.device), entries)
+        finished[plan.cells.index(cell)] = entries
+    entries = [entry for place in range(len(plan.cells)) for entry in finished[place]]
+    scale = plan.spec.scale(plan.scale)
+    numbers = compare(plan.spec, scale, entries)
+    seconds = round(time.perf_counter() - started, 2)
+    files = _write(plan, numbers, entries, networks, command=command, seconds=seconds)
+    return Outcome(tuple(numbers), files[1].read_text(encoding="utf-8"), files, len(plan.train), len(missing))
+
+
+def _write(
+    plan: Plan,
+    numbers: Sequence[Number],
+    entries: Sequence[Entry],
+    networks: TrainedNetworks,
+    *,
+    command: str,
+    seconds: float,
+) -> tuple[Path, ...]:
+    spec, scale = plan.spec, plan.spec.scale(plan.scale)
+    record, table = plan.folder / "record.json", plan.folder / "table.md"
+    facts = {
+        "Data": plan.data.title,
+        "Training": shortened(scale.training),
+        "Seeds": ", ".join(map(str, plan.seeds)),
+        "Versions": ", ".join(f"{name} {version}" for name, version in package_versions().items()),
+        "Machine": ", ".join(f"{name}: {value}" for name, value in hardware(plan.device).items()),
+    }
+    content: dict[str, Any] = {
+        "recipe": spec.name,
+        "reproduces": spec.reproduces,
+        "data": plan.data.title,
+        "scale": scale.to_json(),
+        "caveats": caveats(spec, scale),
+        "seeds": list(plan.seeds),
+        "versions": package_versions(),
+        "hardware": hardware(plan.device),
+        "networks": _networks(plan, networks),
+        "numbers": [number.to_json() for number in numbers],
+        "toml": spec.raw,
+    }
+    run = {
+        "finished": now(),
+        "seconds": seconds,
+        "networks_trained": len(plan.train),
+        "cells_measured": len(plan.missing),
+        "command": command,
+    }
+    # One record may be a number of several columns.
+    unique = {json.dumps(entry.result.to_dict(), sort_keys=True): entry.result for entry in entries}
+    ResultFile(content, tuple(unique.values()), run).write(record)
+    write_atomic(table, to_markdown(spec, scale, numbers, facts=facts))
+    pictures = _pictures(plan.out, spec, plan.scale)
+    return (record, table, *sorted(pictures.glob("*")))
+
+
+def _networks(plan: Plan, networks: TrainedNetworks) -> list[dict[str, Any]]:
+    """Every network with its training, in the order of the cells; one whose folder was deleted without it."""
+    found: dict[str, dict[str, Any]] = {}
+    for job in (job for cell in plan.cells for job in cell.jobs):
+        if job.name in found:
+            continue
+        entry: dict[str, Any] = {"title": job.title, "seed": job.seed, "folder": job.name, "key": job.key}
+        try:
+            history = networks.history(job)
+            last = history.epochs[-1]
+            entry |= {
+                "loss": last.loss,
+                "train_accuracy": last.train_accuracy,
+                "seconds": round(sum(epoch.seconds for epoch in history.epochs), 1),
+            }
+        except (OSError, ValueError, KeyError, TypeError, IndexError, CheckpointError):
+            entry |= {"loss": None, "train_accuracy": None, "seconds": None}
+        found[job.name] = entry
+    return list(found.values())
+
+
+def _pictures(out: Path, spec: RecipeSpec, scale: str) -> Path:
+    return out / spec.name / scale / "pictures"
