@@ -34,14 +34,14 @@ class BoundaryAttack(DecisionAttack):
     From an adversarial image, each candidate goes a random step sideways on the sphere around the clean image and
     then a step towards it; an adversarial candidate that is closer becomes the new image. Every sample has its own
     directions, its own step lengths, its own count of queries, and leaves the batch when it has converged or
-    used its budget.
+    used its budget. Where it converges depends on where it started: ``restarts`` spend what is left on other starts.
 
     The defaults spend queries well. :meth:`paper` gives the settings that the paper used.
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
-        steps: at most so many steps, or None; a step ends with an adversarial candidate or after ``directions``
-            candidates.
+        steps: at most so many steps of each walk, or None; a step ends with an adversarial candidate or after
+            ``directions`` candidates.
         directions: candidates a step may try.
         spherical_step: first length of the sideways step, in units of the distance to the clean image.
         source_step: first length of the step towards the clean image, in the same unit.
@@ -51,7 +51,9 @@ class BoundaryAttack(DecisionAttack):
             towards the image succeed. "window": as in Foolbox 1.x, after 100 sideways steps or 30 steps towards the
             image whose share of success lies outside of 20 to 50 %.
         check_every: every so many steps the sideways step is asked about on its own, which costs a query.
-        start_draws: see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following ones.
+        scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
+        restarts: a sample that has converged may start again from other noise so many times.
+        start_draws: see there.
         start_grid: see there.
         start_search: see there.
         seed: of the noise and of the directions; what a sample draws depends on its place among the images, not
@@ -75,6 +77,8 @@ class BoundaryAttack(DecisionAttack):
         step_adaptation: float = 1.25,
         adaptation: Adaptation = "smooth",
         check_every: int = 3,
+        scouts: int = 2,
+        restarts: int = 0,
         start_draws: int = 1000,
         start_grid: int = 1000,
         start_search: StartSearch = "bisection",
@@ -82,22 +86,23 @@ class BoundaryAttack(DecisionAttack):
     ) -> None:
         super().__init__(
             max_queries=max_queries,
+            steps=steps,
+            scouts=scouts,
+            restarts=restarts,
             start_draws=start_draws,
             start_grid=start_grid,
             start_search=start_search,
             seed=seed,
         )
-        if max_queries is None and steps is None:
-            raise SpecError("The attack has no end.", (max_queries, steps), "max_queries, steps, or both")
-        if (steps is not None and steps < 1) or directions < 1 or check_every < 1:
-            raise SpecError("A number of steps is not usable.", (steps, directions, check_every), "ints >= 1")
+        if directions < 1 or check_every < 1:
+            raise SpecError("A number of candidates or steps is not usable.", (directions, check_every), "ints >= 1")
         if not (0 < spherical_step <= 1 and 0 < source_step < 1):
             raise SpecError("A step is not usable.", (spherical_step, source_step), "numbers in (0, 1)", "try 0.01")
         if not 1 < step_adaptation <= 10:
             raise SpecError("The step adaptation is not usable.", step_adaptation, "a factor in (1, 10]", "try 1.25")
         if adaptation not in ("smooth", "window"):
             raise SpecError("Unknown adaptation.", adaptation, "'smooth', 'window'")
-        self.steps, self.directions = steps, directions
+        self.directions = directions
         self.spherical_step, self.source_step = spherical_step, source_step
         self.step_adaptation, self.adaptation, self.check_every = step_adaptation, adaptation, check_every
 
@@ -117,6 +122,7 @@ class BoundaryAttack(DecisionAttack):
             step_adaptation=1.5,
             adaptation="window",
             check_every=10,
+            scouts=1,
             start_search="linear",
             seed=seed,
         )
@@ -126,7 +132,7 @@ class BoundaryAttack(DecisionAttack):
         noise = NoiseTable(run.streams, points)
         clean = asker.clean[at(rows)]
         result = points.clone()
-        walk = _Walk.begin(rows, clean, points, self)
+        walk = _Walk.begin(rows, clean, points, asker.used(rows), self)
         while True:
             done = self._done(walk, asker)
             if done.any():
@@ -134,8 +140,7 @@ class BoundaryAttack(DecisionAttack):
                 walk.keep(~done)
             if not len(walk.rows):
                 return result
-            if run.on_progress is not None:
-                run.on_progress(1 - self._unfinished(walk, asker) / len(rows))
+            self.tell(run, asker, steps=int(walk.step.min()))
             self._ask_once(walk, asker, noise)
 
     def _done(self, walk: _Walk, asker: Asker) -> Bools:
@@ -150,15 +155,6 @@ class BoundaryAttack(DecisionAttack):
             walk.spherical[again], walk.source[again] = self.spherical_step, self.source_step
             done |= converged & ~again
         return done
-
-    def _unfinished(self, walk: _Walk, asker: Asker) -> float:
-        """Number of samples, each weighed with the share of its work that lies ahead."""
-        shares = np.ones(len(walk.rows))
-        if self.max_queries is not None:
-            shares = np.minimum(shares, asker.left(walk.rows) / self.max_queries)
-        if self.steps is not None:
-            shares = np.minimum(shares, 1 - walk.step / (self.steps + 1))
-        return float(shares.sum())
 
     def _ask_once(self, walk: _Walk, asker: Asker, noise: NoiseTable) -> None:
         """One query of every sample: about its sideways step alone, or about its candidate."""
@@ -244,7 +240,7 @@ class _Walk:
     source_window: _Window
 
     @classmethod
-    def begin(cls, rows: Rows, clean: Tensor, points: Tensor, attack: BoundaryAttack) -> _Walk:
+    def begin(cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows, attack: BoundaryAttack) -> _Walk:
         count = len(rows)
         gap = points - clean
 
@@ -265,7 +261,7 @@ class _Walk:
             source=np.full(count, attack.source_step),
             step=zeros() + 1,
             tried=zeros(),
-            counter=zeros(),
+            counter=counter,
             sideways_won=np.zeros(count, dtype=bool),
             converged_at=np.full(count, np.inf),
             spherical_window=window(SPHERICAL_WINDOW),

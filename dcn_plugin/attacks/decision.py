@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun, Rows
+from dcn_plugin.attacks.noise import row_sums
 from dcn_plugin.errors import SpecError
 
 __all__ = ["Asker", "Bools", "DecisionAttack", "Floats", "StartSearch", "at", "blend", "column", "row_sums"]
@@ -21,6 +22,10 @@ Bools = npt.NDArray[np.bool_]
 
 #: The clean image, one draw of noise, the push and the check of the result.
 MIN_QUERIES = 4
+#: A scout walks for this share of the budget; where that is less than ``LEAST_SCOUT`` queries, none is sent.
+SCOUT_SHARE, LEAST_SCOUT = 0.05, 200
+#: A sample whose walk has ended starts again if it has at least this share of the queries left that the walk took.
+WORTH_A_RESTART = 0.5
 #: Results are moved away from the clean image, if they stay adversarial: nearer to the boundary the rounding of another
 #: batch size or device would decide on them. They move by a share of their distance, at least by so much a pixel (root
 #: mean square, in units of [0, 1] images), and at most by their distance.
@@ -40,9 +45,12 @@ class Asker:
 
     def __init__(self, run: AttackRun, max_queries: int | None) -> None:
         self._run = run
-        self._limit = UNLIMITED if max_queries is None else max_queries - 2
+        self._limit = np.full(len(run.images), UNLIMITED if max_queries is None else max_queries - 2)
+        self._walk_limit = self._limit.copy()
         self._truth = run.labels.cpu().numpy()
         self.clean = run.images.flatten(1)
+        #: The samples that found a start; progress is measured on them.
+        self.walking: Rows = np.zeros(0, dtype=np.int64)
 
     def adversarial(self, points: Tensor, rows: Rows, *, last: bool = False) -> Bools:
         """Ask about points (M, D) of the samples ``rows``, int64 (M,): bool (M,), True = not the true class.
@@ -54,13 +62,19 @@ class Asker:
             self._run.classes(points[i : i + step].view(-1, *shape), rows[i : i + step]).cpu().numpy()
             for i in range(0, len(points), step)
         ]
-        assert (self._run.queries <= self._limit + last).all()
+        assert last or (self._run.queries <= self._walk_limit).all()
         wrong: Bools = (said[0] if len(said) == 1 else np.concatenate(said)) != self._truth[rows]
         return wrong
 
     def left(self, rows: Rows) -> npt.NDArray[np.int64]:
         """How many queries each of these samples has left: int64, of the shape of ``rows``."""
-        return self._limit - self._run.queries[rows]
+        return self._walk_limit[rows] - self._run.queries[rows]
+
+    def allow(self, queries: int | None) -> None:
+        """Let every sample ask so many more questions until this is called again; None = all that its budget holds."""
+        self._walk_limit = self._limit.copy()
+        if queries is not None:
+            self._walk_limit = np.minimum(self._walk_limit, self._run.queries + queries)
 
     def used(self, rows: Rows) -> npt.NDArray[np.int64]:
         """How many queries each of these samples has made: int64, of the shape of ``rows``."""
@@ -77,6 +91,12 @@ class DecisionAttack(Attack):
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
+        steps: at most so many steps of each walk, or None.
+        scouts: a walk of some thousand queries depends on where it starts. So many starts are tried for a twentieth of
+            the budget each, and the one that comes closest walks on. With fewer than 4,000 queries, or without a limit,
+            there is one start.
+        restarts: where a walk ends by itself and leaves a good part of the budget, the sample walks again from other
+            noise, up to so many times. The closest end is the result.
         start_draws: uniform noise images a sample may try for a start.
         start_grid: the start is blended with the clean image in this many steps.
         start_search: where on that grid: "linear", the first adversarial blend seen from the clean image (up to
@@ -85,23 +105,40 @@ class DecisionAttack(Attack):
         seed: of noise and directions.
 
     Raises:
-        SpecError: a setting is out of range.
+        SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
     """
 
     decision_based: ClassVar[bool] = True
 
     def __init__(
-        self, *, max_queries: int | None, start_draws: int, start_grid: int, start_search: StartSearch, seed: int
+        self,
+        *,
+        max_queries: int | None,
+        steps: int | None,
+        scouts: int,
+        restarts: int,
+        start_draws: int,
+        start_grid: int,
+        start_search: StartSearch,
+        seed: int,
     ) -> None:
         super().__init__(eps=None, seed=seed)
         if max_queries is not None and max_queries < MIN_QUERIES:
             raise SpecError("The query budget is too small.", max_queries, f"an int >= {MIN_QUERIES}, or None")
+        if max_queries is None and steps is None:
+            raise SpecError("The attack has no end.", (max_queries, steps), "max_queries, steps, or both")
+        if steps is not None and steps < 1:
+            raise SpecError("The number of steps is not usable.", steps, "an int >= 1")
+        if scouts < 1 or restarts < 0:
+            raise SpecError(
+                "The number of walks is not usable.", (scouts, restarts), "scouts >= 1 and restarts >= 0, both ints"
+            )
         if start_draws < 1 or start_grid < 1:
             raise SpecError("The search for a start needs a try.", (start_draws, start_grid), "ints >= 1")
         if start_search not in ("bisection", "linear"):
             raise SpecError("Unknown search for a start.", start_search, "'bisection', 'linear'")
-        self.max_queries, self.start_draws = max_queries, start_draws
-        self.start_grid, self.start_search = start_grid, start_search
+        self.max_queries, self.steps, self.scouts, self.restarts = max_queries, steps, scouts, restarts
+        self.start_draws, self.start_grid, self.start_search = start_draws, start_grid, start_search
 
     def __call__(
         self,
@@ -157,8 +194,8 @@ class DecisionAttack(Attack):
         run.started[at(rows[~found])] = False
         rows, points = rows[found], points[at(found)]
         if len(rows):
-            points = self.approach(run, asker, rows, points)
-            best[at(rows)] = self._push(asker, rows, points)
+            asker.walking = rows
+            best[at(rows)] = self._push(asker, rows, self._walk(run, asker, rows, points))
         return best.view_as(run.images)
 
     @abstractmethod
@@ -168,12 +205,62 @@ class DecisionAttack(Attack):
         Args:
             run: the batch.
             asker: answers questions, and knows the clean images.
-            rows: int64 (M,), M >= 1, the samples to work on.
+            rows: int64 (M,), M >= 1, the samples to work on. ``asker.used(rows)`` is a counter that no direction
+                of an earlier walk has reached.
             points: (M, D), an adversarial point of each, which may be overwritten.
 
         Returns:
             (M, D), the closest adversarial points seen; each was found adversarial by ``asker``.
         """
+
+    def lengths(self, moves: Tensor) -> Floats:
+        """Length of each row of (M, D) in the norm that the attack minimises, L2 by default: float64 (M,)."""
+        return np.sqrt(row_sums(moves * moves))
+
+    def tell(self, run: AttackRun, asker: Asker, *, steps: int) -> None:
+        """Report progress: the share of the budget that is used, or of the steps."""
+        if run.on_progress is None:
+            return
+        used = 0.0 if self.max_queries is None else float(asker.used(asker.walking).mean()) / self.max_queries
+        walked = 0.0 if self.steps is None else steps / (self.steps + 1) / (self.restarts + 1)
+        run.on_progress(max(used, walked))
+
+    def _walk(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
+        """Send scouts, walk, and walk again, as far as the budget allows: the closest points (M, D)."""
+        best = self._scout(run, asker, rows, points)
+        before = asker.used(rows)
+        best = self.approach(run, asker, rows, best)
+        spent = asker.used(rows) - before
+        for _ in range(self.restarts):
+            again = (asker.left(rows) >= np.maximum(WORTH_A_RESTART * spent, MIN_QUERIES)).nonzero()[0]
+            if not len(again):
+                break
+            before = asker.used(rows[again])
+            self._walk_afresh(run, asker, rows, again, best)
+            spent[again] = asker.used(rows[again]) - before
+        return best
+
+    def _scout(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
+        queries = 0 if self.max_queries is None else int(SCOUT_SHARE * self.max_queries)
+        if self.scouts == 1 or queries < LEAST_SCOUT:
+            return points
+        asker.allow(queries)
+        best = self.approach(run, asker, rows, points)
+        for _ in range(self.scouts - 1):
+            asker.allow(queries)
+            self._walk_afresh(run, asker, rows, np.arange(len(rows)), best)
+        asker.allow(None)
+        return best
+
+    def _walk_afresh(self, run: AttackRun, asker: Asker, rows: Rows, again: Rows, best: Tensor) -> None:
+        """Walk from other noise with the samples ``rows[again]``; ``best`` (len(rows), D) takes what is closer."""
+        starts, found = self._noise_starts(run, asker, rows[again])
+        who = again[found]
+        if not len(who):
+            return
+        points, clean = self.approach(run, asker, rows[who], starts[at(found)]), asker.clean[at(rows[who])]
+        closer = self.lengths(points - clean) < self.lengths(best[at(who)] - clean)
+        best[at(who[closer])] = points[at(closer)]
 
     def _push(self, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
         clean = asker.clean[at(rows)]
@@ -234,12 +321,3 @@ def blend(clean: Tensor, other: Tensor, share: Floats) -> Tensor:
 def column(numbers: Floats, like: Tensor) -> Tensor:
     """Numbers (M,) as a column (M, 1) of the dtype and device of ``like``."""
     return torch.from_numpy(numbers).to(device=like.device, dtype=like.dtype).unsqueeze(1)
-
-
-def row_sums(values: Tensor) -> Floats:
-    """Sum of each row of (M, D), float64 (M,). A row's sum does not depend on how many rows there are."""
-    if len(values) == 1:
-        # torch cuts a single long row into one piece a thread; beside another row it does not.
-        return row_sums(values.repeat(2, 1))[:1]
-    sums: Floats = values.sum(dim=1).cpu().numpy().astype(np.float64)
-    return sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -20,7 +21,7 @@ from dcn_plugin.attacks.decision import (
     column,
     row_sums,
 )
-from dcn_plugin.attacks.noise import NoiseTable
+from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable
 from dcn_plugin.errors import SpecError
 
 __all__ = ["HopSkipJump"]
@@ -34,8 +35,9 @@ BLOCK = 32
 TRIES = 5
 #: A landing point must be closer than the point before by this share of the distance.
 LEAST_GAIN = 1e-3
-#: Hops in a row without such a gain after which a sample has converged.
-PATIENCE = 5
+#: Hops in a row that gain less than this share of the distance: after so many of them coarse probes give way to fine
+#: ones, and after so many with fine probes the sample has converged.
+SLOW, COARSE_PATIENCE, PATIENCE = 0.005, 2, 5
 #: The bisection ends at this share of what is published: a point farther inside would see no other class around it.
 BISECTION = 1 / 8
 #: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in so many goes.
@@ -51,25 +53,31 @@ class HopSkipJump(DecisionAttack):
     lies, steps there, and bisects back to the boundary. It needs far fewer queries than the Boundary attack for
     the same distance.
 
-    Three things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
+    Four things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
     (``probes="tangent"``): along that line the answer is known, and near the closest point it would drown all others.
     Of the step lengths distance / sqrt(t) * 2, 1, 1/2, 1/4, 1/8 the one that ends closest to the clean image is
-    taken, not the first that is adversarial; a hop that gains nothing is not followed. And what a step adds to a pixel
+    taken, not the first that is adversarial; a hop that gains nothing is not followed. What a step adds to a pixel
     beyond 0 or 1 is kept in mind, so that the pixel stays at the edge when the other pixels shrink: the closest
-    adversarial image may lie there, and steps that are clipped for good do not reach it.
+    adversarial image may lie there, and steps that are clipped for good do not reach it. And the first probes are
+    coarse (``coarse=2``).
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
-        steps: at most so many hops, or None.
+        steps: at most so many hops of each walk, or None.
         norm: "l2" minimises ||delta||_2, "linf" the largest change of a pixel. ``AttackResult.distance`` is the
             squared L2 score in both cases.
         probes: "tangent", or "sphere" for probes in all directions, as published. By default "tangent" for the L2 norm:
             it is the L2 sphere that they are tangent to.
-        initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many.
+        coarse: probes are first drawn at 1 / coarse of the resolution and enlarged: networks look at low frequencies
+            first, and there are fewer of them to try. Where that gains no more, probes of the full resolution follow.
+            1 = full resolution from the beginning, as published.
+        initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many, in whole blocks of 32.
         max_probes: but not more than this.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
             theta / sqrt(D) of that distance, D = C * H * W.
-        start_draws: see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following ones.
+        scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
+        restarts: a sample that has converged may start again from other noise so many times.
+        start_draws: see there.
         start_grid: see there.
         start_search: see there.
         seed: of the noise and of the probes; what a sample draws depends on its place among the images, not on
@@ -79,7 +87,7 @@ class HopSkipJump(DecisionAttack):
         SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
 
     Source: Chen, Jordan, Wainwright 2020, arXiv 1904.02144, algorithm 2, with the authors' released choice of theta
-    and of the radius (0.01).
+    and of the radius (0.01). Coarse probes: Li et al. 2020, QEBA, arXiv 2005.14137.
     """
 
     def __init__(
@@ -89,9 +97,12 @@ class HopSkipJump(DecisionAttack):
         steps: int | None = None,
         norm: Norm = "l2",
         probes: Probes | None = None,
+        coarse: int = 2,
         initial_probes: int = 100,
         max_probes: int = 10_000,
         theta: float = 0.01,
+        scouts: int = 3,
+        restarts: int = 0,
         start_draws: int = 1000,
         start_grid: int = 1000,
         start_search: StartSearch = "bisection",
@@ -99,15 +110,14 @@ class HopSkipJump(DecisionAttack):
     ) -> None:
         super().__init__(
             max_queries=max_queries,
+            steps=steps,
+            scouts=scouts,
+            restarts=restarts,
             start_draws=start_draws,
             start_grid=start_grid,
             start_search=start_search,
             seed=seed,
         )
-        if max_queries is None and steps is None:
-            raise SpecError("The attack has no end.", (max_queries, steps), "max_queries, steps, or both")
-        if steps is not None and steps < 1:
-            raise SpecError("The number of steps is not usable.", steps, "an int >= 1")
         if norm not in ("l2", "linf"):
             raise SpecError("Unknown norm.", norm, "'l2', 'linf'")
         if probes is None:
@@ -116,17 +126,19 @@ class HopSkipJump(DecisionAttack):
             raise SpecError("Unknown kind of probes.", probes, "'tangent', 'sphere'")
         if not 2 <= initial_probes <= max_probes:
             raise SpecError("The numbers of probes are not usable.", (initial_probes, max_probes), "2 <= first <= most")
+        if coarse < 1:
+            raise SpecError("The coarse resolution is not usable.", coarse, "an int >= 1; 1 = full resolution")
         if not 0 < theta < 1:
             raise SpecError("Theta is not usable.", theta, "a number in (0, 1)", "try 0.01")
-        self.steps, self.norm, self.probes, self.theta = steps, norm, probes, theta
-        self.initial_probes, self.max_probes = initial_probes, max_probes
+        self.norm, self.probes, self.theta = norm, probes, theta
+        self.coarse, self.initial_probes, self.max_probes = coarse, initial_probes, max_probes
 
     def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
         """Hop; see :meth:`DecisionAttack.approach`."""
-        noise = NoiseTable(run.streams, points)
-        hops = _Hops.begin(rows, asker.clean[at(rows)], points)
+        tables = [NoiseTable(run.streams, points), CoarseNoise(run.streams, run.images, self.coarse)]
+        hops = _Hops.begin(rows, asker.clean[at(rows)], points, asker.used(rows), coarse=self.coarse > 1)
         everyone = np.arange(len(rows))
-        hops.distance = self._lengths(hops.gap)
+        hops.distance = self.lengths(hops.gap)
         self._land(asker, hops, everyone, hops.gap.clone())
         result = points.clone()
         hop = 0
@@ -138,32 +150,26 @@ class HopSkipJump(DecisionAttack):
             hops.keep(~done)
             if not len(hops.rows):
                 return result
-            if run.on_progress is not None:
-                run.on_progress(self._progress(hop, asker, rows))
-            direction = self._estimate_normal(asker, noise, hops, probes[~done], run.max_rows)
+            self.tell(run, asker, steps=hop)
+            direction = self._estimate_normal(asker, tables, hops, probes[~done], run.max_rows)
             self._hop(asker, hops, direction, 2 / np.sqrt(hop))
 
     def _probe_counts(self, hop: int, hops: _Hops, asker: Asker) -> Rows:
         """How many probes each sample affords in this hop, 0 where it is done."""
         wanted = min(int(self.initial_probes * np.sqrt(hop)), self.max_probes)
+        if wanted > BLOCK:  # a block with a few probes costs a forward pass too
+            wanted -= wanted % BLOCK
         # Steps and bisections follow.
         affordable = np.minimum(asker.left(hops.rows) - BLOCK, wanted)
-        more = (affordable >= max(2, WORTH_A_HOP * wanted)) & (hops.in_vain < PATIENCE)
+        more = (affordable >= max(2, WORTH_A_HOP * wanted)) & (hops.slow < PATIENCE)
         if self.steps is not None and hop > self.steps:
             more[:] = False
         return np.where(more, affordable, 0)
 
-    def _progress(self, hop: int, asker: Asker, rows: Rows) -> float:
-        shares = []
-        if self.max_queries is not None:
-            shares.append(float(asker.used(rows).mean()) / self.max_queries)
-        if self.steps is not None:
-            shares.append(hop / (self.steps + 1))
-        return max(shares)
-
-    def _lengths(self, moves: Tensor) -> Floats:
+    def lengths(self, moves: Tensor) -> Floats:
+        """Length of each row of (M, D) in the attack's norm, float64 (M,)."""
         if self.norm == "l2":
-            return np.sqrt(row_sums(moves * moves))
+            return super().lengths(moves)
         lengths: Floats = moves.abs().amax(dim=1).cpu().numpy().astype(np.float64)
         return lengths
 
@@ -188,12 +194,14 @@ class HopSkipJump(DecisionAttack):
             high[todo[won]] = middle[won]
             low[todo[~won]] = middle[~won]
         gap = self._shrink(gap, high)
-        distance = self._lengths(within(clean, gap) - clean)
+        distance = self.lengths(within(clean, gap) - clean)
         closer = distance <= hops.distance[who]
         hops.gap[at(who[closer])] = gap[at(closer)]
         hops.distance[who[closer]] = distance[closer]
 
-    def _estimate_normal(self, asker: Asker, noise: NoiseTable, hops: _Hops, probes: Rows, max_rows: int) -> Tensor:
+    def _estimate_normal(
+        self, asker: Asker, tables: list[NoiseTable], hops: _Hops, probes: Rows, max_rows: int
+    ) -> Tensor:
         """Direction into the adversarial side at each point, (M, D), of length 1 in the norm. Source: eq. (9), (16)."""
         here = hops.points()
         gap = here - hops.clean
@@ -202,10 +210,8 @@ class HopSkipJump(DecisionAttack):
         signed, plain = torch.zeros_like(gap), torch.zeros_like(gap)
         balance = np.zeros(len(probes))
         for first in range(0, int(probes.max()), BLOCK):
-            still = (probes > first).nonzero()[0]
-            group_size = max(1, max_rows // BLOCK)
-            for group in (still[i : i + group_size] for i in range(0, len(still), group_size)):
-                number = first + np.arange(BLOCK)
+            number = first + np.arange(BLOCK)
+            for group, noise in _groups(probes > first, hops.coarse, tables, max(1, max_rows // BLOCK)):
                 rows = np.repeat(hops.rows[group], BLOCK)
                 moves, squares = noise.directions(rows, (hops.counter[group][:, None] + number).reshape(-1))
                 if self.probes == "tangent":
@@ -246,13 +252,16 @@ class HopSkipJump(DecisionAttack):
             # One query tells whether this way ends closer than the best so far.
             clean, wanted = hops.clean[at(todo)], (1 - LEAST_GAIN) * hops.distance[todo]
             for _ in range(CLIPPED_TRIES):
-                there = np.maximum(self._lengths(within(clean, reach) - clean), np.finfo(np.float64).tiny)
+                there = np.maximum(self.lengths(within(clean, reach) - clean), np.finfo(np.float64).tiny)
                 reach = self._shrink(reach, np.minimum(wanted / there, 1))
             won = asker.adversarial(within(clean, reach), hops.rows[todo])
             if won.any():
                 self._land(asker, hops, todo[won], reach[at(won)])
             length /= 2
-        hops.in_vain = np.where(hops.distance < before, 0, hops.in_vain + 1)
+        hops.slow = np.where(hops.distance < (1 - SLOW) * before, 0, hops.slow + 1)
+        refine = hops.coarse & (hops.slow >= COARSE_PATIENCE)
+        hops.coarse &= ~refine
+        hops.slow[refine] = 0
 
 
 def within(clean: Tensor, gap: Tensor) -> Tensor:
@@ -270,12 +279,22 @@ class _Hops:
     gap: Tensor  # to a point on the boundary; beyond the edge of [0, 1] a pixel stays at the edge
     distance: Floats  # of that point, in the attack's norm
     counter: Rows  # probes drawn so far
-    in_vain: Rows  # hops in a row that gained nothing
+    slow: Rows  # hops in a row that gained little
+    coarse: Bools  # probes are drawn at the coarse resolution
 
     @classmethod
-    def begin(cls, rows: Rows, clean: Tensor, points: Tensor) -> _Hops:
-        zeros = np.zeros(len(rows), dtype=np.int64)
-        return cls(rows, np.arange(len(rows)), clean, points - clean, np.zeros(len(rows)), zeros, zeros.copy())
+    def begin(cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows, *, coarse: bool) -> _Hops:
+        slow = np.zeros(len(rows), dtype=np.int64)
+        return cls(
+            rows,
+            np.arange(len(rows)),
+            clean,
+            points - clean,
+            np.zeros(len(rows)),
+            counter,
+            slow,
+            np.full(len(rows), coarse),
+        )
 
     def points(self) -> Tensor:
         """The current points (M, D), adversarial."""
@@ -285,6 +304,14 @@ class _Hops:
         for field in fields(self):
             value = getattr(self, field.name)
             setattr(self, field.name, value[at(mask)] if isinstance(value, Tensor) else value[mask])
+
+
+def _groups(still: Bools, coarse: Bools, tables: list[NoiseTable], size: int) -> Iterator[tuple[Rows, NoiseTable]]:
+    """Cut the samples ``still`` into groups of ``size`` that read the same table."""
+    for table, who in zip(tables, (still & ~coarse, still & coarse), strict=True):
+        rows = who.nonzero()[0]
+        for i in range(0, len(rows), size):
+            yield rows[i : i + size], table
 
 
 def _sum_block(values: Tensor) -> Tensor:

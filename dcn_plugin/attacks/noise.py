@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dcn_plugin.attacks.streams import SampleStreams
 
-__all__ = ["NoiseTable"]
+__all__ = ["CoarseNoise", "NoiseTable", "row_sums"]
 
 TABLE_SIZE = 2**20
 
@@ -62,6 +64,37 @@ class NoiseTable:
         if self._on_cpu is not None:
             return torch.from_numpy(self._on_cpu[places]), norms
         return self._slices[torch.from_numpy(places).to(self._slices.device)], norms
+
+
+class CoarseNoise(NoiseTable):
+    """Directions drawn at a coarse resolution and enlarged by bilinear interpolation.
+
+    Args:
+        streams: the samples, and the key of the table.
+        images: (N, C, H, W), whose size, dtype and device the directions take.
+        factor: H and W are divided by it, rounding up.
+    """
+
+    def __init__(self, streams: SampleStreams, images: Tensor, factor: int) -> None:
+        channels, height, width = images.shape[1:]
+        self._size = (height, width)
+        self._coarse = (channels, -(-height // factor), -(-width // factor))
+        super().__init__(streams, images.new_empty(len(images), math.prod(self._coarse)))
+
+    def directions(self, rows: npt.NDArray[np.int64], counters: npt.NDArray[np.int64]) -> tuple[Tensor, _Floats]:
+        """Look up one direction for each entry of ``rows``; see :meth:`NoiseTable.directions`."""
+        coarse = super().directions(rows, counters)[0].view(-1, *self._coarse)
+        moves = F.interpolate(coarse, size=self._size, mode="bilinear").flatten(1)
+        return moves, row_sums(moves * moves)
+
+
+def row_sums(values: Tensor) -> _Floats:
+    """Sum of each row of (M, D), float64 (M,). A row's sum does not depend on how many rows there are."""
+    if len(values) == 1:
+        # torch cuts a single long row into one piece a thread; beside another row it does not.
+        return row_sums(values.repeat(2, 1))[:1]
+    sums: _Floats = values.sum(dim=1).cpu().numpy().astype(np.float64)
+    return sums
 
 
 @functools.lru_cache(maxsize=2)

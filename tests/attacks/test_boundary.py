@@ -51,6 +51,8 @@ def test_the_papers_settings_are_those_of_foolbox_1() -> None:
         "directions": 25,
         "eps": None,
         "max_queries": None,
+        "restarts": 0,
+        "scouts": 1,
         "seed": 0,
         "source_step": 0.01,
         "spherical_step": 0.01,

@@ -23,7 +23,9 @@ class OnlyStart(DecisionAttack):
     def __init__(
         self,
         *,
-        max_queries: int | None = None,
+        max_queries: int | None = 10_000,
+        scouts: int = 1,
+        restarts: int = 0,
         start_draws: int = 50,
         start_grid: int = 100,
         start_search: StartSearch = "bisection",
@@ -31,6 +33,9 @@ class OnlyStart(DecisionAttack):
     ) -> None:
         super().__init__(
             max_queries=max_queries,
+            steps=None,
+            scouts=scouts,
+            restarts=restarts,
             start_draws=start_draws,
             start_grid=start_grid,
             start_search=start_search,
@@ -157,6 +162,48 @@ def test_results_stay_adversarial_when_the_model_is_asked_about_them_one_by_one(
     assert (alone != truth).all()
 
 
+@pytest.mark.parametrize("attack", [OnlyStart, BoundaryAttack], ids=["only start", "boundary"])
+def test_restarts_end_no_farther_away_and_spend_what_is_left(attack: type[OnlyStart] | type[BoundaryAttack]) -> None:
+    model, clean = RowNet(), images(10, dtype=torch.float64)
+    truth = right(model, clean)
+    once, again = (attack(max_queries=7000, scouts=1, restarts=n)(model, clean, truth) for n in (0, 2))
+    assert (again.distance <= once.distance + 1e-12).all()
+    assert (again.distance < 0.99 * once.distance).any()
+    assert (again.queries > 2 * once.queries).all()
+    assert again.queries.max() <= 7000
+
+
+def test_the_scout_that_comes_closest_walks_on() -> None:
+    model, clean = RowNet(), images(20, dtype=torch.float64)
+    truth = right(model, clean)
+    alone, best = (OnlyStart(scouts=scouts)(model, clean, truth) for scouts in (1, 4))
+    assert (best.distance <= alone.distance + 1e-12).all()
+    assert best.median_distance < 0.9 * alone.median_distance
+    # Three more starts: a draw or more, and ten bisections on a grid of a hundred.
+    assert (best.queries - alone.queries >= 3 * (1 + 6)).all()
+
+
+def test_scouts_stay_at_home_where_the_budget_is_small_or_there_is_none() -> None:
+    model, clean = RowNet(), images(6, dtype=torch.float64)
+    truth = right(model, clean)
+    for limits in ({"max_queries": 3900}, {"max_queries": None, "steps": 20}):
+        one, three = (
+            BoundaryAttack(**limits, scouts=scouts)(model, clean, truth)  # type: ignore[arg-type]
+            for scouts in (1, 3)
+        )
+        assert torch.equal(one.images, three.images)
+        assert torch.equal(one.queries, three.queries)
+
+
+def test_a_sample_without_queries_for_a_good_part_of_another_walk_does_not_restart() -> None:
+    model, clean = RowNet(), images(6, dtype=torch.float64)
+    truth = right(model, clean)
+    once = BoundaryAttack(max_queries=10_000, scouts=1)(model, clean, truth)
+    budget = int(1.3 * once.queries.min())
+    tight = BoundaryAttack(max_queries=budget, scouts=1, restarts=5)(model, clean, truth)
+    assert tight.queries.min() == once.queries.min()
+
+
 def test_a_push_that_would_leave_the_adversarial_side_is_not_made() -> None:
     class Ring(nn.Module):
         """Class 1 between two radii around grey, of which noise starts find the outer one only by luck."""
@@ -192,7 +239,17 @@ def test_a_row_sums_to_the_same_bits_whatever_stands_beside_it(width: int) -> No
 
 
 @pytest.mark.parametrize(
-    "bad", [{"max_queries": 3}, {"start_draws": 0}, {"start_grid": 0}, {"start_search": "guess"}, {"seed": -1}]
+    "bad",
+    [
+        {"max_queries": 3},
+        {"max_queries": None},
+        {"scouts": 0},
+        {"restarts": -1},
+        {"start_draws": 0},
+        {"start_grid": 0},
+        {"start_search": "guess"},
+        {"seed": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(SpecError):

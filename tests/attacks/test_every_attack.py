@@ -37,6 +37,7 @@ ATTACKS: dict[str, Make] = {
     "boundary, windows": lambda seed: BoundaryAttack(
         max_queries=200, adaptation="window", check_every=2, spherical_step=0.3, source_step=0.1, seed=seed
     ),
+    "boundary, restarted": lambda seed: BoundaryAttack(max_queries=300, steps=40, restarts=1, seed=seed),
     "hopskipjump": lambda seed: HopSkipJump(max_queries=200, initial_probes=30, seed=seed),
     "hopskipjump, linf": lambda seed: HopSkipJump(max_queries=200, norm="linf", initial_probes=30, seed=seed),
 }
@@ -84,7 +85,16 @@ def test_it_fools_a_network(name: str) -> None:
     [
         DoNothing(eps=0.3),
         DoNothing(eps=None),
-        OnlyStart(max_queries=None, start_draws=100, start_grid=1, start_search="linear", seed=0),
+        OnlyStart(
+            max_queries=500,
+            steps=None,
+            scouts=1,
+            restarts=0,
+            start_draws=100,
+            start_grid=1,
+            start_search="linear",
+            seed=0,
+        ),
     ],
 )
 def test_an_attack_that_does_nothing_fails_that_test(useless: Attack) -> None:

@@ -56,7 +56,10 @@ def test_in_the_linf_norm_it_finds_the_smallest_largest_change() -> None:
 def test_with_as_many_queries_it_ends_closer_than_the_boundary_attack() -> None:
     model, clean = RowNet((3, 8, 8)), images(12, shape=(3, 8, 8), dtype=torch.float64)
     truth = right(model, clean)
-    hop, walk = (kind(max_queries=600)(model, clean, truth) for kind in (HopSkipJump, BoundaryAttack))
+    # The weights are white noise: coarse probes would only cost queries.
+    hop, walk = (
+        kind(model, clean, truth) for kind in (HopSkipJump(max_queries=600, coarse=1), BoundaryAttack(max_queries=600))
+    )
     assert hop.median_distance < 0.8 * walk.median_distance
 
 
@@ -68,6 +71,33 @@ def test_tangent_probes_end_closer_than_published_ones() -> None:
         for probes in ("tangent", "sphere")
     )
     assert tangent < sphere
+
+
+def test_coarse_probes_save_queries_where_the_model_looks_at_low_frequencies() -> None:
+    shape = (1, 16, 16)
+    model, clean = nn.Sequential(nn.AvgPool2d(4), RowNet((1, 4, 4))), images(12, shape=shape, dtype=torch.float64)
+    truth = right(model, clean)
+    coarse, fine = (
+        HopSkipJump(max_queries=400, coarse=factor)(model, clean, truth).median_distance for factor in (2, 1)
+    )
+    assert coarse < 0.8 * fine
+
+
+def test_fine_probes_follow_where_the_model_looks_at_high_frequencies() -> None:
+    class Checkers(nn.Module):
+        """Sees nothing but a chessboard pattern, which no coarse probe contains."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            sign = torch.ones(x.shape[2:], dtype=x.dtype)
+            sign[::2, ::2] = sign[1::2, 1::2] = -1
+            seen = (x * sign).sum((1, 2, 3)) - 0.5
+            return torch.stack([-seen, seen], dim=1)
+
+    clean = torch.full((4, 1, 8, 8), 0.5, dtype=torch.float64)
+    result = HopSkipJump(max_queries=3000)(Checkers(), clean, torch.zeros(4, dtype=torch.int64))
+    exact = 0.5**2 / 64 / 64
+    assert (result.distance >= exact).all()
+    assert (result.distance < 1.1 * exact).all()
 
 
 def test_a_number_of_steps_ends_it_too() -> None:
@@ -117,6 +147,7 @@ def test_a_model_with_one_answer_around_the_start_does_not_break_it() -> None:
         {"probes": "none"},
         {"initial_probes": 1},
         {"initial_probes": 200, "max_probes": 100},
+        {"coarse": 0},
         {"theta": 0.0},
         {"theta": float("nan")},
     ],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dcn_plugin.attacks import SampleStreams
-from dcn_plugin.attacks.noise import TABLE_SIZE, NoiseTable
+from dcn_plugin.attacks.noise import TABLE_SIZE, CoarseNoise, NoiseTable
 
 
 def table(
@@ -64,6 +64,32 @@ def test_images_wider_than_the_table_get_a_larger_one() -> None:
     moves = draw(noise, [0, 0, 1], [0, 1, 0])
     assert moves.shape == (3, TABLE_SIZE + 3)
     assert not torch.equal(moves[0], moves[1])
+
+
+def coarse(indices: range, shape: tuple[int, int, int] = (3, 9, 6), *, factor: int = 2) -> CoarseNoise:
+    return CoarseNoise(SampleStreams("test", 0, indices), torch.zeros(len(indices), *shape), factor)
+
+
+def test_coarse_directions_vary_slowly_over_the_image_and_not_over_colours() -> None:
+    moves, squares = coarse(range(4)).directions(np.repeat(np.arange(4), 200), np.tile(np.arange(200), 4))
+    pixels = moves.view(-1, 3, 9, 6)
+    assert (pixels[..., 1:] * pixels[..., :-1]).mean() > 0.6 * pixels.square().mean()
+    assert (pixels[..., 1:, :] * pixels[..., :-1, :]).mean() > 0.6 * pixels.square().mean()
+    assert (pixels[:, 1:] * pixels[:, :-1]).mean().abs() < 0.05 * pixels.square().mean()
+    np.testing.assert_allclose(squares, moves.double().square().sum(dim=1).numpy(), rtol=1e-5)
+
+
+def test_coarse_directions_depend_on_sample_and_counter_alone() -> None:
+    whole = coarse(range(4)).directions(np.array([0, 2, 3]), np.array([5, 6, 7]))[0]
+    assert torch.equal(coarse(range(2, 3)).directions(np.array([0]), np.array([6]))[0], whole[1:2])
+    assert not torch.equal(coarse(range(2, 3)).directions(np.array([0]), np.array([7]))[0], whole[1:2])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 1), (1, 5, 4)])
+def test_coarse_directions_have_the_size_of_the_image_whatever_the_factor(shape: tuple[int, int, int]) -> None:
+    for factor in (1, 2, 7):
+        moves, _ = coarse(range(2), shape, factor=factor).directions(np.arange(2), np.arange(2))
+        assert moves.shape == (2, shape[0] * shape[1] * shape[2])
 
 
 def test_the_global_generators_are_not_touched() -> None:

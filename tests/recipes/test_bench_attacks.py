@@ -1,0 +1,74 @@
+"""The benchmark of the decision-based attacks: it counts fairly, and it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("foolbox")
+pytest.importorskip("art")
+
+from recipes.bench_attacks import bench
+from recipes.bench_attacks.rivals import RIVALS, BudgetSpentError, Watch
+from tests.attack_oracles import Counting, grey, right
+from tests.toys import linear_model
+
+
+def setting(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A model, images it gets right, their labels, and adversarial images."""
+    model = linear_model(16)
+    clean = grey(count, dtype=torch.float32)
+    truth = right(model, clean)
+    starts = bench._OnlyStart(seed=0)(model, clean, truth).images
+    return model, clean, truth, starts
+
+
+def test_a_watch_notes_the_closest_adversarial_image_asked_about_so_far() -> None:
+    model, clean, truth, starts = setting(3)
+    watch = Watch(model, clean, truth, [1, 2, 4])
+    far = (starts - clean).double().square().mean((1, 2, 3))
+    watch(clean)
+    watch(starts)
+    watch(clean)
+    with pytest.raises(BudgetSpentError):
+        watch(clean + (starts - clean) * 1.01)
+    assert watch.distances[1].isinf().all()
+    assert torch.equal(watch.distances[2], far)
+    assert torch.equal(watch.distances[4], far)
+
+
+def test_a_watch_on_one_image_takes_several_questions_at_once() -> None:
+    model, clean, truth, starts = setting(1)
+    watch = Watch(model, clean, truth, [2, 10])
+    watch(torch.cat([clean, clean, starts]))
+    assert watch.asked == 3
+    assert watch.distances[2].isinf().all()
+    assert watch.distances[10].isfinite().all()
+
+
+@pytest.mark.parametrize("attack", list(RIVALS))
+@pytest.mark.parametrize("tool", ["foolbox", "art"])
+def test_a_rival_asks_as_much_as_the_budget_says_and_gets_closer(attack: str, tool: str) -> None:
+    model, clean, truth, starts = setting(3)
+    counting = Counting(model)
+    rng = torch.get_rng_state()
+    found = RIVALS[attack][tool](counting, clean, truth, starts, [50, 300], seed=0)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert 0 <= counting.rows - 3 * 300 <= 3 * 64  # a forward pass of ART holds several questions
+    assert (found[300] <= found[50]).all()
+    assert (found[300] < (starts - clean).double().square().mean((1, 2, 3))).any()
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_and_names_every_limit() -> None:
+    options = replace(bench.QUICK, tiny_images=2, cifar_images=2, budgets=(40, 80, 120), timed_queries=40)
+    record = bench.run(options, "smoke test")
+    lines = bench.figures(record)
+    assert len(lines) == 2 * 7 + 1
+    assert all(value > 0 for _, value, _ in lines)
+    page = bench.markdown(record)
+    for what, _, _ in lines:
+        assert what in page
