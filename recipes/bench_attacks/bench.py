@@ -258,9 +258,10 @@ def markdown(record: dict[str, Any]) -> str:
         "and is asked for the same number of queries an image; of foolbox and ART the closest adversarial image asked "
         "about counts, of ours the one returned. Ratios to ART are on the images that ART attacked, one at a time.",
         "",
-        "Read with care: the constants of our attacks (scouts, coarse probes, steps) were chosen on networks like these, "
-        "mostly with seed 0. HopSkipJump's lead rests on its coarse probes, a prior for low frequencies that foolbox "
-        "and ART do not have and that digits enlarged from 8 x 8 favour. Few images were attacked, with ART fewer still.",
+        "Read with care: the constants of our attacks (scouts, coarse probes, steps) were chosen on networks like "
+        "these, mostly with seed 0. HopSkipJump's lead rests on its coarse probes, a prior for low frequencies that "
+        "foolbox and ART do not have and that digits enlarged from 8 x 8 favour. Few images were attacked, with ART "
+        "fewer still.",
         "",
         f"Machine: {machine['processor']}, {machine['threads']} threads; torch {versions['torch']}, foolbox "
         f"{versions['foolbox']}, adversarial-robustness-toolbox {versions['adversarial-robustness-toolbox']}.",
@@ -290,8 +291,8 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         "## Memory",
         "",
-        "`python -m recipes.bench_attacks.memory` measures the peak memory of a transfer matrix over the size of its data "
-        "set: `memory.json`.",
+        "`python -m recipes.bench_attacks.memory` measures the peak memory of a transfer matrix over the size of its "
+        "data set: `memory.json`.",
     ]
     return "\n".join([*lines, ""])
 
