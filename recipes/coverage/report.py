@@ -49,6 +49,12 @@ def share(record: dict[str, Any]) -> str:
     return f"{100 * found['equal'] / max(found['in scope'], 1):.1f} %"
 
 
+def _halved(models: dict[str, Any]) -> list[str]:
+    """A line on the models that ran in bfloat16."""
+    names = [name for name, model in models.items() if model.get("dtype") == "bfloat16"]
+    return [f"In bfloat16, because float32 did not fit into memory: {', '.join(names)}.", ""] if names else []
+
+
 def render(record: dict[str, Any]) -> str:
     """The page."""
     models, found = record["models"], counts(record)
@@ -77,6 +83,7 @@ def render(record: dict[str, Any]) -> str:
         f"| not run yet | {len(record['not_run']):,} |",
         f"| anything else | {found['bug']:,} |",
         "",
+        *_halved(models),
         "## Why models are refused",
         "",
         "`bottom` needs two blocks and a resolution that only falls; the models without them still take block numbers",

@@ -172,7 +172,8 @@ def check(model: nn.Module, images: Tensor) -> dict[str, Any]:
         plain = observe(model, images)
     except Exception:
         plain = []
-    giant = sum(p.numel() for p in model.parameters()) * 9 > MEMORY_GIB * 2**30  # no room for a copy
+    # No room for a copy, and for what its forward pass takes.
+    giant = sum(p.numel() * p.element_size() for p in model.parameters()) * 9 / 4 > MEMORY_GIB * 2**30
     options: dict[str, Any] = {"blocks": "bottom", "p": P, "input_size": size, "seed": SEED}
     try:
         if giant:
@@ -206,7 +207,18 @@ def _same(left: list[Tensor], right: list[Tensor]) -> bool:
 
 
 def run_model(name: str) -> dict[str, Any]:
-    """Build, check and time one model."""
+    """Build, check and time one model; in half the memory where float32 does not fit."""
+    found = _run_model(name)
+    if found["outcome"] == "not built" and "GiB" in found["reason"]:
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            found = {**_run_model(name), "dtype": "bfloat16"}
+        finally:
+            torch.set_default_dtype(torch.float32)
+    return found
+
+
+def _run_model(name: str) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         model, images = runnable(name)
@@ -227,7 +239,7 @@ def run_model(name: str) -> dict[str, Any]:
 def why_not_built(name: str, error: Exception) -> str:
     if "allocate memory" in str(error):
         with torch.device("meta"):
-            weights = sum(p.numel() for p in build(name).parameters()) * 4
+            weights = sum(p.numel() * p.element_size() for p in build(name).parameters())
         return f"needs {weights / 2**30:.0f} GiB for its weights, {MEMORY_GIB} GiB were allowed"
     return f"{type(error).__name__}: {str(error)[:200]}"
 
