@@ -129,10 +129,14 @@ class CueConflict(ImageFiles):
 
     Args:
         root: the folder that holds the shape classes; not every class needs a folder.
-        size, resize, channels, interpolation, threads: see :class:`ImageFolder`. The authors' images are 224 x 224.
+        size: see :class:`ImageFolder`. The authors' images are 224 x 224.
+        resize: see there.
+        channels: see there.
+        interpolation: see there.
         name: as it appears in result records; the folder's name by default.
         limit: so many images, spread evenly over the whole set.
         class_names: the classes in the order of their labels.
+        threads: see :class:`ImageFolder`.
 
     Attributes:
         texture_labels: int64 (N,), the class of each image's texture.

@@ -27,7 +27,7 @@ HOLD_AT_MOST = 8 * 2**30  # bytes
 class Batch(NamedTuple):
     """What one step trains on.
 
-    Args:
+    Attributes:
         images: float32 (B, C, H, W) in [0, 1], augmented, on the model's device.
         labels: int64 (B,), on the model's device.
         places: int64 (B,), the place of each image in its data set, on the CPU.
