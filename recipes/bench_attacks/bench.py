@@ -262,6 +262,7 @@ def markdown(record: dict[str, Any]) -> str:
         "these, mostly with seed 0. HopSkipJump's lead rests on its coarse probes, a prior for low frequencies that "
         "foolbox and ART do not have and that digits enlarged from 8 x 8 favour. Few images were attacked, with ART "
         "fewer still.",
+        *record.get("remarks", []),
         "",
         f"Machine: {machine['processor']}, {machine['threads']} threads; torch {versions['torch']}, foolbox "
         f"{versions['foolbox']}, adversarial-robustness-toolbox {versions['adversarial-robustness-toolbox']}.",
