@@ -68,14 +68,20 @@ class _StepTimes:
 
 
 def _time_step(job: Job, device: torch.device) -> float:
-    net = build(job).to(device).train()
-    count = min(job.scale.training.batch_size, 32 if job.data != "imagenet" else 4)
-    images = torch.rand(count, *DATA[job.data].shape, generator=torch.Generator().manual_seed(0)).to(device)
+    net, config = build(job).to(device).train(), job.scale.training
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    net.to(memory_format=layout)
+    # A whole batch: with fewer images the fixed cost of a step counts too much.
+    count = min(config.batch_size, 128 if job.data != "imagenet" else 4)
+    images = torch.rand(count, *DATA[job.data].shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(device, memory_format=layout)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     elapsed = 0.0
     for _ in range(2):  # the first one allocates
         start = time.perf_counter()
-        F.cross_entropy(net(images), labels).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+            loss = F.cross_entropy(net(images), labels)
+        loss.backward()
         if device_of(net).type == "cuda":
             torch.cuda.synchronize(device)
         elapsed = time.perf_counter() - start
