@@ -69,7 +69,7 @@ def summary(model: nn.Module) -> Summary:
                 name=site.name if site else path.removesuffix(".drop"),
                 block=f"{site.block_index}: {site.block}" if site else "-",
                 shape=mask.shape,
-                mode=mask.spec.mode,
+                mode=mask.spec.mode_text,
                 p=mask.spec.p,
                 kept=float(mask.mask.float().mean()),
             )

@@ -129,7 +129,7 @@ class DefectMask2d(nn.Module):
     def extra_repr(self) -> str:
         """Show what a reader of ``print(model)`` wants to know."""
         size = "x".join(map(str, self.shape))
-        return f"{size}, p={self.spec.p:g}, mode={self.spec.mode}, site={self.site}, {self.origin}"
+        return f"{size}, p={self.spec.p:g}, mode={self.spec.mode_text}, site={self.site}, {self.origin}"
 
 
 def _to_layout(mask: Tensor, layout: Layout) -> Tensor:
@@ -158,10 +158,11 @@ class DefectiveConv2d(nn.Conv2d):
         dtype: see above.
         output_size: (H, W) of the layer's output; masks have a size.
         p: keep probability in (0, 1].
-        mode: "neuron", "channel" or "shared".
+        mode: "neuron", "channel", "shared", "hole" or "nm".
         sampling: "bernoulli" or "exact".
         seed: with ``site`` it fixes every bit of the mask.
         site: number of this layer in your network. Give every layer its own.
+        span: pixels on a side of a hole ("hole"), or channels in a group ("nm"); only these modes take it.
         norm: module between the convolution and the mask, e.g. ``nn.BatchNorm2d(out_channels)``.
 
     Shape:
@@ -191,9 +192,10 @@ class DefectiveConv2d(nn.Conv2d):
         mode: Mode = "neuron",
         sampling: Sampling = "bernoulli",
         seed: int = 0,
+        span: int | None = None,
         norm: nn.Module | None = None,
     ) -> None:
-        spec = MaskSpec(p, mode, sampling, seed)
+        spec = MaskSpec(p, mode, sampling, seed, span)
         drop = DefectMask2d((out_channels, *output_size), spec, site=site, inplace=True)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype

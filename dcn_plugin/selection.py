@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Callable
 from typing import Any
@@ -160,5 +161,5 @@ def _specify(site: Site, blocks: Blocks, p: float | tuple[tuple[str | int, float
         shape=site.shape,
         slot=site.slot,
         layout=site.layout,
-        mask=MaskSpec(value, spec.mode, spec.sampling, spec.seed),
+        mask=dataclasses.replace(spec, p=value),
     )

@@ -24,7 +24,7 @@ __all__ = [
     "check_chw",
 ]
 
-Mode = Literal["neuron", "channel", "shared"]
+Mode = Literal["neuron", "channel", "shared", "hole", "nm"]
 Sampling = Literal["bernoulli", "exact"]
 Slot = Literal["norm", "norm_act", "conv"]
 Layout = Literal["NCHW", "NHWC", "NLC"]
@@ -34,6 +34,10 @@ MASK_SCHEME = 1
 """Version of the rule that turns (seed, site, shape, spec) into bits. A new rule gets a new number."""
 
 _MAX_SEED = 2**64 - 1
+_MAX_SPAN = 256
+
+# The modes that take a span, and what it is the number of.
+_SPANS: dict[str, str] = {"hole": "pixels on a side of a hole", "nm": "channels in a group"}
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,28 @@ class MaskSpec:
     Args:
         p: keep probability in (0, 1]; the share of neurons that stay. 1 keeps all.
         mode: "neuron" draws one entry a channel and position (the paper's layer), "channel" one a channel,
-            "shared" one a position for all channels (the paper's ablations DC and SM).
+            "shared" one a position for all channels (the paper's ablations DC and SM). Beyond the paper: "hole"
+            silences square holes, in each channel its own; they may overlap, and the border cuts them. "nm" keeps, at
+            each position, n of every m consecutive channels; the last channels are a cut group where m does not
+            divide their number. In every mode each neuron is kept with probability p, at the border as elsewhere.
         sampling: "bernoulli" draws entries independently (the paper's text), "exact" zeroes exactly
-            ``round((1 - p) * N)`` of the N drawn entries (the paper's code zeroes the floor of it).
+            ``round((1 - p) * N)`` of the N drawn entries (the paper's code zeroes the floor of it). Holes and groups
+            are drawn independently of each other; "exact" is not defined for them.
         seed: 0 .. 2**64 - 1; together with the site's ordinal it fixes every bit.
+        span: 1 .. 256, for "hole" and "nm" only, which need it: pixels on a side of a hole; m, the channels in a
+            group. n is ``p * span``, which has to be a whole number: p=0.25, span=4 is the pattern 1:4.
 
     Raises:
-        SpecError: a value is not allowed.
+        SpecError: a value is not allowed, or two do not go together.
 
-    Source: paper, section 3.1, eq. (3)-(5); section 4.2 for the modes.
+    Source: paper, section 3.1, eq. (3)-(5); section 4.2 for its modes.
     """
 
     p: float = 0.3
     mode: Mode = "neuron"
     sampling: Sampling = "bernoulli"
     seed: int = 0
+    span: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "p", _check_keep_probability(self.p))
@@ -65,6 +76,26 @@ class MaskSpec:
         _check_choice("sampling", self.sampling, get_args(Sampling))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= _MAX_SEED:
             raise SpecError("The seed is not usable.", self.seed, "an int in [0, 2**64)", "pass e.g. seed=0")
+        _check_span(self)
+
+    @property
+    def pattern(self) -> tuple[int, int]:
+        """(n, m) of mode "nm": of every m consecutive channels n are kept.
+
+        Raises:
+            SpecError: the mode is another.
+        """
+        if self.mode != "nm" or self.span is None:
+            raise SpecError("Only a mask of mode 'nm' has a pattern n:m.", self.mode, "mode='nm'")
+        return round(self.p * self.span), self.span
+
+    @property
+    def mode_text(self) -> str:
+        """``mode`` and ``span`` as a person would write them: "neuron", "hole 3x3", "nm 1:4"."""
+        if self.mode == "nm":
+            n, m = self.pattern
+            return f"{self.mode} {n}:{m}"
+        return self.mode if self.span is None else f"{self.mode} {self.span}x{self.span}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +141,7 @@ class DefectSpec:
         sites: the sites in execution order.
         mask_origin: "sampled": the masks are those that the seed gives; "loaded": a state dict brought others.
         mask_scheme: version of the sampling rule.
+        span: see :class:`MaskSpec`.
     """
 
     blocks: str | tuple[str | int, ...]
@@ -121,10 +153,13 @@ class DefectSpec:
     sites: tuple[SiteSpec, ...]
     mask_origin: MaskOrigin = "sampled"
     mask_scheme: int = MASK_SCHEME
+    span: int | None = None
 
     def to_json(self) -> str:
         """Serialise to JSON text; :meth:`from_json` is the exact inverse."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        # A span that is not there is not written: the text of modes without one is what it was before there were spans.
+        raw = dataclasses.asdict(self, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
+        return json.dumps(raw, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> DefectSpec:
@@ -195,6 +230,39 @@ def _check_keep_probability(p: object) -> float:
     return float(p)
 
 
+def _check_span(spec: MaskSpec) -> None:
+    mode, span = spec.mode, spec.span
+    if mode not in _SPANS:
+        if span is not None:
+            raise SpecError(
+                f"mode={mode!r} takes no span.", span, f"a span with the modes {', '.join(map(repr, _SPANS))}"
+            )
+        return
+    if isinstance(span, bool) or not isinstance(span, int) or not 1 <= span <= _MAX_SPAN:
+        raise SpecError(
+            f"mode={mode!r} needs a span, the number of {_SPANS[mode]}.",
+            span,
+            f"an int in [1, {_MAX_SPAN}]",
+            "pass e.g. span=3" if mode == "hole" else "pass e.g. p=0.25, span=4 for the pattern 1:4",
+        )
+    if spec.sampling != "bernoulli":
+        raise SpecError(
+            f"mode={mode!r} has no total that could be drawn exactly: "
+            + ("holes overlap." if mode == "hole" else "every group has its exact count already."),
+            spec.sampling,
+            "sampling='bernoulli'",
+        )
+    if mode == "nm":
+        n = max(1, round(spec.p * span))
+        if abs(spec.p * span - n) > 1e-9 * span:
+            raise SpecError(
+                f"The keep probability does not keep a whole number of every {span} channels.",
+                spec.p,
+                f"n / {span} with a whole n",
+                f"pass e.g. p={n}/{span}, or another span",
+            )
+
+
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise SpecError(f"Unknown {name}.", value, ", ".join(map(repr, allowed)))
@@ -204,14 +272,21 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def freeze_p(p: float | Mapping[str | int, float]) -> float | tuple[tuple[str | int, float], ...]:
+def freeze_p(
+    p: float | Mapping[str | int, float], *, like: MaskSpec | None = None
+) -> float | tuple[tuple[str | int, float], ...]:
     """Validate ``p`` as :func:`dcn_plugin.defectify` takes it, and make it hashable.
 
+    Args:
+        p: keep probability, or a mapping block -> p.
+        like: the other options of the masks, which may restrict p (a pattern n:m does).
+
     Raises:
-        SpecError: a keep probability is not in (0, 1], or the mapping is empty.
+        SpecError: a keep probability is not in (0, 1] or does not go with ``like``, or the mapping is empty.
     """
+    like = MaskSpec() if like is None else like
     if isinstance(p, Mapping):
         if not p:
             raise SpecError("The mapping block -> p is empty.", {}, "at least one block", "pass e.g. p={'layer1': 0.3}")
-        return tuple((block, _check_keep_probability(value)) for block, value in p.items())
-    return _check_keep_probability(p)
+        return tuple((block, dataclasses.replace(like, p=value).p) for block, value in p.items())
+    return dataclasses.replace(like, p=p).p

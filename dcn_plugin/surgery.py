@@ -49,6 +49,7 @@ def defectify(
     input_size: tuple[int, int, int] | None = None,
     sampling: Sampling = "bernoulli",
     seed: int = 0,
+    span: int | None = None,
     filter_fn: FilterFn | None = None,
     inplace: bool = False,
 ) -> nn.Module:
@@ -62,10 +63,12 @@ def defectify(
         blocks: "bottom" (first half of the blocks, rounded up), "top" (the rest), "all", "paper" (the authors'
             placement, for their architectures), block numbers (0 = stem), or globs over module names.
         p: keep probability in (0, 1], or a mapping block -> p with an entry for every chosen block.
-        mode: "neuron" (the paper's), "channel" or "shared".
+        mode: "neuron" (the paper's), "channel", "shared", "hole" (square holes of ``span`` pixels a side) or "nm" (at
+            each position, ``p * span`` of every ``span`` channels stay); see :class:`dcn_plugin.MaskSpec`.
         input_size: (C, H, W) of the images; masks have a size. Taken from timm's ``pretrained_cfg`` when absent.
         sampling: "bernoulli" (the paper's text) or "exact" (exactly ``round((1 - p) * N)`` zeros).
         seed: with the ordinal of a convolution it fixes every bit of its mask.
+        span: size of a hole, or of a group of channels; for "hole" and "nm", which need it.
         filter_fn: ``(module, name) -> bool``, asked for every chosen site with its norm (or convolution).
         inplace: change ``model`` itself and return it.
 
@@ -73,7 +76,7 @@ def defectify(
         The defective network, on the device of ``model``.
 
     Raises:
-        SpecError: p, mode, sampling or seed is not allowed.
+        SpecError: p, mode, sampling, seed or span is not allowed, or two of them do not go together.
         InputSizeError: no input size is known, or the model does not accept images of it.
         BlockError: ``blocks`` names nothing, or "bottom" and "top" mean nothing in this network.
         SiteError: there is nothing to mask, or a chosen place cannot carry a mask.
@@ -83,7 +86,7 @@ def defectify(
     Source: paper, section 3.1, eq. (3)-(5); position and "bottom" as in the authors' code.
     """
     spec = plan_defects(
-        model, blocks, p, mode, input_size=input_size, sampling=sampling, seed=seed, filter_fn=filter_fn
+        model, blocks, p, mode, input_size=input_size, sampling=sampling, seed=seed, span=span, filter_fn=filter_fn
     )
     return insert_masks(model if inplace else copy.deepcopy(model), spec)
 
@@ -97,11 +100,12 @@ def plan_defects(
     input_size: tuple[int, int, int] | None = None,
     sampling: Sampling = "bernoulli",
     seed: int = 0,
+    span: int | None = None,
     filter_fn: FilterFn | None = None,
 ) -> DefectSpec:
     """What :func:`defectify` would do, without touching ``model``. Arguments and errors are its own."""
-    frozen_p = freeze_p(p)
-    template = MaskSpec(1.0, mode, sampling, seed)
+    template = MaskSpec(1.0, mode, sampling, seed, span)
+    frozen_p = freeze_p(p, like=template)
     _check_not_defective(model)
     size = image_size(model, input_size)
     trace = trace_model(model, size, is_norm=is_norm)
@@ -123,6 +127,7 @@ def plan_defects(
         seed=seed,
         input_size=size,
         sites=sites,
+        span=span,
     )
 
 

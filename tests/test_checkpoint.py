@@ -150,15 +150,20 @@ def test_a_plain_model_becomes_the_one_that_was_saved(path: Path, name: str, inp
         st.floats(0, 1, exclude_min=True, allow_subnormal=False),
         st.fixed_dictionaries({0: st.just(0.5), 1: st.floats(0.1, 1), 2: st.just(1.0)}),
     ),
-    mode=st.sampled_from(["neuron", "channel", "shared"]),
-    sampling=st.sampled_from(["bernoulli", "exact"]),
+    kind=st.sampled_from(
+        [(mode, sampling, None) for mode in ("neuron", "channel", "shared") for sampling in ("bernoulli", "exact")]
+        + [("hole", "bernoulli", 3), ("nm", "bernoulli", 4)]
+    ),
     seed=st.integers(0, 2**64 - 1),
     blocks=st.sampled_from(["all", "bottom", "top", (0, "layer2.bn*"), ("conv1",)]),
 )
 def test_any_specification_comes_back_equal(
-    path: Path, p: Any, mode: Any, sampling: Any, seed: int, blocks: Any
+    path: Path, p: Any, kind: tuple[Any, Any, int | None], seed: int, blocks: Any
 ) -> None:
-    model = dcn.defectify(SmallNet(), blocks, p, mode, sampling=sampling, seed=seed, input_size=SIZE)
+    mode, sampling, span = kind
+    if mode == "nm":
+        p = 0.75  # has to be a whole number of channels in four
+    model = dcn.defectify(SmallNet(), blocks, p, mode, sampling=sampling, seed=seed, span=span, input_size=SIZE)
     dcn.save_checkpoint(model, path)
     assert read_spec(path) == dcn.defect_spec(model)
     loaded = dcn.load_checkpoint(path, SmallNet())

@@ -26,6 +26,14 @@ def test_the_summary_has_one_row_a_site_and_the_share_that_is_really_kept() -> N
     assert "layer2.shortcut.1" in text and "12x8x8" in text and text.splitlines()[-1].startswith("7 sites, 5,248 of")
 
 
+@pytest.mark.parametrize(("mode", "span", "text"), [("hole", 3, "hole 3x3"), ("nm", 4, "nm 2:4")])
+def test_the_summary_shows_the_span_of_a_mode_that_has_one(mode, span, text) -> None:
+    net = make(mode=mode, span=span, p=0.5)
+    assert {row.mode for row in dcn.summary(net).rows} == {text}
+    assert f"mode={text}, " in repr(net.bn1.drop)
+    dcn.verify(net)
+
+
 def test_the_summary_reads_networks_written_by_hand() -> None:
     net = nn.Sequential(dcn.DefectiveConv2d(3, 4, 3, output_size=(14, 14), site=0, p=0.1), nn.ReLU())
     (row,) = dcn.summary(net).rows

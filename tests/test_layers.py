@@ -105,6 +105,11 @@ def test_layers_with_different_sites_have_different_masks() -> None:
     assert not torch.equal(first.drop.mask, second.drop.mask)
 
 
+def test_the_papers_layer_takes_holes_and_patterns_too() -> None:
+    layer = DefectiveConv2d(3, 8, 3, output_size=(9, 9), site=0, p=0.5, mode="nm", span=4)
+    assert layer.drop.kept().view(2, 4, 9, 9).sum(1).eq(2).all()
+
+
 @pytest.mark.parametrize("base", [nn.Conv2d, StdConv2d, ScaledStdConv2d])
 def test_a_convolution_class_with_a_mask_survives_copy_and_pickle(base) -> None:
     conv = base(3, 5, 3, padding=1)

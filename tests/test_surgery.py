@@ -54,10 +54,13 @@ def slow_forward(plain: nn.Module, masks: dict[str, torch.Tensor], x: torch.Tens
     return plain.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("mode", ["neuron", "channel", "shared"])
+@pytest.mark.parametrize(
+    ("mode", "span"), [("neuron", None), ("channel", None), ("shared", None), ("hole", 3), ("nm", 4)]
+)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_defective_network_is_the_plain_one_with_masks_between_norm_and_activation(mode, training) -> None:
-    plain, net = make(mode=mode, p=0.5, blocks="all")
+def test_the_defective_network_is_the_plain_one_with_masks_between_norm_and_activation(mode, span, training) -> None:
+    plain, net = make(mode=mode, span=span, p=0.5, blocks="all")
+    assert (dcn.defect_spec(net).mode, dcn.defect_spec(net).span) == (mode, span)
     masks = {site.name: net.get_submodule(site.name).drop.mask for site in dcn.defect_spec(net).sites}
     assert set(masks) == {"bn1", *(f"layer{i}.{n}" for i in (1, 2, 3) for n in ("bn1", "bn2", "shortcut.1"))}
     x = torch.rand(4, *SIZE)
@@ -181,6 +184,11 @@ BAD: dict[str, tuple[dict[str, object], type[DcnError], str]] = {
     "p = NaN": ({"p": math.nan}, SpecError, "keep probability"),
     "mapping without a chosen block": ({"p": {"layer1": 0.5}}, SpecError, "no keep probability for block"),
     "unknown mode": ({"mode": "pixel"}, SpecError, "'neuron', 'channel', 'shared'"),
+    "holes of no size": ({"mode": "hole"}, SpecError, "needs a span"),
+    "a span where none belongs": ({"span": 3}, SpecError, "takes no span"),
+    "exactly counted holes": ({"mode": "hole", "span": 3, "sampling": "exact"}, SpecError, "holes overlap"),
+    "p that is no pattern": ({"mode": "nm", "span": 4}, SpecError, "p=1/4"),
+    "p of one block that is no pattern": ({"mode": "nm", "span": 4, "p": {0: 0.5, 1: 0.3}}, SpecError, "p=1/4"),
     "unknown sampling": ({"sampling": "random"}, SpecError, "'bernoulli', 'exact'"),
     "bad seed": ({"seed": -1}, SpecError, "seed"),
     "glob without match": ({"blocks": ("layer9",)}, BlockError, "layer9.*available: .*layer2.*layer3"),

@@ -36,6 +36,7 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
         mode: see there.
         sampling: see there.
         seed: see there.
+        span: see there.
         filter_fn: see there.
 
     Raises:
@@ -43,7 +44,7 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
         InputSizeError: the model takes its channels last.
     """
 
-    params = ["blocks", "p", "mode", "sampling", "seed", "filter_fn"]  # noqa: RUF012  (ART's own attribute)
+    params = ["blocks", "p", "mode", "sampling", "seed", "span", "filter_fn"]  # noqa: RUF012  (ART's own attribute)
 
     def __init__(
         self,
@@ -54,11 +55,12 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
         *,
         sampling: Sampling = "bernoulli",
         seed: int = 0,
+        span: int | None = None,
         filter_fn: FilterFn | None = None,
     ) -> None:
         super().__init__(classifier=classifier)
         self.blocks, self.p, self.mode = blocks, p, mode
-        self.sampling, self.seed, self.filter_fn = sampling, seed, filter_fn
+        self.sampling, self.seed, self.span, self.filter_fn = sampling, seed, span, filter_fn
         self._trained: DefectiveClassifier | None = None
         self._check_params()
 
@@ -109,8 +111,7 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
         self._trained, self._is_fitted = None, False
 
     def _check_params(self) -> None:
-        freeze_p(self.p)
-        MaskSpec(1.0, self.mode, self.sampling, self.seed)
+        freeze_p(self.p, like=MaskSpec(1.0, self.mode, self.sampling, self.seed, self.span))
         _check_classifier(self.classifier)
 
     def _transform(self, classifier: PyTorchClassifier) -> DefectiveClassifier:
@@ -125,6 +126,7 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
             input_size=classifier.input_shape,
             sampling=self.sampling,
             seed=self.seed,
+            span=self.span,
             filter_fn=self.filter_fn,
             inplace=True,
         )

@@ -37,7 +37,7 @@ DEFENCES = {
 TARGET, SOURCE, PUBLIC = "target", "source", "public"
 _BY_TITLE = {title.lower(): name for name, title in NETS.items()} | {name: name for name in NETS}
 _INLINE = ("variant", "net", "run", "masks", "defects")
-_DEFECTS = ("p", "mode", "sampling", "blocks")
+_DEFECTS = ("p", "mode", "span", "sampling", "blocks")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Network:
         run: networks of one run start from the same weights and see the same batches; only their masks and defences
             differ. Targets are one run, sources another.
         masks: the run whose masks it has; its own by default. Other runs draw other masks.
-        defects: options of the defective model that the variant does not have: p by block, mode, sampling, blocks.
+        defects: options of the defective model that the variant does not have: p by block, mode, span, sampling,
+            blocks.
     """
 
     net: str

@@ -57,17 +57,24 @@ class _Defects:
     mode: Mode
     sampling: Sampling
     seed: int
+    span: int | None
 
     def __post_init__(self) -> None:
         if isinstance(self.p, Mapping):  # JSON, in which timm saves options, makes strings of block numbers
             numbered = {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in self.p.items()}
             object.__setattr__(self, "p", numbered)
-        freeze_p(self.p)
-        MaskSpec(1.0, self.mode, self.sampling, self.seed)
+        freeze_p(self.p, like=MaskSpec(1.0, self.mode, self.sampling, self.seed, self.span))
 
     def plan(self, model: nn.Module, size: tuple[int, int, int]) -> DefectSpec:
         return plan_defects(
-            model, self.blocks, self.p, self.mode, input_size=size, sampling=self.sampling, seed=self.seed
+            model,
+            self.blocks,
+            self.p,
+            self.mode,
+            input_size=size,
+            sampling=self.sampling,
+            seed=self.seed,
+            span=self.span,
         )
 
 
@@ -80,11 +87,12 @@ def _register(base: str) -> None:
         mode: Mode = "neuron",
         sampling: Sampling = "bernoulli",
         seed: int = 0,
+        span: int | None = None,
         img_size: int | Sequence[int] | None = None,
         init_from: Literal["base"] | None = None,
         **base_options: Any,
     ) -> nn.Module:
-        defects = _Defects(p, blocks, mode, sampling, seed)
+        defects = _Defects(p, blocks, mode, sampling, seed, span)
         return _build(base, pretrained, defects, img_size, init_from, base_options)
 
     name = _PREFIX + base
@@ -96,9 +104,10 @@ def _register(base: str) -> None:
             a local directory or the Hub says. Weights without masks are taken too.
         p: keep probability in (0, 1], or a mapping block -> p.
         blocks: "bottom", "top", "all", "paper", block numbers, or globs over module names.
-        mode: "neuron", "channel" or "shared".
+        mode: "neuron", "channel", "shared", "hole" or "nm".
         sampling: "bernoulli" or "exact".
         seed: with the ordinal of a convolution it fixes every bit of its mask.
+        span: pixels on a side of a hole ("hole"), or channels in a group ("nm"); only these modes take it.
         img_size: side or (H, W) of the images the masks are made for; by default the tag's.
         init_from: "base" starts from the base model's weights: of the same tag, or those that the overlay names.
         base_options: everything that ``{base}`` takes.

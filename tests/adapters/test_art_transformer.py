@@ -43,6 +43,11 @@ def test_the_result_is_the_network_that_defectify_makes() -> None:
     assert all(torch.equal(before.model.state_dict()[key], value) for key, value in weights.items())
 
 
+def test_a_mode_brings_its_span() -> None:
+    masked = DefectiveTransformer(plain(), **OPTIONS, mode="hole", span=3)().model
+    assert same_masks(masked, defective(seed=4, mode="hole", span=3))
+
+
 def test_the_optimizer_comes_along_without_the_momentum_of_another_network() -> None:
     before = plain()
     with torch.random.fork_rng():
@@ -109,6 +114,7 @@ def test_new_parameters_forget_what_was_trained_under_the_old_ones() -> None:
         ({"p": 0}, SpecError),
         ({"mode": "pixel"}, SpecError),
         ({"sampling": "none"}, SpecError),
+        ({"span": 3}, SpecError),
         ({"seed": -1}, SpecError),
         ({"bloks": "top"}, SpecError),
     ],

@@ -54,6 +54,12 @@ def test_options_that_no_variant_has_reach_the_network() -> None:
     assert sorted(set(kept.values())) == [0.1, 0.3, 0.5]
 
 
+def test_a_mode_with_a_span_reaches_the_network() -> None:
+    defects = {"mode": "nm", "span": 10}
+    rows = dcn.summary(build(jobs({"variant": "0.3-Bottom", "defects": defects})[0])).rows
+    assert {row.mode for row in rows} == {"nm 3:10"}
+
+
 def test_a_trained_network_is_opened_as_it_was_trained(networks: TrainedNetworks) -> None:
     (job,) = jobs("0.3-Bottom")
     assert not networks.has(job)

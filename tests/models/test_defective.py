@@ -341,6 +341,8 @@ def test_init_from_base_refuses_a_base_without_weights_and_weights_with_masks(ch
     [
         (dict(p=0.6, seed=2**64 - 1, num_classes=5), 32, 3),
         (dict(p={0: 0.2, "layer1": 0.9, 2: 1.0}, blocks=[0, "layer1", 2], mode="shared", in_chans=1), 32, 1),
+        (dict(p={0: 0.25, 1: 0.5, 2: 0.75}, mode="nm", span=4), 32, 3),
+        (dict(mode="hole", span=3, sampling="bernoulli"), 32, 3),
         (dict(blocks="top", sampling="exact", img_size=40, init_from="base", global_pool="max"), 40, 3),
     ],
 )
@@ -458,6 +460,9 @@ def test_modules_that_do_not_match_the_full_network_are_refused() -> None:
         (dict(p={0: 0.5}), SpecError),
         (dict(mode="pixel"), SpecError),
         (dict(sampling="poisson"), SpecError),
+        (dict(span=3), SpecError),
+        (dict(mode="hole"), SpecError),
+        (dict(mode="nm", span=4, p=0.3), SpecError),
         (dict(seed=-1), SpecError),
         (dict(seed=0.5), SpecError),
         (dict(init_from="bases"), SpecError),
