@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import MODELS, open_models
+from dcn_plugin.cli.processes import launched, open_accelerator, open_device
 from dcn_plugin.errors import SpecError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class _Opened:
     sources: dict[str, nn.Module]
     attacks: list[Any]
     store: RunDirectory
+    accelerator: Any = None
 
     @property
     def data(self) -> Any:
@@ -70,6 +72,7 @@ class _Opened:
             "seed": args.seed,
             "batch_size": args.batch_size,
             "store": self.store,
+            "accelerator": self.accelerator,
             "progress": not args.no_progress,
         }
 
@@ -81,7 +84,9 @@ def add(commands: Commands) -> None:
         help="measure models: transfer, white-box, Boundary, noise, shape and texture",
         description="Measure any models on any images with a protocol of the paper. Finished measurements and "
         "adversarial images are kept in --out: a run that was stopped goes on where it was, and a new target meets the "
-        "images that are there. Prints tables; writes results.json, report.html and plots.",
+        "images that are there. Prints tables; writes results.json, report.html and plots. Several processes, started "
+        "with accelerate launch -m dcn_plugin.cli evaluate ... or torchrun -m dcn_plugin.cli evaluate ..., share the "
+        "images batch by batch and give the same records.",
     )
     protocols = parser.add_subparsers(title="protocols", required=True, metavar="PROTOCOL")
     for name, protocol in _PROTOCOLS.items():
@@ -139,34 +144,30 @@ def _run(args: argparse.Namespace) -> int:
 
     protocol = _PROTOCOLS[args.protocol]
     store = RunDirectory(args.out, fresh=args.fresh)
-    device = _device(args.device)
+    accelerator = open_accelerator(args.device) if launched() else None
+    first = accelerator is None or accelerator.is_main_process
+    device = open_device(args.device) if accelerator is None else accelerator.device
 
     def tell(line: str) -> None:
-        print(f"defective: {line}", file=sys.stderr)
+        if first:
+            print(f"defective: {line}", file=sys.stderr)
 
     targets = open_models(args.target, "targets", device=device, tell=tell)
     if args.baseline is not None and args.baseline not in targets:
         raise SpecError("The baseline is not among the targets.", args.baseline, ", ".join(targets))
     sources = _with_ensembles(getattr(args, "source", []), device, tell)
     attacks = open_attacks(getattr(args, "attack", None) or protocol.attacks or ())
-    opened = _Opened(args, targets, sources, attacks, store)
+    opened = _Opened(args, targets, sources, attacks, store, accelerator)
     results = list(protocol.run(opened))
+    if accelerator is not None:
+        accelerator.end_training()
+    if not first:
+        return 0
     options = {key: value for key, value in vars(args).items() if key not in ("run", "no_progress", "fresh", "out")}
     store.finish({"command": "defective evaluate", **options}, results)
     if store.reused:
         tell(f"{store.reused} finished measurements were reused (--fresh measures again)")
     return show(args.out, args.out, baseline=args.baseline)
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"The device cannot be used ({str(error).splitlines()[0]}).", name, "cpu, cuda, ...") from error
-    return device
 
 
 def _with_ensembles(texts: list[str], device: Any, tell: Callable[[str], None]) -> dict[str, nn.Module]:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.defences import add_defence, open_defence
 from dcn_plugin.cli.models import MODELS, open_model
+from dcn_plugin.cli.processes import launched, open_accelerator, open_device
 from dcn_plugin.cli.spec import Spec, nearest, parse_spec
-from dcn_plugin.errors import MissingExtraError, SpecError
+from dcn_plugin.errors import SpecError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dcn_plugin.data import ImageFiles, ImageSet
-    from dcn_plugin.training import StepImages, TrainConfig, TrainResult
+    from dcn_plugin.data import DataPart, ImageFiles, ImageSet
+    from dcn_plugin.training import TrainConfig, TrainResult
 
 __all__ = ["add"]
 
@@ -84,13 +86,7 @@ def add(commands: Commands) -> None:
         metavar="KEY=VALUE",
         help="any other field of TrainConfig, e.g. flip=false",
     )
-    parser.add_argument(
-        "--adversarial",
-        nargs="?",
-        const="",
-        metavar="KEY=VALUE,...",
-        help="adversarial training (Madry); settings default to eps=8/255,steps=7,step_size=2/255",
-    )
+    add_defence(parser)
     parser.add_argument("--seed", type=natural, metavar="S", help="of weights, order and augmentation (default: 0)")
     parser.add_argument(
         "--size", type=positive, metavar="PIXELS", help="resize and cut images of a folder to this size"
@@ -106,9 +102,13 @@ def add(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.training import isolated_rng, train
+    from dcn_plugin.training.fit import check_fit
     from dcn_plugin.training.rng import derived_seed
 
-    config, hook = _config(args), _hook(args.adversarial)
+    config = _config(args)
+    defence = open_defence(args, config)
+    data = _open_data(args, config)
+    config = defence.config(config, num_classes=data.train.num_classes)
     accelerator = _accelerator(args, config)
     first = accelerator is None or accelerator.is_main_process
 
@@ -116,14 +116,19 @@ def _run(args: argparse.Namespace) -> int:
         if first:
             print(f"defective: {line}", file=sys.stderr)
 
-    data = _open_data(args, config)
     with isolated_rng(derived_seed(config.seed, "weights")):
         model = open_model(args.model, tell=tell)
     _check_channels(args.model, model, data.train.shape[0])
+    trained = defence.network(model)
+    device = _device(args.device) if accelerator is None else accelerator.device
     if accelerator is None:
-        model.to(_device(args.device))
+        trained.to(device)
+    # Before the hook, which may attack all the images first.
+    check_fit(trained, data.train.shape, data.train.num_classes)
+    progress = not args.no_progress
+    hook = defence.hook(data.train, device=device, accelerator=accelerator, progress=progress, tell=tell)
     result = train(
-        model,
+        trained,
         data.train,
         config,
         val=data.val,
@@ -131,13 +136,13 @@ def _run(args: argparse.Namespace) -> int:
         out=args.out,
         step_images=hook,
         accelerator=accelerator,
-        about={"model": args.model},
+        about={"model": args.model} | ({"baseline": args.baseline} if args.baseline else {}),
         workers=args.workers,
-        progress=not args.no_progress,
+        progress=progress,
         name=args.model.partition(",")[0],
     )
     if first:
-        print(_report(args, result, model, data))
+        print(_report(args, result, trained, data))
     if accelerator is not None:
         accelerator.end_training()
     return 0
@@ -165,47 +170,23 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     return dataclasses.replace(config, **changes)
 
 
-def _hook(text: str | None) -> StepImages | None:
-    if text is None:
-        return None
-    from dcn_plugin.training import madry
-
-    hook: StepImages = parse_spec(f"madry,{text}" if text else "madry").call(madry)
-    return hook
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"The device cannot be used ({str(error).splitlines()[0]}).", name, "cpu, cuda, ...") from error
-    return device
-
-
 def _accelerator(args: argparse.Namespace, config: TrainConfig) -> Any:
-    """An Accelerator where ``accelerate launch`` started this process, or a tracker is wanted; None otherwise."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not launched and args.track is None:
+    """An Accelerator where several processes were launched, or a tracker is wanted; None otherwise."""
+    if not launched() and args.track is None:
         return None
-    try:
-        from accelerate import Accelerator
-        from accelerate.tracking import get_available_trackers
-    except ImportError as error:
-        raise MissingExtraError("accelerate is not installed.", fix="pip install 'dcn-plugin[train]'") from error
-    # Accelerate itself passes over a tracker that is not installed.
-    if args.track is not None and args.track not in map(str, get_available_trackers()):
-        raise MissingExtraError(f"{args.track} is not installed.", fix=f"pip install {args.track}")
-    on_cpu = args.device is not None and _device(args.device).type == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, log_with=args.track, project_dir=args.out)
+    accelerator = open_accelerator(args.device, tracker=args.track, folder=args.out)
     if args.track is not None:
         import dataclasses
 
         settings = {key: str(value) for key, value in dataclasses.asdict(config).items()}
         accelerator.init_trackers("defective", config={"model": args.model, "data": args.data, **settings})
     return accelerator
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    return open_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @dataclass(frozen=True)
@@ -216,18 +197,22 @@ class _Data:
 
 
 def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
+    from dcn_plugin.data import open_images
     from dcn_plugin.training import split_off
 
-    train: Any = _open(args, args.data, part="train", limit=args.limit)
+    def opened(text: str, part: DataPart, *, limit: int | None = None) -> Any:
+        return open_images(text, part=part, size=args.size, resize=args.resize, limit=limit)
+
+    train = opened(args.data, "train", limit=args.limit)
     own_test = args.data.partition(":")[0] not in ("folder", "npz")
     test: Any = None
     if args.test is not None or own_test:
-        test = _open(args, args.test or args.data, part="test")
+        test = opened(args.test or args.data, "test")
     elif config.select == "test":
         raise SpecError("This data set has no test part of its own.", args.data, "--test DATA")
     val: Any = None
     if args.val is not None or args.data == "digits":
-        val = _open(args, args.val or args.data, part="val")
+        val = opened(args.val or args.data, "val")
     elif args.val_share:
         train, val = split_off(train, args.val_share)
     for name, other in (("validation", val), ("test", test)):
@@ -252,24 +237,6 @@ def _check_channels(text: str, model: nn.Module, channels: int) -> None:
             f"write MODEL,in_chans={channels},mean={[0.5] * channels},std={[0.5] * channels} with the constants of "
             "your images, or normalize=false",
         )
-
-
-def _open(args: argparse.Namespace, text: str, *, part: str, limit: int | None = None) -> Any:
-    from typing import get_args
-
-    import torch
-
-    from dcn_plugin.data import load_torchvision, open_images
-    from dcn_plugin.data.files import TorchvisionName
-
-    if text == "digits":
-        text = f"digits:{part}"
-    kind, _, root = text.partition(":")
-    published = {name.lower(): name for name in get_args(TorchvisionName)}
-    if part != "train" or kind not in published or not root:
-        return open_images(text, size=args.size, resize=args.resize, limit=limit)
-    data = load_torchvision(published[kind], Path(root).expanduser(), train=True)
-    return data if limit is None or limit >= len(data) else data.subset(torch.arange(limit))
 
 
 def _report(args: argparse.Namespace, result: TrainResult, model: nn.Module, data: _Data) -> str:

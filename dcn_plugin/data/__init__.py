@@ -11,7 +11,7 @@ from dcn_plugin.data.folder import ImageFolder
 from dcn_plugin.data.imagefiles import ImageFiles
 from dcn_plugin.data.imageset import ImageSet, Splits
 from dcn_plugin.data.patches import patch_permutations, patch_shuffle
-from dcn_plugin.data.registry import DATA_SPECS, open_images
+from dcn_plugin.data.registry import DATA_SPECS, DataPart, open_images
 from dcn_plugin.data.source import IndexedImages, LabelledImages
 from dcn_plugin.data.spectrum import AmplitudeSwap, amplitude_partners, amplitude_swap
 from dcn_plugin.data.stylized import CUE_CLASSES, CueConflict, paired_folders
@@ -21,6 +21,7 @@ __all__ = [
     "DATA_SPECS",
     "AmplitudeSwap",
     "CueConflict",
+    "DataPart",
     "EvalTransform",
     "ImageFiles",
     "ImageFolder",

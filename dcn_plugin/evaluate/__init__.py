@@ -1,7 +1,7 @@
 """Protocols that measure models, one a file, each giving :class:`Result` records."""
 
 from dcn_plugin.evaluate.amplitude import amplitude
-from dcn_plugin.evaluate.changes import Change, measure_changes
+from dcn_plugin.evaluate.changes import Change, Changed, measure_changes
 from dcn_plugin.evaluate.cue_conflict import cue_conflict, cue_decisions
 from dcn_plugin.evaluate.distance import minimal_distance
 from dcn_plugin.evaluate.environment import code_hash, hardware, package_versions
@@ -18,6 +18,7 @@ from dcn_plugin.evaluate.stats import Spread, median_interval, spread, wilson
 from dcn_plugin.evaluate.store import RunDirectory
 from dcn_plugin.evaluate.stylized import stylized
 from dcn_plugin.evaluate.tapm import tapm
+from dcn_plugin.evaluate.team import Team
 from dcn_plugin.evaluate.transfer import measure_targets, transfer
 from dcn_plugin.evaluate.whitebox import whitebox
 
@@ -26,6 +27,7 @@ __all__ = [
     "AdversarialBatch",
     "AdversarialSet",
     "Change",
+    "Changed",
     "ExampleRow",
     "Examples",
     "Noise",
@@ -36,6 +38,7 @@ __all__ = [
     "RunDirectory",
     "Scalar",
     "Spread",
+    "Team",
     "add_noise",
     "amplitude",
     "attack_key",

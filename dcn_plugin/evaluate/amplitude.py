@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from dcn_plugin.data import IndexedImages, amplitude_partners, amplitude_swap
-from dcn_plugin.evaluate.changes import Change, measure_changes
+from dcn_plugin.evaluate.changes import Change, Changed, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.store import RunDirectory
 
@@ -22,6 +23,7 @@ def amplitude(
     partner_seed: int = 0,
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Measure every target on images that keep their phase and get the amplitude of an image of another class.
@@ -36,6 +38,8 @@ def amplitude(
             :func:`~dcn_plugin.data.amplitude_partners`.
         batch_size: images at a time.
         store: finished records are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
@@ -44,15 +48,18 @@ def amplitude(
 
     Yields:
         One record a target; protocol "amplitude-swap". Of the counted images, the figures "n_amplitude_class" and
-        "amplitude_class_rate" are those that the target takes for the class of the amplitude.
+        "amplitude_class_rate" are those that the target takes for the class of the amplitude. "clipped_share" is the
+        share of all pixel values that left [0, 1] and were clipped: where it is large, the amplitude is no longer
+        quite that of the other image.
 
     Source: Chen et al. 2021, "Amplitude-phase recombination"; phase carries the shape: Oppenheim and Lim 1981.
     """
     partners = amplitude_partners(data.labels, seed=partner_seed)
 
-    def swap(images: Tensor, _: Tensor, first: int) -> Tensor:
+    def swap(images: Tensor, _: Tensor, first: int) -> Changed:
         others = data.take(partners[first : first + len(images)])
-        return amplitude_swap(images, others.to(images.device)).images
+        swapped = amplitude_swap(images, others.to(images.device))
+        return Changed(swapped.images, {"clipped_share": swapped.clipped})
 
     change = Change(
         name="amplitude swap",
@@ -61,5 +68,13 @@ def amplitude(
         lures={"amplitude_class": data.labels.cpu()[partners]},
     )
     return measure_changes(
-        "amplitude-swap", targets, data, [change], seed=seed, batch_size=batch_size, store=store, progress=progress
+        "amplitude-swap",
+        targets,
+        data,
+        [change],
+        seed=seed,
+        batch_size=batch_size,
+        store=store,
+        accelerator=accelerator,
+        progress=progress,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import PGD, Attack, AttackRun, HopSkipJump
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.evaluate.predict import correct, device_of, logits_of
+from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
 
 __all__ = ["Attempts", "Outcome", "RandomCorners"]
 
@@ -76,6 +77,7 @@ class Attempts:
         queries: of HopSkipJump on each image.
         attack_seed: of what is random.
         batch_size: images at a time.
+        team: processes that share the images; each gets every outcome whole.
     """
 
     model: nn.Module
@@ -86,6 +88,7 @@ class Attempts:
     queries: int
     attack_seed: int
     batch_size: int
+    team: Team = ALONE
     _done: dict[str, Outcome] = field(default_factory=dict, init=False)
 
     def pgd(self, eps: float | None = None, *, source: str | None = None) -> Outcome:
@@ -120,9 +123,9 @@ class Attempts:
 
     def _run(self, attack: Attack, radius: float, source: nn.Module | None) -> Outcome:
         attacked = self.model if source is None else source
-        device, first, size = device_of(attacked), 0, self.batch_size
-        parts: list[tuple[Tensor, ...]] = []
-        for batch, truth in self.data.batches(size):
+        device, size = device_of(attacked), self.batch_size
+        parts = []
+        for first, batch, truth in own_batches(self.data, size, self.team):
             images, labels = batch.to(device), truth.cpu()
             made = attack(attacked, images, labels.to(device), batch_size=size, first_index=first)
             right = made.correct.cpu() if source is None else correct(self.model, images, labels, batch_size=size)
@@ -130,9 +133,8 @@ class Attempts:
             furthest = (made.images - images).abs().flatten(1).amax(dim=1).cpu()
             # x + eps is rounded to the dtype of the images.
             inside = furthest <= radius + torch.finfo(images.dtype).eps
-            parts.append((right, right & (margin > 0) & inside, made.zero_gradient.cpu(), margin))
-            first += len(images)
-        return Outcome(*(torch.cat(flags) for flags in zip(*parts, strict=True)))
+            parts.append((first, (right, right & (margin > 0) & inside, made.zero_gradient.cpu(), margin)))
+        return Outcome(*whole(parts, self.team))
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:

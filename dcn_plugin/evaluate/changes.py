@@ -23,8 +23,22 @@ from dcn_plugin.evaluate.predict import device_of, logits_of, predict
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.store import RunDirectory, remember
+from dcn_plugin.evaluate.team import Team, own_batches, whole
 
-__all__ = ["Change", "measure_changes"]
+__all__ = ["Change", "Changed", "measure_changes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """Changed images, and what is to be known about the change.
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        measured: name -> (B,), a number for each image; the record's figures give its mean over the data set.
+    """
+
+    images: Tensor
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class Change:
     Args:
         name: of the change, for the record's ``attack``.
         apply: (clean images (B, C, H, W), labels (B,), place of the first in the data set) -> changed images of the
-            same shape in [0, 1].
+            same shape in [0, 1], or :class:`Changed` with numbers about each of them, always of the same names.
         settings: all that ``apply`` depends on besides its arguments, as plain values.
         eps: strength, where it has a unit that fits.
         lures: name -> int64 (N,), by place in the data set: a class that the changed image may be taken for. The
@@ -42,7 +56,7 @@ class Change:
     """
 
     name: str
-    apply: Callable[[Tensor, Tensor, int], Tensor]
+    apply: Callable[[Tensor, Tensor, int], Tensor | Changed]
     settings: Mapping[str, Scalar] = field(default_factory=dict)
     eps: float | None = None
     lures: Mapping[str, Tensor] = field(default_factory=dict)
@@ -58,6 +72,7 @@ def measure_changes(
     confidence: float = 0.0,
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Measure every target under every change, one batch in memory at a time.
@@ -71,10 +86,13 @@ def measure_changes(
         confidence: an image counts only if every target gives its true class at least this softmax probability.
         batch_size: images at a time.
         store: finished records are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
-        SpecError: no target or no change, or ``confidence`` is not in [0, 1].
+        SpecError: no target or no change, or ``confidence`` is not in [0, 1]; or the processes have different models
+            or data.
 
     Yields:
         Records in the order change, target; one unit of the store a change.
@@ -83,12 +101,16 @@ def measure_changes(
         raise SpecError("There is nothing to measure.", (list(targets), list(changes)), "a target and a change")
     if not 0 <= confidence <= 1:
         raise SpecError("The confidence is not usable.", confidence, "a probability in [0, 1]")
-    asked = _Question(protocol, targets, data, seed, confidence, batch_size)
+    team = Team.of(accelerator)
+    asked = _Question(protocol, targets, data, seed, confidence, batch_size, team)
     clean = functools.cache(lambda: _Clean.ask(asked))
-    with progress_bar(len(changes) * len(data), protocol, show=progress) as bar:
+    with progress_bar(len(changes) * len(data), protocol, show=progress, team=team) as bar:
         for number, change in enumerate(changes, 1):
             yield from remember(
-                store, functools.partial(asked.key, change), functools.partial(_measure, asked, change, clean, bar)
+                store,
+                functools.partial(asked.key, change),
+                functools.partial(_measure, asked, change, clean, bar),
+                team=team,
             )
             bar.update(number * len(data) - bar.n)
 
@@ -103,6 +125,7 @@ class _Question:
     seed: int
     confidence: float
     batch_size: int
+    team: Team
 
     def key(self, change: Change) -> Key | None:
         # All targets: which images count depends on each of them.
@@ -133,32 +156,38 @@ class _Clean:
         right: dict[str, Tensor] = {}
         counted = torch.ones(len(asked.data), dtype=torch.bool)
         for name, target in asked.targets.items():
-            rights, sures = [], []
-            for images, labels in asked.data.batches(asked.batch_size):
+            parts = []
+            for first, images, labels in own_batches(asked.data, asked.batch_size, asked.team):
                 logits = logits_of(target, images, batch_size=asked.batch_size, name=name)
                 check_labels(labels, count=len(labels), num_classes=logits.shape[1])
                 true = labels.cpu()[:, None]
-                rights.append(logits.argmax(dim=1) == true[:, 0])
-                sures.append(logits.double().softmax(dim=1).gather(1, true)[:, 0] >= asked.confidence)
-            right[name] = torch.cat(rights)
-            counted &= right[name] & torch.cat(sures)
+                sure = logits.double().softmax(dim=1).gather(1, true)[:, 0] >= asked.confidence
+                parts.append((first, (logits.argmax(dim=1) == true[:, 0], sure)))
+            right[name], confident = whole(parts, asked.team)
+            counted &= right[name] & confident
         return cls(right, counted)
 
 
 def _measure(asked: _Question, change: Change, ask_clean: Callable[[], _Clean], bar: Any) -> list[Result]:
     clean = ask_clean()
-    answers: dict[str, list[Tensor]] = {name: [] for name in asked.targets}
-    truth: list[Tensor] = []
-    first = 0
-    for images, labels in asked.data.batches(asked.batch_size):
-        changed = change.apply(images, labels, first)
-        for name, target in asked.targets.items():
-            answers[name].append(predict(target, changed, batch_size=asked.batch_size, name=name)[0])
-        truth.append(labels.cpu())
-        first += len(images)
-        bar.update(len(images))
-    said = {name: torch.cat(classes) for name, classes in answers.items()}
-    held = {name: classes == torch.cat(truth) for name, classes in said.items()}
+    parts = []
+    names: tuple[str, ...] = ()
+    for first, images, labels in own_batches(asked.data, asked.batch_size, asked.team):
+        made = change.apply(images, labels, first)
+        changed = made if isinstance(made, Changed) else Changed(made)
+        names = tuple(changed.measured)
+        answers = [
+            predict(target, changed.images, batch_size=asked.batch_size, name=name)[0]
+            for name, target in asked.targets.items()
+        ]
+        parts.append((first, (labels.cpu(), *answers, *(numbers.cpu() for numbers in changed.measured.values()))))
+        bar.update(len(images) * asked.team.size)
+    truth, *columns = whole(parts, asked.team)
+    said = dict(zip(asked.targets, columns, strict=False))
+    held = {name: classes == truth for name, classes in said.items()}
+    # The first process has a batch of every set, and so knows the names.
+    names = asked.team.first(lambda: names)
+    means = {name: float(numbers.double().mean()) for name, numbers in zip(names, columns[len(said) :], strict=True)}
     return [
         Result(
             protocol=asked.protocol,
@@ -174,7 +203,7 @@ def _measure(asked: _Question, change: Change, ask_clean: Callable[[], _Clean], 
             n_counted=int(clean.counted.sum()),
             n_defended=int((clean.counted & held[name]).sum()),
             n_correct=int(held[name].sum()),
-            figures=_followed(change.lures, said[name], clean.counted),
+            figures=_followed(change.lures, said[name], clean.counted) | means,
             hardware=hardware(device_of(target)),
         )
         for name, target in asked.targets.items()

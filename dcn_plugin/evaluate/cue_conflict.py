@@ -18,9 +18,9 @@ from dcn_plugin.evaluate.keys import Key, data_key, digest, model_key, surroundi
 from dcn_plugin.evaluate.predict import device_of, logits_of
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
-from dcn_plugin.evaluate.sets import Tally
 from dcn_plugin.evaluate.stats import wilson
 from dcn_plugin.evaluate.store import RunDirectory, remember
+from dcn_plugin.evaluate.team import Team, own_batches, whole
 
 __all__ = ["cue_conflict", "cue_decisions"]
 
@@ -56,6 +56,7 @@ def cue_conflict(
     class_map: Sequence[int | None] | None = None,
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Measure the shape bias of every target: of the answers that name the shape or the texture, the share of shape.
@@ -69,11 +70,13 @@ def cue_conflict(
             classes the authors publish the table (model-vs-human, ``human_categories.py``).
         batch_size: images at a time.
         store: finished records are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
         SpecError: no target, or a map that names a class that is none, or leaves out a class of the data: no
-            answer could ever name it.
+            answer could ever name it. Or the processes have different models or data.
         ModelOutputError: a target does not have as many classes as the map.
 
     Yields:
@@ -90,7 +93,7 @@ def cue_conflict(
     given = range(data.num_classes) if class_map is None else class_map
     cues = tuple(None if cue is None else int(cue) for cue in given)
     _check_map(cues, data)
-    return _results(targets, _Question(data, seed, cues, batch_size), store, progress)
+    return _results(targets, _Question(data, seed, cues, batch_size, Team.of(accelerator)), store, progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,7 @@ class _Question:
     seed: int
     cues: tuple[int | None, ...]
     batch_size: int
+    team: Team
 
     @property
     def settings(self) -> dict[str, Scalar]:
@@ -125,19 +129,20 @@ class _Question:
 def _results(
     targets: Mapping[str, nn.Module], asked: _Question, store: RunDirectory | None, progress: bool
 ) -> Iterator[Result]:
-    with progress_bar(len(targets) * len(asked.data), "cue-conflict", show=progress) as bar:
+    with progress_bar(len(targets) * len(asked.data), "cue-conflict", show=progress, team=asked.team) as bar:
         for number, (name, target) in enumerate(targets.items(), 1):
             yield from remember(
                 store,
                 functools.partial(asked.key, name, target),
                 functools.partial(_measure, asked, name, target, bar),
+                team=asked.team,
             )
             bar.update(number * len(asked.data) - bar.n)
 
 
 def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[Result]:
-    data, tally, first = asked.data, Tally(shape=0, texture=0), 0
-    for images, labels in data.batches(asked.batch_size):
+    data, parts = asked.data, []
+    for first, images, labels in own_batches(data, asked.batch_size, asked.team):
         logits = logits_of(target, images, batch_size=asked.batch_size, name=name)
         if logits.shape[1] != len(asked.cues):
             raise ModelOutputError(
@@ -148,11 +153,11 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
             )
         said = cue_decisions(logits, asked.cues, data.num_classes)
         texture = data.texture_labels[first : first + len(images)]
-        tally.add(shape=said == labels, texture=said == texture)
-        first += len(images)
-        bar.update(len(images))
-    counted = tally["shape"] + tally["texture"]
-    low, high = wilson(tally["shape"], counted) if counted else (None, None)
+        parts.append((first, (said == labels, said == texture)))
+        bar.update(len(images) * asked.team.size)
+    n_shape, n_texture = (int(flags.sum()) for flags in whole(parts, asked.team))
+    counted = n_shape + n_texture
+    low, high = wilson(n_shape, counted) if counted else (None, None)
     return [
         Result(
             protocol="cue-conflict",
@@ -165,11 +170,11 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
             n_total=len(data),
             n_counted=counted,
             figures={
-                "shape_bias": tally["shape"] / counted if counted else None,
+                "shape_bias": n_shape / counted if counted else None,
                 "shape_bias_low": low,
                 "shape_bias_high": high,
-                "n_shape": tally["shape"],
-                "n_texture": tally["texture"],
+                "n_shape": n_shape,
+                "n_texture": n_texture,
             },
             hardware=hardware(device_of(target)),
         )

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from dcn_plugin.attacks import Attack
@@ -20,6 +19,7 @@ from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.stats import median_interval
 from dcn_plugin.evaluate.store import RunDirectory, remember
+from dcn_plugin.evaluate.team import Team, whole
 
 __all__ = ["minimal_distance"]
 
@@ -33,6 +33,7 @@ def minimal_distance(
     count: int | None = 500,
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Attack every target without a bound on the change, and take the median distance.
@@ -48,6 +49,8 @@ def minimal_distance(
         count: the first so many images that the target classifies correctly (the paper's 500); None: all.
         batch_size: images at a time.
         store: finished records and batches of images are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Yields:
@@ -56,7 +59,7 @@ def minimal_distance(
         "distance_low" and "distance_high" (its 95 % interval), "mean_queries" and "max_queries" an image.
 
     Raises:
-        SpecError: no target, a bounded attack, or ``count`` below 1.
+        SpecError: no target, a bounded attack, or ``count`` below 1; or the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
 
     Source: paper, section 4.3, table 6; FACTS of the authors' code.
@@ -67,12 +70,14 @@ def minimal_distance(
         raise SpecError("A distance asks for an attack without a bound.", repr(attack), "e.g. BoundaryAttack()")
     if count is not None and count < 1:
         raise SpecError("The number of images is not usable.", count, "an int >= 1, or None")
-    with progress_bar(len(targets) * (count or len(data)), attack.name, show=progress) as bar:
+    team = Team.of(accelerator)
+    with progress_bar(len(targets) * (count or len(data)), attack.name, show=progress, team=team) as bar:
         for number, (name, target) in enumerate(targets.items(), 1):
-            limit = _images_until(target, data, count, batch_size, name)
-            made = AdversarialSet(name, target, attack, data, "none", batch_size, store, limit)
+            # The first process alone: it stops where it has enough, and costs next to nothing beside the attack.
+            limit = team.first(functools.partial(_images_until, target, data, count, batch_size, name))
+            made = AdversarialSet(name, target, attack, data, "none", batch_size, store, limit, team)
             yield from remember(
-                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar)
+                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar), team=team
             )
             bar.update(number * (count or len(data)) - bar.n)
 
@@ -96,11 +101,11 @@ def _key(made: AdversarialSet, seed: int) -> Key | None:
 
 
 def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
-    batches = []
+    parts = []
     for batch in made:
-        batches.append((batch.source_correct, batch.started, batch.fooled, batch.distance, batch.queries))
-        bar.update(int(batch.source_correct.sum()))
-    right, started, fooled, distance, queries = map(torch.cat, zip(*batches, strict=True))
+        parts.append((batch.first, (batch.source_correct, batch.started, batch.fooled, batch.distance, batch.queries)))
+        bar.update(int(batch.source_correct.sum()) * made.team.size)
+    right, started, fooled, distance, queries = whole(parts, made.team)
     found = distance[fooled].tolist()
     low, high = median_interval(found) if found else (None, None)
     asked = queries[right].double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -58,6 +58,7 @@ def gaussian(
     noise_seed: int = 0,
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Measure every target under Gaussian noise; the arguments not named here are those of :func:`measure_changes`.
@@ -71,6 +72,7 @@ def gaussian(
         noise_seed: of the noise.
         batch_size: images at a time.
         store: see there.
+        accelerator: see there.
         progress: see there.
 
     Raises:
@@ -92,5 +94,13 @@ def gaussian(
 
     changes = [at(level) for level in levels]
     return measure_changes(
-        "gaussian", targets, data, changes, seed=seed, batch_size=batch_size, store=store, progress=progress
+        "gaussian",
+        targets,
+        data,
+        changes,
+        seed=seed,
+        batch_size=batch_size,
+        store=store,
+        accelerator=accelerator,
+        progress=progress,
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import check_labels, check_logits, warn_if_probabilities
 from dcn_plugin.data import LabelledImages
+from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["correct", "correct_on", "device_of", "logits_of", "predict"]
@@ -76,14 +77,21 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
     return said == labels.cpu()
 
 
-def correct_on(model: nn.Module, data: LabelledImages, *, batch_size: int = 256, name: str = "") -> Tensor:
+def correct_on(
+    model: nn.Module, data: LabelledImages, *, batch_size: int = 256, name: str = "", team: Team = ALONE
+) -> Tensor:
     """Tell which images of a set a model classifies correctly: bool (N,) on the CPU, one batch in memory at a time.
 
-    Args and errors are those of :func:`correct`.
+    Args:
+        model: see :func:`correct`, as all that is not named here, and the errors.
+        data: the images with their classes.
+        batch_size: see there.
+        name: see there.
+        team: processes that share the images; each gets the whole answer.
     """
-    return torch.cat(
-        [
-            correct(model, images, labels, batch_size=batch_size, name=name)
-            for images, labels in data.batches(batch_size)
-        ]
-    )
+    parts = [
+        (first, (correct(model, images, labels, batch_size=batch_size, name=name),))
+        for first, images, labels in own_batches(data, batch_size, team)
+    ]
+    (flags,) = whole(parts, team)
+    return flags

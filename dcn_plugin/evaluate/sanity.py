@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.store import RunDirectory, remember
+from dcn_plugin.evaluate.team import Team
 
 __all__ = ["sanity"]
 
@@ -45,6 +47,7 @@ def sanity(
     name: str = "model",
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Run the known warning signs on a model; some hundred images are enough.
@@ -80,10 +83,12 @@ def sanity(
         name: of the model, in the records.
         batch_size: images at a time.
         store: finished checks are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
-        SpecError: eps, steps or queries are out of range.
+        SpecError: eps, steps or queries are out of range; or the processes have different models or data.
         LabelError, ModelOutputError: as attacks do.
 
     Yields:
@@ -99,11 +104,12 @@ def sanity(
         raise SpecError("Many steps are compared with one.", steps, "steps >= 2")
     if queries < 0:
         raise SpecError("The number of queries is not usable.", queries, "an int >= 0")
-    case = Attempts(model, data, eps, steps, sources or {}, queries, attack_seed, batch_size)
-    with progress_bar(len(CHECKS), "sanity", show=progress, unit="check") as bar:
+    team = Team.of(accelerator)
+    case = Attempts(model, data, eps, steps, sources or {}, queries, attack_seed, batch_size, team)
+    with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=team) as bar:
         for check in CHECKS:
             key = functools.partial(_key, case, check, name, seed)
-            yield from remember(store, key, functools.partial(_measure, case, check, name, seed))
+            yield from remember(store, key, functools.partial(_measure, case, check, name, seed), team=team)
             bar.update(1)
 
 

@@ -18,8 +18,9 @@ from dcn_plugin.evaluate.keys import Key, attack_key, data_key, model_key, surro
 from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.records import Rounding
 from dcn_plugin.evaluate.store import RunDirectory
+from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
 
-__all__ = ["AdversarialBatch", "AdversarialSet", "Tally"]
+__all__ = ["AdversarialBatch", "AdversarialSet"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,13 +51,22 @@ class AdversarialBatch:
     distance: Tensor
     queries: Tensor
 
+    def part(self, first: int, count: int) -> AdversarialBatch:
+        """The images from place ``first`` of the data set on, at most ``count`` of them."""
+        rows = slice(first - self.first, first - self.first + count)
+        return AdversarialBatch(first, *(getattr(self, column)[rows] for column in _COLUMNS))
+
+
+_COLUMNS = tuple(field.name for field in fields(AdversarialBatch))[1:]
+
 
 @dataclass(frozen=True, eq=False)
 class AdversarialSet:
     """What one attack makes of one image set on one source.
 
     Iterating over it makes the images, or reads them from ``store``, one batch in memory at a time. Without a store
-    each iteration attacks anew; :attr:`loaded` keeps all of them.
+    each iteration attacks anew; :attr:`loaded` keeps all of them. Where several processes share the set, each goes
+    through its own batches only, and :attr:`loaded` is the whole set on all of them.
 
     Args:
         name: of the source, as in the records.
@@ -68,6 +78,8 @@ class AdversarialSet:
         batch_size: images at a time.
         store: where finished batches are kept and looked for.
         limit: only the first so many images of ``data``, all by default.
+        team: processes that share the images; ``Team.of(accelerator)`` for those of an Accelerator. Each writes the
+            batches it makes into the store.
 
     Raises:
         SpecError: unknown rounding, or a batch size or limit below 1.
@@ -81,6 +93,7 @@ class AdversarialSet:
     batch_size: int = 256
     store: RunDirectory | None = None
     limit: int | None = None
+    team: Team = ALONE
 
     def __post_init__(self) -> None:
         if self.rounding not in get_args(Rounding):
@@ -126,22 +139,20 @@ class AdversarialSet:
         }
 
     def __iter__(self) -> Iterator[AdversarialBatch]:
-        """Go through the set once, in the order of the data.
+        """Go through this process's part of the set once, in the order of the data.
 
         Raises:
             LabelError, ModelOutputError: as the attack does.
         """
         if "loaded" in vars(self):
-            yield self.loaded
+            step = self.team.size * self.batch_size
+            for first in range(self.team.rank * self.batch_size, len(self), step):
+                yield self.loaded.part(first, self.batch_size)
             return
         key = self.key if self.store is not None else None
         if self.store is not None and key is None:
             _log.warning("The images of %s on %s are not kept: they have no key", self.attack.name, self.name)
-        first = 0
-        for images, labels in self.data.batches(self.batch_size):
-            if first >= len(self):
-                break
-            images, labels = images[: len(self) - first], labels[: len(self) - first]
+        for first, images, labels in own_batches(self.data, self.batch_size, self.team, count=len(self)):
             kept = self.store.read_batch(key, first) if self.store is not None and key is not None else None
             if kept is None:
                 kept = self._attacked(images, labels, first)
@@ -151,18 +162,12 @@ class AdversarialSet:
             if self.rounding == "8bit":
                 adversarial = adversarial.float() / 255
             yield AdversarialBatch(first=first, images=adversarial, labels=labels.cpu(), **kept)
-            first += len(images)
 
     @functools.cached_property
     def loaded(self) -> AdversarialBatch:
         """All images as one batch. It stays in memory; whoever iterates from then on reads it."""
-        parts = list(self)
-        joined = {
-            field.name: torch.cat([getattr(part, field.name) for part in parts])
-            for field in fields(AdversarialBatch)
-            if field.name != "first"
-        }
-        return AdversarialBatch(first=0, **joined)
+        parts = [(batch.first, tuple(getattr(batch, column) for column in _COLUMNS)) for batch in self]
+        return AdversarialBatch(0, *whole(parts, self.team))
 
     def _attacked(self, images: Tensor, labels: Tensor, first: int) -> dict[str, Tensor]:
         device = device_of(self.source)
@@ -181,12 +186,3 @@ class AdversarialSet:
             "distance": made.distance.cpu(),
             "queries": made.queries.cpu(),
         }
-
-
-class Tally(dict[str, int]):
-    """Counts of True, summed over batches."""
-
-    def add(self, **flags: Tensor) -> None:
-        """Add the number of True of each flag, bool (B,), to the count of its name."""
-        for name, flag in flags.items():
-            self[name] = self.get(name, 0) + int(flag.sum())

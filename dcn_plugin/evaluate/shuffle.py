@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ def shuffle(
     confidence: float = 0.99,
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Measure every target on images whose patches are shuffled.
@@ -44,6 +46,8 @@ def shuffle(
             default is the paper's; a model that is never so sure counts no image, and has no defence rate.
         batch_size: images at a time.
         store: finished records are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
@@ -68,6 +72,7 @@ def shuffle(
         confidence=confidence,
         batch_size=batch_size,
         store=store,
+        accelerator=accelerator,
         progress=progress,
     )
 

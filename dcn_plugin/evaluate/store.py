@@ -13,6 +13,7 @@ same ``results.json``, but for its ``run`` entry.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from torch import Tensor
 from dcn_plugin.errors import DataError, RecordError
 from dcn_plugin.evaluate.keys import Key, digest
 from dcn_plugin.evaluate.records import Result, ResultFile
+from dcn_plugin.evaluate.team import ALONE, Team
 from dcn_plugin.files import write_atomic
 
 __all__ = ["RunDirectory", "remember"]
@@ -133,20 +135,30 @@ class RunDirectory:
 
 
 def remember(
-    store: RunDirectory | None, key: Callable[[], Key | None], measure: Callable[[], Sequence[Result]]
+    store: RunDirectory | None,
+    key: Callable[[], Key | None],
+    measure: Callable[[], Sequence[Result]],
+    *,
+    team: Team = ALONE,
 ) -> Sequence[Result]:
     """The records of one measurement: those of the store, or measured now and written before they are returned.
 
     Args:
         store: where to look; None: measure.
         key: gives what the records depend on; None: it cannot be told, so nothing is reused or kept.
-        measure: does the work.
+        measure: does the work, on all processes together.
+        team: the processes. The first looks into the store and writes; all get the records.
+
+    Raises:
+        SpecError: the processes are about to measure different things.
     """
-    found = None if store is None else key()
+    found = key() if store is not None or team.size > 1 else None
+    team.check(found)
     if store is None or found is None:
         return measure()
-    known = store.read_unit(found)
+    known = team.first(functools.partial(store.read_unit, found))
     if known is None:
         known = measure()
-        store.write_unit(found, known)
+        if team.leads:
+            store.write_unit(found, known)
     return known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ def stylized(
     seed: int,
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Measure every target on images of which each is another rendering of an original.
@@ -36,6 +38,8 @@ def stylized(
         seed: of the run that made the models; it goes into the records.
         batch_size: images at a time.
         store: finished records are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
@@ -56,7 +60,15 @@ def stylized(
         name="stylized", apply=other, settings={"images": changed.name, "images_hash": changed.content_hash}
     )
     return measure_changes(
-        "stylized", targets, original, [change], seed=seed, batch_size=batch_size, store=store, progress=progress
+        "stylized",
+        targets,
+        original,
+        [change],
+        seed=seed,
+        batch_size=batch_size,
+        store=store,
+        accelerator=accelerator,
+        progress=progress,
     )
 
 

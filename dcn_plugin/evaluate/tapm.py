@@ -19,6 +19,7 @@ from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
 from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory, remember
+from dcn_plugin.evaluate.team import Team, whole
 from dcn_plugin.evaluate.transfer import CleanAnswers
 
 __all__ = ["tapm"]
@@ -34,6 +35,7 @@ def tapm(
     rounding: Rounding = "none",
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Measure every target under the worst of all sources and attacks, image by image.
@@ -49,6 +51,8 @@ def tapm(
         rounding: see :class:`AdversarialSet`.
         batch_size: images at a time.
         store: finished records and images are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Yields:
@@ -58,7 +62,7 @@ def tapm(
         under the one source and attack that is worst for the target as a whole, and "worst_single", which that is.
 
     Raises:
-        SpecError: no source, target or attack.
+        SpecError: no source, target or attack; or the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
 
     Source: Sitawarin, Chang, Huang, Altoyan, Wagner 2024, "PubDef", arXiv 2310.17645, section 3.
@@ -69,13 +73,17 @@ def tapm(
             (list(sources), list(targets), [attack.name for attack in attacks]),
             "at least one of each",
         )
+    team = Team.of(accelerator)
     made = [
-        AdversarialSet(name, source, attack, data, rounding, batch_size, store)
+        AdversarialSet(name, source, attack, data, rounding, batch_size, store, team=team)
         for (name, source), attack in itertools.product(sources.items(), attacks)
     ]
-    with progress_bar(len(made) * len(data), "TAPM", show=progress) as bar:
+    with progress_bar(len(made) * len(data), "TAPM", show=progress, team=team) as bar:
         yield from remember(
-            store, functools.partial(_key, made, targets, seed), functools.partial(_measure, made, targets, seed, bar)
+            store,
+            functools.partial(_key, made, targets, seed),
+            functools.partial(_measure, made, targets, seed, bar),
+            team=team,
         )
 
 
@@ -90,21 +98,23 @@ def _key(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed:
 def _measure(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int, bar: Any) -> list[Result]:
     first = made[0]
     data = first.data
-    clean = CleanAnswers(targets, data, batch_size=first.batch_size)
+    clean = CleanAnswers(targets, data, batch_size=first.batch_size, team=first.team)
     # Source and attack -> how many images each target has right.
     singles: dict[str, list[tuple[int, str]]] = {name: [] for name in targets}
     held = {name: clean[name].clone() for name in targets}
-    for one in made:
-        hits = dict.fromkeys(targets, 0)
+    for number, one in enumerate(made, 1):
+        parts = []
         for batch in one:
-            part = slice(batch.first, batch.first + len(batch.images))
-            for name, target in targets.items():
-                still = correct(target, batch.images, batch.labels, batch_size=one.batch_size, name=name)
-                hits[name] += int(still.sum())
-                held[name][part] &= still
-            bar.update(len(batch.images))
-        for name, number in hits.items():
-            singles[name].append((number, f"{one.name} / {one.attack!r}"))
+            said = [
+                correct(target, batch.images, batch.labels, batch_size=one.batch_size, name=name)
+                for name, target in targets.items()
+            ]
+            parts.append((batch.first, tuple(said)))
+            bar.update(len(batch.images) * one.team.size)
+        bar.update(number * len(data) - bar.n)
+        for name, still in zip(targets, whole(parts, one.team), strict=True):
+            held[name] &= still
+            singles[name].append((int(still.sum()), f"{one.name} / {one.attack!r}"))
     radii = {one.attack.eps for one in made}
     shared_eps = radii.pop() if len(radii) == 1 else None
     results = []

@@ -6,6 +6,8 @@ the target classifies correctly when clean; ``accuracy_all`` counts every image.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +21,9 @@ from dcn_plugin.evaluate.keys import Key, model_key, relation
 from dcn_plugin.evaluate.predict import correct, correct_on, device_of
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
-from dcn_plugin.evaluate.sets import AdversarialSet, Tally
+from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory
+from dcn_plugin.evaluate.team import ALONE, Team, whole
 
 __all__ = ["CleanAnswers", "measure_targets", "transfer"]
 
@@ -28,14 +31,18 @@ __all__ = ["CleanAnswers", "measure_targets", "transfer"]
 class CleanAnswers:
     """Which clean images each target classifies correctly: asked once a target, when it is first needed."""
 
-    def __init__(self, targets: Mapping[str, nn.Module], data: LabelledImages, *, batch_size: int) -> None:
-        self.targets, self.data, self.batch_size = targets, data, batch_size
+    def __init__(
+        self, targets: Mapping[str, nn.Module], data: LabelledImages, *, batch_size: int, team: Team = ALONE
+    ) -> None:
+        self.targets, self.data, self.batch_size, self.team = targets, data, batch_size, team
         self._known: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """Bool (N,) on the CPU."""
         if name not in self._known:
-            self._known[name] = correct_on(self.targets[name], self.data, batch_size=self.batch_size, name=name)
+            self._known[name] = correct_on(
+                self.targets[name], self.data, batch_size=self.batch_size, name=name, team=self.team
+            )
         return self._known[name]
 
 
@@ -49,6 +56,7 @@ def transfer(
     rounding: Rounding = "none",
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Measure every target under every source and attack: the transfer matrix.
@@ -66,13 +74,15 @@ def transfer(
         rounding: see :class:`AdversarialSet`.
         batch_size: images at a time.
         store: finished records and images are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Yields:
         Records in the order source, attack, target.
 
     Raises:
-        SpecError: no source, target or attack.
+        SpecError: no source, target or attack; or the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
 
     Source: paper, section 4.1; denominators as in the authors' code.
@@ -80,12 +90,13 @@ def transfer(
     for what, given in (("source to attack", sources), ("target to measure", targets), ("attack", attacks)):
         if not given:
             raise SpecError(f"There is no {what}.", given, "at least one")
-    clean = CleanAnswers(targets, data, batch_size=batch_size)
-    with progress_bar(len(sources) * len(attacks) * len(data), "transfer", show=progress) as bar:
-        for name, source in sources.items():
-            for attack in attacks:
-                made = AdversarialSet(name, source, attack, data, rounding, batch_size, store)
-                yield from measure_targets(made, targets, seed=seed, clean=clean, bar=bar)
+    team = Team.of(accelerator)
+    clean = CleanAnswers(targets, data, batch_size=batch_size, team=team)
+    with progress_bar(len(sources) * len(attacks) * len(data), "transfer", show=progress, team=team) as bar:
+        for number, (name, attack) in enumerate(itertools.product(sources, attacks), 1):
+            made = AdversarialSet(name, sources[name], attack, data, rounding, batch_size, store, team=team)
+            yield from measure_targets(made, targets, seed=seed, clean=clean, bar=bar)
+            bar.update(number * len(data) - bar.n)
 
 
 def measure_targets(
@@ -99,7 +110,7 @@ def measure_targets(
     """Show one adversarial set to every target.
 
     Args:
-        made: the images. Targets whose records its store has are not asked again.
+        made: the images, and the processes that share them. Targets whose records its store has are not asked again.
         targets: name -> model, images in [0, 1] -> logits.
         seed: of the run that made the models; it goes into the records.
         clean: what the targets say on the clean images, where that is known already.
@@ -107,26 +118,33 @@ def measure_targets(
 
     Returns:
         One record a target, protocol "transfer".
+
+    Raises:
+        SpecError: the processes have different models or data.
+        LabelError, ModelOutputError: as the attack does.
     """
-    clean = clean or CleanAnswers(targets, made.data, batch_size=made.batch_size)
-    store, own = made.store, made.key if made.store is not None else None
+    store, team = made.store, made.team
+    clean = clean or CleanAnswers(targets, made.data, batch_size=made.batch_size, team=team)
+    own = made.key if store is not None or team.size > 1 else None
     keys = {name: _unit_key(own, name, target, made, seed) for name, target in targets.items()}
-    known: dict[str, Result] = {}
-    if store is not None:
-        for name, key in keys.items():
-            found = None if key is None else store.read_unit(key)
-            if found:
-                known[name] = found[0]
+    team.check(keys)
+    known = {} if store is None else team.first(functools.partial(_known, store, keys))
     missing = {name: target for name, target in targets.items() if name not in known}
     if missing:
         known |= _measure(made, missing, clean, seed, bar)
         for name in missing:
             key = keys[name]
-            if store is not None and key is not None:
+            if store is not None and key is not None and team.leads:
                 store.write_unit(key, [known[name]])
     elif bar is not None:
         bar.update(len(made.data))
     return [known[name] for name in targets]
+
+
+def _known(store: RunDirectory, keys: Mapping[str, Key | None]) -> dict[str, Result]:
+    """The records that the store has."""
+    found = {name: store.read_unit(key) for name, key in keys.items() if key is not None}
+    return {name: records[0] for name, records in found.items() if records}
 
 
 def _unit_key(own: Key | None, name: str, target: nn.Module, made: AdversarialSet, seed: int) -> Key | None:
@@ -140,17 +158,18 @@ def _measure(
     made: AdversarialSet, targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, bar: Any
 ) -> dict[str, Result]:
     right = {name: clean[name] for name in targets}
-    source = Tally()
-    tallies = {name: Tally() for name in targets}
+    parts = []
     for batch in made:
-        part = slice(batch.first, batch.first + len(batch.images))
-        source.add(source_correct=batch.source_correct, fooled=batch.fooled, zero_gradient=batch.zero_gradient)
-        for name, target in targets.items():
-            still = correct(target, batch.images, batch.labels, batch_size=made.batch_size, name=name)
-            counted = batch.fooled & right[name][part]
-            tallies[name].add(counted=counted, defended=counted & still, correct=still)
+        still = [
+            correct(target, batch.images, batch.labels, batch_size=made.batch_size, name=name)
+            for name, target in targets.items()
+        ]
+        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, *still)))
         if bar is not None:
-            bar.update(len(batch.images))
+            bar.update(len(batch.images) * made.team.size)
+    source_correct, fooled, zero_gradient, *kept = whole(parts, made.team)
+    held = dict(zip(targets, kept, strict=True))
+    counted = {name: fooled & right[name] for name in targets}
     return {
         name: Result(
             protocol="transfer",
@@ -159,13 +178,13 @@ def _measure(
             relation=relation(made.source, target),
             **made.described,
             seed=seed,
-            n_source_correct=source["source_correct"],
-            n_source_fooled=source["fooled"],
-            n_zero_gradient=source["zero_gradient"],
+            n_source_correct=int(source_correct.sum()),
+            n_source_fooled=int(fooled.sum()),
+            n_zero_gradient=int(zero_gradient.sum()),
             n_clean_correct=int(right[name].sum()),
-            n_counted=tallies[name]["counted"],
-            n_defended=tallies[name]["defended"],
-            n_correct=tallies[name]["correct"],
+            n_counted=int(counted[name].sum()),
+            n_defended=int((counted[name] & held[name]).sum()),
+            n_correct=int(held[name].sum()),
             hardware=hardware(device_of(target)),
         )
         for name, target in targets.items()

@@ -16,8 +16,9 @@ from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
-from dcn_plugin.evaluate.sets import AdversarialSet, Tally
+from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory, remember
+from dcn_plugin.evaluate.team import Team, whole
 
 __all__ = ["whitebox"]
 
@@ -31,6 +32,7 @@ def whitebox(
     rounding: Rounding = "none",
     batch_size: int = 256,
     store: RunDirectory | None = None,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> Iterator[Result]:
     """Attack every target on itself.
@@ -43,6 +45,8 @@ def whitebox(
         rounding: of the images that are kept; whether the target is fooled is judged before.
         batch_size: images at a time.
         store: finished records and images are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Yields:
@@ -51,7 +55,7 @@ def whitebox(
         as lost, so ``accuracy_all`` is the robust accuracy as RobustBench defines it.
 
     Raises:
-        SpecError: no target or no attack.
+        SpecError: no target or no attack; or the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
 
     Source: paper, appendix, table 12.
@@ -59,11 +63,12 @@ def whitebox(
     if not targets or not attacks:
         raise SpecError("There is nothing to measure.", (list(targets), list(attacks)), "a target and an attack")
     units = [(name, attack) for name in targets for attack in attacks]
-    with progress_bar(len(units) * len(data), "white-box", show=progress) as bar:
+    team = Team.of(accelerator)
+    with progress_bar(len(units) * len(data), "white-box", show=progress, team=team) as bar:
         for number, (name, attack) in enumerate(units, 1):
-            made = AdversarialSet(name, targets[name], attack, data, rounding, batch_size, store)
+            made = AdversarialSet(name, targets[name], attack, data, rounding, batch_size, store, team=team)
             yield from remember(
-                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar)
+                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar), team=team
             )
             bar.update(number * len(data) - bar.n)
 
@@ -74,11 +79,12 @@ def _key(made: AdversarialSet, seed: int) -> Key | None:
 
 
 def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
-    tally = Tally()
+    parts = []
     for batch in made:
-        right = batch.source_correct
-        tally.add(right=right, held=right & ~batch.fooled, zero_gradient=batch.zero_gradient)
-        bar.update(len(right))
+        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient)))
+        bar.update(len(batch.images) * made.team.size)
+    right, fooled, zero_gradient = whole(parts, made.team)
+    held = int((right & ~fooled).sum())
     return [
         Result(
             protocol="whitebox",
@@ -87,11 +93,11 @@ def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
             relation="same network",
             **made.described,
             seed=seed,
-            n_zero_gradient=tally["zero_gradient"],
-            n_clean_correct=tally["right"],
-            n_counted=tally["right"],
-            n_defended=tally["held"],
-            n_correct=tally["held"],
+            n_zero_gradient=int(zero_gradient.sum()),
+            n_clean_correct=int(right.sum()),
+            n_counted=int(right.sum()),
+            n_defended=held,
+            n_correct=held,
             hardware=hardware(device_of(made.source)),
         )
     ]

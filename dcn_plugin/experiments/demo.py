@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ class DemoOutcome:
             "Masks": f"{spec['blocks']} blocks",
             "Choice of settings": "by hand, to show the effect: about 25 were tried on other training seeds and "
             "another split, whose test images overlap these; under others the differences were smaller",
-            "Training": ", ".join(f"{key} {value}" for key, value in training.items()),
+            "Training": ", ".join(f"{key} {value}" for key, value in _telling(training).items()),
             "Images": f"{record.data}, SHA-256 {record.data_hash[:16]}",
             "Seeds": ", ".join(map(str, spec["seeds"])),
             "Seconds a seed": ", ".join(f"{value:.0f}" for value in seconds),
@@ -133,6 +133,12 @@ class DemoOutcome:
             "Machine": ", ".join(f"{key}: {value}" for key, value in record.hardware.items()),
             "Made": str(self.file.run["created"]),
         }
+
+
+def _telling(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The epochs, and the options that are not the default."""
+    usual = json.loads(TrainConfig().to_json())
+    return {key: value for key, value in training.items() if key == "epochs" or value != usual.get(key)}
 
 
 def run_demo(

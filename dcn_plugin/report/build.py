@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import os
 import re
@@ -93,6 +94,9 @@ class Report:
 def write_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
     """Write ``report.html``, ``tables.md``, ``tables.tex``, ``records.csv`` and one PNG a figure, each atomically.
 
+    A figure of the report that was there before, and is none of this one, is removed. The former page tells: it
+    holds the same picture under the same name. No other file is touched.
+
     Args:
         report: what to show.
         folder: where to; made if need be.
@@ -119,9 +123,33 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
         "tables.tex": latex_document(result_tables(report.results)),
         "records.csv": records_csv(report.results),
     }
-    for name, data in content.items():
-        write_atomic(Path(folder) / name, data)
-    return [Path(folder) / name for name in content]
+    files = {Path(folder) / name: data for name, data in content.items()}
+    former = _former_figures(Path(folder))
+    # The page last: where this is stopped before, the next report finds the former page and cleans up.
+    first, *others = files
+    for path in others:
+        write_atomic(path, files[path])
+    for figure in former - files.keys():
+        figure.unlink(missing_ok=True)
+    write_atomic(first, files[first])
+    return list(files)
+
+
+# A picture in the template, its name and content.
+_PICTURE = re.compile(r'aria-label="Figure ([\w.-]+)">\s*<img src="data:image/png;base64,([A-Za-z0-9+/=]*)"')
+
+
+def _former_figures(folder: Path) -> set[Path]:
+    """The PNGs beside a page that are, byte for byte, the pictures on it."""
+    try:
+        page = (folder / "report.html").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return set()
+    return {
+        path
+        for name, content in _PICTURE.findall(page)
+        if (path := folder / f"{name}.png").is_file() and base64.b64encode(path.read_bytes()).decode() == content
+    }
 
 
 def _sections(report: Report) -> list[Section]:

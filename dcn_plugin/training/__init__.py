@@ -7,6 +7,7 @@ from dcn_plugin.training.folder import load_network, save_network
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.loop import TrainResult, train
 from dcn_plugin.training.pubdef import pubdef
+from dcn_plugin.training.public import public_images
 from dcn_plugin.training.rng import isolated_rng
 from dcn_plugin.training.split import part_of, split_off
 from dcn_plugin.training.steps import StepImages, madry
@@ -31,6 +32,7 @@ __all__ = [
     "part_of",
     "plan_epoch",
     "pubdef",
+    "public_images",
     "save_network",
     "smoothing_for",
     "split_off",

@@ -36,7 +36,7 @@ def pubdef(
 
     Args:
         adversarial: one tensor for every pair of a source model and an attack, generated once from the training
-            images as they are, e.g. by :class:`dcn_plugin.evaluate.AdversarialSet`: uint8, or float in [0, 1],
+            images as they are, e.g. by :func:`dcn_plugin.training.public_images`: uint8, or float in [0, 1],
             (N, C, H, W), in the order of the training images, all N of them. Kept as uint8 where that loses nothing, on
             the device where they lie.
         weight: of the attacked images' loss, > 0, against 1 of the clean images'.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dcn_plugin import cli
+from dcn_plugin.cli.processes import open_accelerator
 from dcn_plugin.evaluate import ResultFile
 
 LINEAR = "tests.cli.factory:linear"
@@ -62,6 +63,29 @@ def test_a_second_call_measures_nothing_and_says_so(tmp_path: Path, capsys: pyte
     evaluate("transfer", tmp_path, "--fresh")
     assert content() == first
     assert "reused" not in capsys.readouterr().err
+
+
+def test_a_process_that_accelerate_launched_gives_the_same_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = pytest.importorskip("accelerate.state")
+    evaluate("transfer", tmp_path / "alone")
+    devices: list[str] = []
+
+    def watch(device: str) -> Any:
+        accelerator = open_accelerator(device)
+        devices.append(accelerator.device.type)
+        return accelerator
+
+    monkeypatch.setattr("dcn_plugin.cli.evaluate.open_accelerator", watch)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    try:
+        assert evaluate("transfer", tmp_path / "launched") == 0
+    finally:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+    assert devices == ["cpu"]
+    results = [ResultFile.read(tmp_path / name / "results.json").results for name in ("alone", "launched")]
+    assert results[0] == results[1]
 
 
 def test_protocols_join_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

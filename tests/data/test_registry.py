@@ -8,6 +8,7 @@ import torch
 
 from dcn_plugin.data import DATA_SPECS, ImageFolder, load_digits, open_images
 from dcn_plugin.errors import DataError, SpecError
+from tests.data.test_files import write_mnist
 from tests.image_files import write_folder
 
 
@@ -25,6 +26,28 @@ def test_digits_mean_the_test_part_at_size_16_unless_said_otherwise() -> None:
     assert open_images("digits:train").content_hash == splits.train.content_hash
     assert open_images("digits:val").content_hash == splits.val.content_hash
     assert open_images("digits", size=20).shape == open_images("digits", size=(20, 20)).shape == (1, 20, 20)
+
+
+def test_a_part_is_what_the_text_names_or_else_what_is_asked_for(tmp_path: Path, npz: str) -> None:
+    assert open_images("digits", part="train").name == "digits16/train"
+    assert open_images("digits", part="val").name == "digits16/val"
+    assert open_images("digits:train", part="val").name == "digits16/train"
+    assert len(open_images(npz, part="train")) == 5
+    root = write_folder(tmp_path / "photos", {"a": 2, "b": 1})
+    assert len(open_images(f"folder:{root}", part="val")) == 3
+    with pytest.raises(SpecError, match="'train', 'val', 'test'"):
+        open_images("digits", part="training")  # type: ignore[arg-type]
+
+
+def test_torchvisions_sets_have_a_train_and_a_test_part_and_none_for_validation(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    write_mnist(tmp_path, prefix="train")
+    spec = f"mnist:{tmp_path}"
+    assert open_images(spec).name == open_images(spec, part="test").name == "mnist/test"
+    assert open_images(spec, part="train").name == "mnist/train"
+    assert open_images(spec, part="train", limit=2).name == "mnist/train[:2]"
+    with pytest.raises(SpecError, match=r"no validation part.*split a share off"):
+        open_images(spec, part="val")
 
 
 def test_a_limit_keeps_the_first_images_of_a_set_in_memory() -> None:

@@ -13,10 +13,10 @@ from tests.toys import linear_model
 
 
 class WatchedImages:
-    """An image set that is read piece by piece, and remembers the largest piece."""
+    """An image set that is read piece by piece, and remembers the largest piece and the number of images."""
 
     def __init__(self, inner: ImageSet) -> None:
-        self.inner, self.largest = inner, 0
+        self.inner, self.largest, self.read = inner, 0, 0
         self.name, self.num_classes, self.shape = inner.name, inner.num_classes, inner.shape
         self.content_hash, self.labels = inner.content_hash, inner.labels
 
@@ -26,10 +26,12 @@ class WatchedImages:
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.inner.batches(batch_size):
             self.largest = max(self.largest, len(images))
+            self.read += len(images)
             yield images, labels
 
     def take(self, indices: Tensor) -> Tensor:
         self.largest = max(self.largest, len(indices))
+        self.read += len(indices)
         return self.inner.take(indices)
 
 

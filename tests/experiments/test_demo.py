@@ -174,7 +174,11 @@ def test_words_and_facts_come_from_the_records(two_seeds: tuple[Path, DemoOutcom
     outcome = two_seeds[1]
     assert "2 steps) from the 450 test images" in " ".join(outcome.intro)
     assert outcome.facts["Seeds"] == "0, 1"
-    assert "epochs 1" in outcome.facts["Training"]
+    assert outcome.facts["Training"] == "epochs 1"
+    shifted = dataclasses.replace(TINY.training, epochs=12, shift=1)
+    spec = {**outcome.file.spec, "training": json.loads(shifted.to_json())}
+    other = dataclasses.replace(outcome, file=dataclasses.replace(outcome.file, spec=spec))
+    assert other.facts["Training"] == "epochs 12, shift 1"
 
 
 @pytest.mark.parametrize("seeds", [(), (0, 0), (-1,)])

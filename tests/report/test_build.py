@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dcn_plugin.errors import MissingExtraError
-from dcn_plugin.report import ImageGrid, Report, write_report
+from dcn_plugin.files import write_atomic
+from dcn_plugin.report import ImageGrid, Report, build, write_report
 from tests.report.test_plots import RESULTS, example_images
 from tests.toy_records import (
     check_record,
@@ -114,6 +115,42 @@ def test_names_are_escaped_and_the_page_fits_a_phone(folder: Path) -> None:
     assert "A &lt;report&gt;" in text
     assert "why.</p>" in text
     assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
+
+
+def test_figures_of_a_former_report_go_and_files_of_others_stay(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    (tmp_path / "mine.png").write_bytes((tmp_path / "gaussian.png").read_bytes())
+    (tmp_path / "examples.png").write_bytes(b"drawn over by hand")
+    (tmp_path / "notes.txt").write_text("mine")
+    write_report(Report(title="T", results=[noise_record()], baseline="standard"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.html",
+        "tables.md",
+        "tables.tex",
+        "records.csv",
+        "gaussian.png",
+        "mine.png",
+        "examples.png",
+        "notes.txt",
+    }
+
+
+def test_a_report_that_was_stopped_is_cleaned_up_by_the_next(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Report(title="T", results=[noise_record()], baseline="standard")
+    write_report(report, tmp_path)
+
+    def stopped(path: Path, *content: str | bytes) -> None:
+        if path.suffix == ".html":
+            raise KeyboardInterrupt
+        write_atomic(path, *content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "write_atomic", stopped)
+        write_report(other, tmp_path)
+    write_report(other, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["gaussian.png"]
 
 
 def test_a_report_without_pictures_is_a_report(tmp_path: Path) -> None:

@@ -13,10 +13,19 @@ from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageFolder, ImageSet
 from dcn_plugin.data.augment import draw_moves
 from dcn_plugin.errors import CheckpointError, ImageRangeError, SpecError
-from dcn_plugin.evaluate import AdversarialSet
 from dcn_plugin.inspection import verify
 from dcn_plugin.surgery import defectify
-from dcn_plugin.training import Batch, HeldImages, Shard, TrainConfig, isolated_rng, plan_epoch, pubdef, train
+from dcn_plugin.training import (
+    Batch,
+    HeldImages,
+    Shard,
+    TrainConfig,
+    isolated_rng,
+    plan_epoch,
+    pubdef,
+    public_images,
+    train,
+)
 from dcn_plugin.training.fit import masks_hash
 from dcn_plugin.training.steps import describe
 from tests.image_files import write_folder
@@ -223,7 +232,7 @@ def test_training_on_attacked_images_defends_against_the_source() -> None:
     source, plain, defended = linear_model(16), linear_model(16, seed=1), linear_model(16, seed=1)
     train(source, data, config)
     attack = PGD(eps=0.15, steps=10, step_size=0.03)
-    made = torch.cat([b.images for b in AdversarialSet("source", source, attack, data, rounding="8bit")])
+    (made,) = (images.float() / 255 for images in public_images({"source": source}, [attack], data))
     train(plain, data, config)
     train(defended, data, config, step_images=pubdef([made], eps=0.15))
     with torch.no_grad():

@@ -1,0 +1,151 @@
+"""Who measures: this process alone, or several that share the images of every measurement.
+
+The images are dealt out by whole batches, so that an attack which draws for a batch at once draws the same. What
+became of each image is then put together in the order of the data, on every process: they all end with the records
+that one process would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from dcn_plugin.data import IndexedImages, LabelledImages
+from dcn_plugin.errors import SpecError
+
+__all__ = ["ALONE", "Part", "Team", "own_batches", "whole"]
+
+T = TypeVar("T")
+Part = tuple[int, tuple[Tensor, ...]]
+"""Place of a batch's first image in the data, and columns (B, ...) on the CPU."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that measure together; the first of them writes the records.
+
+    A subclass with a :meth:`gather` of its own carries processes that something else than Accelerate started.
+
+    Args:
+        rank: number of this process, from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of(cls, accelerator: Any) -> Team:
+        """The processes of an :class:`accelerate.Accelerator`; None: this one alone. A team is taken as it is."""
+        if accelerator is None:
+            return ALONE
+        if isinstance(accelerator, Team):
+            return accelerator
+        return Team(accelerator.process_index, accelerator.num_processes)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and shows."""
+        return self.rank == 0
+
+    def gather(self, own: list[T]) -> list[T]:
+        """What every process gives, in the order of the processes. All have to call it."""
+        if self.size == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        return list(gather_object(own))
+
+    def first(self, ask: Callable[[], T]) -> T:
+        """What the first process finds, on all of them; the others do not look."""
+        (found,) = self.gather([ask()] if self.leads else [])
+        return found
+
+    def check(self, key: Mapping[str, Any] | None) -> None:
+        """Make sure that all processes are about to measure the same.
+
+        Args:
+            key: what the measurement depends on; None: it cannot be told.
+
+        Raises:
+            SpecError: they are not; the message names what differs.
+        """
+        if self.size == 1:
+            return
+        ours, *others = self.gather([key])
+        different = sorted({name for other in others for name in _different(ours, other)})
+        if different:
+            raise SpecError(
+                "The processes do not measure the same.",
+                different,
+                "the same models, data and settings on machines of one kind",
+                "seed whatever makes the models: weights that are drawn anew differ from process to process",
+            )
+
+
+ALONE = Team()
+
+
+def own_batches(
+    data: LabelledImages, batch_size: int, team: Team, *, count: int | None = None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Go through this process's batches: the rank-th and every size-th after it.
+
+    Args:
+        data: the whole set. Where any image can be had by its index, only the own ones are read.
+        batch_size: images a batch.
+        team: the processes.
+        count: the first so many images of the set, all by default.
+
+    Yields:
+        Place of the first image, images (B, C, H, W), labels (B,).
+
+    Raises:
+        SpecError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
+    total = len(data) if count is None else min(count, len(data))
+    if team.size > 1 and hasattr(data, "take") and hasattr(data, "labels"):
+        indexed = cast(IndexedImages, data)
+        for first in range(team.rank * batch_size, total, team.size * batch_size):
+            places = torch.arange(first, min(first + batch_size, total))
+            yield first, indexed.take(places), indexed.labels[places]
+        return
+    for number, (images, labels) in enumerate(data.batches(batch_size)):
+        first = number * batch_size
+        if first >= total:
+            return
+        if number % team.size == team.rank:
+            yield first, images[: total - first], labels[: total - first]
+
+
+def whole(parts: Sequence[Part], team: Team) -> tuple[Tensor, ...]:
+    """Put together what all processes found out, in the order of the data.
+
+    Args:
+        parts: of this process, maybe none; every part of every process has the same columns.
+        team: the processes, all of which have to call this.
+
+    Returns:
+        The columns, each (N, ...).
+    """
+    if team.size > 1:
+        # A slice would take all that it was cut from along with it.
+        parts = team.gather([(first, tuple(column.clone() for column in columns)) for first, columns in parts])
+    in_order = [columns for _, columns in sorted(parts, key=lambda part: part[0])]
+    return tuple(torch.cat(column) for column in zip(*in_order, strict=True))
+
+
+def _different(one: Any, other: Any, name: str = "key") -> Iterator[str]:
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        if one != other:
+            yield name
+        return
+    for key in {**one, **other}:
+        inner = str(key) if name == "key" else f"{name}.{key}"
+        yield from _different(one.get(key), other.get(key), inner)
