@@ -22,7 +22,7 @@ help:
 	@echo "make test        lint, then the fast tests"
 	@echo "make test-all    lint, every test, the docs"
 	@echo "make lint        ruff and mypy"
-	@echo "make docs        build the docs into site/ (docs-serve: with live reload)"
+	@echo "make docs        run the tutorials, build the docs into site/ (docs-serve: with live reload)"
 	@echo "make clean       remove caches and build output; the environments stay"
 
 # $(call make_venv,FOLDER): make the environment unless it is there.
@@ -33,7 +33,7 @@ define make_venv
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 endef
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py dcn_plugin/engine/kernel.c
 	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install --editable '.[all]'
 	@touch $@
@@ -59,10 +59,12 @@ test: lint
 test-all: lint docs
 	$(BIN)/python -m pytest -n $(JOBS) -m "" $(ARGS)
 
-docs: $(DOCS_STAMP)
+docs: $(STAMP) $(DOCS_STAMP)
+	$(BIN)/python -m docs._build.generate
 	$(DOCS_BIN)/mkdocs build --strict
 
-docs-serve: $(DOCS_STAMP)
+docs-serve: $(STAMP) $(DOCS_STAMP)
+	$(BIN)/python -m docs._build.generate
 	$(DOCS_BIN)/mkdocs serve --strict
 
 clean:

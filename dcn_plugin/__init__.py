@@ -6,6 +6,7 @@ abbreviation "DCN".
 """
 
 from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
+from dcn_plugin.engine import CompactModel, compact
 from dcn_plugin.inspection import summary, verify
 from dcn_plugin.layers import DefectiveConv2d, DefectMask2d, Normalized
 from dcn_plugin.masks import sample_mask
@@ -16,12 +17,14 @@ from dcn_plugin.surgery import defect_spec, defectify, is_defective, undefectify
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompactModel",
     "DefectMask2d",
     "DefectSpec",
     "DefectiveConv2d",
     "MaskSpec",
     "Normalized",
     "__version__",
+    "compact",
     "defect_spec",
     "defectify",
     "is_defective",

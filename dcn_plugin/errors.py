@@ -11,6 +11,7 @@ __all__ = [
     "AlreadyDefectiveError",
     "BlockError",
     "CheckpointError",
+    "CompactError",
     "DataError",
     "DcnError",
     "ImageRangeError",
@@ -95,6 +96,10 @@ class MaskLostError(DcnError, RuntimeError):
 
 class MaskStateError(DcnError, RuntimeError):
     """A state dict holds some masks but not all, or masks of another shape or dtype."""
+
+
+class CompactError(DcnError, RuntimeError):
+    """A model cannot be compacted like this, or a compact model was asked for what a snapshot cannot do."""
 
 
 class CheckpointError(DcnError, RuntimeError):

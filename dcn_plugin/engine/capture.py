@@ -1,0 +1,238 @@
+"""The model as a graph of ATen operations: constants computed, batch norm folded into convolutions, nothing in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dcn_plugin.errors import TraceError
+
+__all__ = ["Constants", "capture", "shape_of", "target_of"]
+
+_aten = torch.ops.aten
+
+Constants = dict[fx.Node, Tensor]
+
+_VIEWS = ("view", "reshape", "flatten", "permute", "transpose", "slice", "select", "unsqueeze", "squeeze", "expand", "chunk")
+_CONVS = (_aten.conv2d.default, _aten.conv2d.padding)
+_IDENTITIES = (_aten.dropout.default, _aten.feature_dropout.default, _aten.clone.default, _aten.alias.default)
+_CHECKS = (_aten._assert_tensor_metadata.default, _aten._assert_scalar.default)
+
+
+def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
+    """Trace a model in evaluation mode, for any batch size, and simplify the graph.
+
+    In the result every constant that a node reads is an attribute of the graph module, every convolution is
+    ``aten.conv2d.default`` with all seven arguments, and the batch norm behind it is in its weights.
+
+    Args:
+        model: images (N, C, H, W) -> a tensor; not changed.
+        input_size: (C, H, W).
+
+    Raises:
+        TraceError: torch.export cannot follow the model, or it writes into a view of another tensor.
+    """
+    example = torch.zeros(2, *input_size, dtype=_dtype(model), device=_device(model))
+    shapes = ({0: torch.export.Dim.AUTO},)
+    try:
+        program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+        traced = program.module()
+    except Exception as error:  # torch.export raises whatever the model's own code raises under it
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise TraceError(
+            f"torch.export cannot follow {type(model).__name__}: {text[0][:200]}",
+            fix="use the model as it is; it computes the same",
+        ) from error
+    return _Simplifier(traced).run()
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of a node's value without the batch; None where it is no tensor with the batch first."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.ndim < 2 or not isinstance(value.shape[0], torch.SymInt):
+        return None
+    rest = value.shape[1:]
+    return tuple(map(int, rest)) if all(isinstance(size, int) for size in rest) else None
+
+
+def target_of(node: fx.Node) -> Any:
+    """The operation that a node calls, in its functional form; None where it calls none."""
+    return node.target if node.op == "call_function" else None
+
+
+class _Simplifier:
+    """Copies a traced graph node by node."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self.traced, self.graph = traced, fx.Graph()
+        self.values: dict[fx.Node, fx.Node] = {}
+        self.constants: Constants = {}
+        self.root = nn.Module()
+
+    def run(self) -> fx.GraphModule:
+        for node in self.traced.graph.nodes:
+            self._add(node)
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        return fx.GraphModule(self.root, self.graph)
+
+    def constant(self, value: Tensor) -> fx.Node:
+        name = f"constant_{len(list(self.root.buffers()))}"
+        self.root.register_buffer(name, value, persistent=False)
+        node = self.graph.get_attr(name)
+        node.meta["val"] = value
+        return node
+
+    def _add(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            value: Any = self.traced
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            self.constants[node] = value.detach()
+        elif node.op == "placeholder":
+            self.values[node] = self._copied(node)
+        elif node.op == "output":
+            self.graph.output(fx.map_arg(node.args[0], self._value))
+            _unwrap(self.graph)
+        elif node.op == "call_module" or node.target in _CHECKS:
+            pass  # checks of the input's shape; the model that holds the graph has its own
+        elif node.target in _IDENTITIES:
+            self._alias(node, node.all_input_nodes[0])
+        elif all(source in self.constants for source in node.all_input_nodes) and node.all_input_nodes:
+            self._compute(node)
+        elif not self._fold_norm(node):
+            self._call(node)
+
+    def _alias(self, node: fx.Node, source: fx.Node) -> None:
+        if source in self.constants:
+            self.constants[node] = self.constants[source]
+        else:
+            self.values[node] = self.values[source]
+
+    def _compute(self, node: fx.Node) -> None:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda one: self.constants[one].clone())
+        assert callable(node.target)
+        with torch.no_grad():
+            self.constants[node] = node.target(*args, **kwargs)
+
+    def _call(self, node: fx.Node) -> None:
+        target = _functional(node)
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
+        if target in _CONVS:
+            args, kwargs = self._conv_arguments(node, args, kwargs), {}
+            target = _aten.conv2d.default
+        made = self.graph.call_function(target, tuple(args), kwargs)
+        made.meta["val"] = node.meta.get("val")
+        if target is _aten.conv2d.default:
+            made.meta["title"] = _title(node.args[1])
+        self.values[node] = made
+
+    def _conv_arguments(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """All seven, with numbers for "same" and "valid"."""
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = dict(zip(names, (None, None, None, (1, 1), (0, 0), (1, 1), 1), strict=True))
+        given |= dict(zip(names, args, strict=False)) | kwargs
+        for name in ("stride", "padding", "dilation"):
+            value = given[name]
+            if isinstance(value, str):
+                kernel = given["weight"].meta["val"].shape[2:]
+                value = [0, 0] if value == "valid" else [d * (k - 1) // 2 for d, k in zip(given["dilation"], kernel, strict=True)]
+            given[name] = list(value) * (2 // len(value))
+        return tuple(given[name] for name in names)
+
+    def _fold_norm(self, node: fx.Node) -> bool:
+        """Fold a batch norm into the convolution before it, if nothing else reads that."""
+        if node.target is not _aten.batch_norm.default:
+            return False
+        conv = node.args[0]
+        assert isinstance(conv, fx.Node)
+        known = [node.args[at] if len(node.args) > at else None for at in (1, 2, 3, 4)]
+        if any(one is not None and one not in self.constants for one in known) or None in known[2:] or node.args[5]:
+            return False
+        gamma, beta, mean, var = (None if one is None else self.constants[one] for one in known)
+        assert mean is not None and var is not None
+        scale = (var.double() + float(node.args[7])).rsqrt() * (1 if gamma is None else gamma.double())
+        shift = (0 if beta is None else beta.double()) - mean.double() * scale
+        before = self.values.get(conv)
+        if before is not None and before.target is _aten.conv2d.default and len(conv.users) == 1:
+            x, weight, bias, *rest = before.args
+            assert isinstance(weight, fx.Node)
+            plain: Tensor = weight.meta["val"]
+            old = 0 if bias is None else bias.meta["val"].double()  # type: ignore[union-attr]
+            folded = (plain.double() * scale.view(-1, 1, 1, 1)).to(plain.dtype)
+            args = (x, self.constant(_like(folded)), self.constant((old * scale + shift).to(plain.dtype)), *rest)
+            title = before.meta["title"]
+        else:
+            # A norm of something else is a convolution of its own: one weight for each channel.
+            value = node.meta["val"]
+            if value.ndim != 4:
+                return False
+            weight = self.constant(scale.to(value.dtype).view(-1, 1, 1, 1))
+            bias = self.constant(shift.to(value.dtype))
+            args = (self._value(conv), weight, bias, [1, 1], [0, 0], [1, 1], len(scale))
+            title = _title(node.args[1] or node.args[3])
+        made = self.graph.call_function(_aten.conv2d.default, args)
+        made.meta |= {"val": node.meta["val"], "title": title}
+        self.values[node] = made
+        return True
+
+    def _value(self, node: fx.Node) -> fx.Node:
+        if node not in self.values:
+            self.values[node] = self.constant(self.constants[node])
+        return self.values[node]
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        made = self.graph.placeholder("images")
+        made.meta["val"] = node.meta["val"]
+        return made
+
+
+def _like(weight: Tensor) -> Tensor:
+    """In the memory format in which PyTorch's own convolutions are fastest."""
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def _title(parameter: Any) -> str:
+    """The name of the module that a parameter belongs to."""
+    return str(getattr(parameter, "target", parameter)).rpartition(".")[0]
+
+
+def _functional(node: fx.Node) -> Any:
+    """The same operation without writing into its input.
+
+    Raises:
+        TraceError: what it writes into is seen through a view.
+    """
+    target: Any = node.target
+    schema = getattr(target, "_schema", None)
+    if schema is None or not schema.name.endswith("_") or schema.name.endswith("__"):
+        return target
+    written = node.args[0]
+    assert isinstance(written, fx.Node)
+    others = [one for one in written.users if one is not node]
+    if _is_view(written) or any(_is_view(one) for one in others):
+        raise TraceError(f"The model writes into a view ({schema.name}), which the engine cannot follow.")
+    packet = getattr(torch.ops.aten, schema.name.removeprefix("aten::")[:-1])
+    return getattr(packet, schema.overload_name or "default")
+
+
+def _is_view(node: fx.Node) -> bool:
+    return any(str(node.target).startswith(f"aten.{name}") for name in _VIEWS)
+
+
+def _unwrap(graph: fx.Graph) -> None:
+    """Return the tensor itself where torch.export returns a tuple of one."""
+    output = graph.output_node()
+    (value,) = output.args
+    if isinstance(value, tuple | list) and len(value) == 1:
+        output.args = (value[0],)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((one.dtype for one in model.parameters()), torch.float32)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((one.device for one in model.parameters()), torch.device("cpu"))

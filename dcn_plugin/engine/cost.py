@@ -1,0 +1,278 @@
+"""Chooses which steps run on rows: the cheapest way through the graph, conversions included, is a minimum cut."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from dcn_plugin.engine import ops
+from dcn_plugin.engine.packing import packed_bytes
+from dcn_plugin.engine.rows import number_rows
+from dcn_plugin.engine.steps import Step
+
+__all__ = ["Choice", "Counted", "Measured", "choose", "multiply_adds", "timed"]
+
+Live = dict[fx.Node, Tensor]
+
+LARGEST_SHARE = 0.9
+"""Above this share of live multiply-adds no kernel gains anything, and nothing is measured."""
+
+
+def multiply_adds(step: Step, live: Live) -> tuple[int, int]:
+    """Multiply-adds of a convolution for one image: of all neurons, and of those that exist."""
+    conv = step.conv
+    assert conv is not None
+    outputs, inputs, high, wide = conv.weight.shape
+    dense = conv.kept.numel() * inputs * high * wide
+    geometry, groups = conv.geometry, conv.geometry.groups
+    # How many live inputs the window of each output has, in its group.
+    window = torch.ones(groups, inputs, high, wide)
+    spread = (geometry.stride, geometry.padding, geometry.dilation, groups)
+    readable = F.conv2d(live[step.inputs[0]][None].float(), window, None, *spread)[0]
+    made = conv.kept.view(groups, outputs // groups, *conv.kept.shape[1:]).sum(1)
+    return dense, int((readable.double() * made).sum().round())
+
+
+class Costs(Protocol):
+    """What a step or a conversion costs, in any unit."""
+
+    def images(self, step: Step) -> float:
+        """On images."""
+
+    def rows(self, step: Step) -> float | None:
+        """On rows; None: not at all."""
+
+    def conversion(self, node: fx.Node) -> float:
+        """Of a value, either way."""
+
+
+@dataclass(eq=False)
+class Counted:
+    """Counts multiply-adds: for a backend that the caller named. A layer with nothing to skip stays on images.
+
+    Args:
+        live: of the graph.
+    """
+
+    live: Live
+
+    def images(self, step: Step) -> float:
+        """Multiply-adds, or values."""
+        return float(multiply_adds(step, self.live)[0]) if step.kind == "conv" else self._values(step.value)
+
+    def rows(self, step: Step) -> float | None:
+        """Live multiply-adds, or values."""
+        if step.kind != "conv":
+            return None if step.kind == "other" else float(self.live[step.value].sum())
+        dense, live = multiply_adds(step, self.live)
+        return float(live) if live < dense else None
+
+    def conversion(self, node: fx.Node) -> float:
+        """So little that a layer with something to skip never stays on images because of it."""
+        return 0.0
+
+    def _values(self, node: fx.Node) -> float:
+        return float(self.live[node].numel()) if node in self.live else 1.0
+
+
+@dataclass(eq=False)
+class Measured:
+    """Runs every convolution that might gain both ways on this machine; memory-bound steps are computed from its bandwidth.
+
+    Args:
+        live: of the graph.
+        batch: images a batch.
+        device: where.
+        backend: of the rows.
+        times: what was measured, in ms: on images and on rows.
+    """
+
+    live: Live
+    batch: int
+    device: torch.device
+    backend: ops.Backend
+    times: dict[Step, tuple[float, float | None]] = field(default_factory=dict)
+    _bandwidth: float = 0.0
+
+    def images(self, step: Step) -> float:
+        """Milliseconds."""
+        if step.kind == "conv":
+            return self._conv(step)[0]
+        return 0.0 if step.kind == "other" else self._moved(2 * self._bytes(step.value, live=False))
+
+    def rows(self, step: Step) -> float | None:
+        """Milliseconds."""
+        if step.kind == "conv":
+            return self._conv(step)[1]
+        if step.kind in ("other", "mask"):
+            return None if step.kind == "other" else 0.0
+        # A sum goes row by row through the kernel of the convolutions.
+        passes = 4 if step.kind == "sum" else 2
+        return self._moved(passes * self._bytes(step.value, live=True))
+
+    def conversion(self, node: fx.Node) -> float:
+        """Milliseconds: one side is read in the wrong order, which costs about as much again."""
+        if node not in self.live:
+            return 0.0
+        return self._moved(2 * (self._bytes(node, live=True) + self._bytes(node, live=False)))
+
+    def _bytes(self, node: fx.Node, *, live: bool) -> int:
+        if node not in self.live:
+            return 0
+        neurons = self.live[node].sum() if live else self.live[node].numel()
+        return int(neurons) * self.batch * 4
+
+    def _moved(self, size: int) -> float:
+        if not self._bandwidth:
+            values = torch.empty(2**22, device=self.device)
+            self._bandwidth = 2 * values.nbytes / timed(values.relu, self.device)
+        return size / self._bandwidth
+
+    def _conv(self, step: Step) -> tuple[float, float | None]:
+        if step not in self.times:
+            dense, live = multiply_adds(step, self.live)
+            known = self._on_images(step)
+            worth = live <= LARGEST_SHARE * dense
+            self.times[step] = (known, self._on_rows(step) if worth else None)
+        return self.times[step]
+
+    def _on_images(self, step: Step) -> float:
+        conv = step.conv
+        assert conv is not None
+        x = torch.rand(self.batch, *self.live[step.inputs[0]].shape, device=self.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        kept = None if bool(conv.kept.all()) else conv.kept.to(x.device, x.dtype)
+        other = torch.rand(self.batch, *conv.kept.shape, device=self.device) if len(step.inputs) > 1 else None
+        other = None if other is None else other.contiguous(memory_format=torch.channels_last)
+
+        def run() -> None:
+            y = F.conv2d(x, conv.weight, conv.bias, *conv.geometry)
+            if kept is not None:
+                y.mul_(kept)
+            if other is not None:
+                y.add_(other)
+            if conv.relu:
+                y.relu_()
+
+        return timed(run, self.device)
+
+    def _on_rows(self, step: Step) -> float:
+        conv = step.conv
+        assert conv is not None
+        indices = [number_rows(self.live[one]) for one in (*step.inputs, step.value)]
+        x, *rest = (torch.rand(int(index.max()) + 1, self.batch, device=self.device) for index in indices[:-1])
+        residual, residual_index = (rest[0], indices[1]) if rest else (None, None)
+        rows = int(indices[-1].max()) + 1
+        named = (conv.weight, conv.bias, indices[0], indices[-1], conv.kept, residual_index)
+        spread = (*map(list, conv.geometry[:3]), conv.geometry.groups)
+        try:
+            return timed(
+                lambda: ops.rows_conv(x, residual, *named, *spread, conv.relu, rows, self.backend),  # type: ignore[arg-type]
+                self.device,
+            )
+        finally:
+            ops.forget(indices)
+
+
+def timed(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """Milliseconds of a call: the least of some, which other programs disturb least.
+
+    One call before them makes what is made once.
+    """
+    least = math.inf
+    for number in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        least = min(least, time.perf_counter() - start) if number else least
+    return 1000 * least
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which steps run on rows, and why the others do not.
+
+    Args:
+        on_rows: the steps.
+        reasons: for every convolution.
+        sizes: bytes of the lists of every convolution that has something to skip.
+    """
+
+    on_rows: frozenset[Step]
+    reasons: dict[Step, str]
+    sizes: dict[Step, int]
+
+
+def choose(steps: list[Step], live: Live, costs: Costs, *, budget: int) -> Choice:
+    """The cheapest assignment of steps to rows or images.
+
+    Args:
+        steps: of the graph.
+        live: of the graph.
+        costs: of steps and conversions.
+        budget: most bytes of lists; the layers that save most a byte come first.
+    """
+    reasons: dict[Step, str] = {}
+    on_rows: dict[Step, float] = {}
+    sizes: dict[Step, int] = {}
+    for step in steps:
+        cost = costs.rows(step)
+        if step.kind == "conv":
+            dense, left = multiply_adds(step, live)
+            if left == dense:
+                reasons[step] = "nothing to skip"
+            elif cost is None:
+                reasons[step] = f"{left / dense:.0%} of the work is left"
+            if cost is not None:
+                sizes[step] = _size(step, live)
+        if cost is not None:
+            on_rows[step] = cost
+    spent = 0
+    for step in sorted(sizes, key=lambda one: (on_rows[one] - costs.images(one)) / max(sizes[one], 1)):
+        if spent + sizes[step] > budget:
+            reasons[step] = f"its lists ({sizes[step] / 2**20:.1f} MiB) go beyond max_packed_bytes"
+            del on_rows[step]
+        else:
+            spent += sizes[step]
+    chosen = _cut(steps, costs, on_rows)
+    for step in sizes:
+        if step in chosen:
+            reasons[step] = "skips dead neurons"
+        else:
+            reasons.setdefault(step, "images are faster here, conversions included")
+    return Choice(chosen, reasons, sizes)
+
+
+def _size(step: Step, live: Live) -> int:
+    conv = step.conv
+    assert conv is not None
+    return packed_bytes(conv.kept, live[step.inputs[0]], live[step.value], conv.weight, conv.geometry)
+
+
+def _cut(steps: list[Step], costs: Costs, on_rows: dict[Step, float]) -> frozenset[Step]:
+    import networkx  # PyTorch's own dependency; a tenth of a second that only compaction needs
+
+    graph = networkx.DiGraph()
+    made_by = {step.value: step for step in steps}
+    for step in steps:
+        # A step on the side of "rows" cuts its edge to "images", and pays for rows; and the other way round.
+        graph.add_edge("rows", step, capacity=costs.images(step) if step in on_rows else 0.0)
+        # An edge without a capacity cannot be cut.
+        graph.add_edge(step, "images", **({"capacity": on_rows[step]} if step in on_rows else {}))
+        for value in step.inputs:
+            if value in made_by:
+                change = costs.conversion(value)
+                graph.add_edge(made_by[value], step, capacity=change)
+                graph.add_edge(step, made_by[value], capacity=change)
+    _, (side, _) = networkx.minimum_cut(graph, "rows", "images")
+    chosen = frozenset(side) - {"rows"}
+    # A region without a convolution that skips something is of no use.
+    return chosen if any(step.kind == "conv" for step in chosen) else frozenset()

@@ -1,0 +1,108 @@
+"""Which neurons are zero for every input, derived from the graph, never from observed zeros."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from dcn_plugin.engine.capture import shape_of
+
+__all__ = ["ACTIVATIONS", "constant_of", "live_neurons"]
+
+_aten = torch.ops.aten
+
+ACTIVATIONS = tuple(
+    getattr(_aten, name).default
+    for name in ("relu", "silu", "gelu", "leaky_relu", "elu", "mish", "hardswish", "relu6", "tanh", "hardtanh")
+)
+"""Act on each value alone, and 0 -> 0; hardtanh only where its range holds 0."""
+
+_POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default)
+
+
+def live_neurons(graph: fx.Graph) -> dict[fx.Node, Tensor]:
+    """The neurons that may be other than 0, for every node whose value is (N, C, H, W).
+
+    A mask kills, a sum is the union, a pool the union over its window, a concatenation stays one; a convolution makes
+    every neuron live, and so does whatever is not known here.
+
+    Returns:
+        bool (C, H, W) for each such node.
+    """
+    live: dict[fx.Node, Tensor] = {}
+    for node in graph.nodes:
+        shape = shape_of(node)
+        if shape is not None and len(shape) == 3:
+            found = _rule(node, live)
+            live[node] = torch.ones(shape, dtype=torch.bool) if found is None else found
+            assert live[node].shape == shape, node
+    return live
+
+
+def _rule(node: fx.Node, live: dict[fx.Node, Tensor]) -> Tensor | None:
+    target: Any = node.target
+    sources = [live.get(one) for one in node.all_input_nodes]
+    if node.op != "call_function":
+        return None
+    if target is _aten.mul.Tensor:
+        return _product(node, live)
+    if target is _aten.cat.default:
+        whole = all(one is not None for one in sources) and len(node.args) == 2 and node.args[1] in (1, -3)
+        return torch.cat([live[one] for one in node.args[0]]) if whole else None  # type: ignore[union-attr]
+    if any(one is None for one in sources) or not sources:
+        return None
+    first = sources[0]
+    assert first is not None
+    if target is _aten.add.Tensor and len(sources) == 2 and sources[1] is not None and first.shape == sources[1].shape:
+        return first | sources[1]
+    if target in ACTIVATIONS and _keeps_zero(node):
+        return first
+    if target in _POOLS:
+        return _pooled(node, first)
+    return None
+
+
+def _product(node: fx.Node, live: dict[fx.Node, Tensor]) -> Tensor | None:
+    known = [live[one] for one in node.all_input_nodes if one in live]
+    constants = [value for one in node.all_input_nodes if (value := constant_of(one)) is not None]
+    if not known or len(known) + len(constants) != len(node.all_input_nodes):
+        return None
+    result = known[0]
+    for other in known[1:]:
+        result = result & other
+    for value in constants:
+        if value.ndim == 4 and len(value) == 1:
+            result = result & (value[0] != 0).cpu()
+        elif value.ndim > 0:
+            return None
+    return result
+
+
+def _pooled(node: fx.Node, live: Tensor) -> Tensor | None:
+    kernel, *rest = node.args[1:]
+    stride = rest[0] if rest else kernel
+    padding = rest[1] if len(rest) > 1 else 0
+    if node.target is _aten.max_pool2d.default:
+        dilation = rest[2] if len(rest) > 2 else 1
+        ceil = bool(rest[3]) if len(rest) > 3 else False
+    else:
+        dilation, ceil = 1, bool(rest[2]) if len(rest) > 2 else False
+    pooled = F.max_pool2d(live[None].float(), kernel, stride or kernel, padding, dilation, ceil)  # type: ignore[arg-type]
+    return pooled[0] > 0
+
+
+def _keeps_zero(node: fx.Node) -> bool:
+    if node.target is not _aten.hardtanh.default:
+        return True
+    low, high = (*node.args[1:], -1.0, 1.0)[:2] if len(node.args) == 1 else (*node.args[1:], math.inf)[:2]
+    return float(low) <= 0 <= float(high)  # type: ignore[arg-type]
+
+
+def constant_of(node: fx.Node) -> Tensor | None:
+    """The value of a node that reads an attribute of the graph module; None: it is computed."""
+    value = node.meta.get("val")
+    return value if node.op == "get_attr" and isinstance(value, Tensor) else None

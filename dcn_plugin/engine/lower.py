@@ -1,0 +1,188 @@
+"""Writes the graph that runs: some steps on rows, the others on images, and the conversions between them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, fx, nn
+
+from dcn_plugin.engine import ops
+from dcn_plugin.engine.ops import Backend
+from dcn_plugin.engine.rows import Geometry, number_rows
+from dcn_plugin.engine.steps import Conv, Step
+
+__all__ = ["lower", "write_in_place"]
+
+_aten = torch.ops.aten
+
+
+class _Rows:
+    """A value as rows: the node that computes them, and which row each neuron has."""
+
+    def __init__(self, node: fx.Node, index: Tensor, rows: int) -> None:
+        self.node, self.index, self.rows = node, index, rows
+
+
+def lower(
+    captured: fx.GraphModule, steps: list[Step], live: dict[fx.Node, Tensor], on_rows: Collection[Step], backend: Backend, *, device: torch.device
+) -> fx.GraphModule:
+    """Build the graph in which the steps ``on_rows`` compute only the neurons that exist.
+
+    Args:
+        captured: see :func:`dcn_plugin.engine.capture.capture`.
+        steps: of its graph, in order.
+        live: see :func:`dcn_plugin.engine.liveness.live_neurons`.
+        on_rows: none of kind "other".
+        backend: of the operators.
+        device: where the graph computes.
+    """
+    return _Writer(captured, live, frozenset(on_rows), backend, device).run(steps)
+
+
+class _Writer:
+    def __init__(
+        self,
+        captured: fx.GraphModule,
+        live: dict[fx.Node, Tensor],
+        on_rows: frozenset[Step],
+        backend: Backend,
+        device: torch.device,
+    ) -> None:
+        self.captured, self.live, self.on_rows, self.backend, self.device = captured, live, on_rows, backend, device
+        self.graph, self.root = fx.Graph(), nn.Module()
+        self.images: dict[fx.Node, fx.Node] = {}
+        self.rows: dict[fx.Node, _Rows] = {}
+        self.attributes: dict[int, fx.Node] = {}
+        self.kept_alive: list[Tensor] = []
+
+    def run(self, steps: list[Step]) -> fx.GraphModule:
+        for step in steps:
+            if step in self.on_rows:
+                self.rows[step.value] = self._row_step(step)
+            else:
+                for node in step.nodes:
+                    self._copy(node)
+        write_in_place(self.graph)
+        self.graph.lint()
+        return fx.GraphModule(self.root, self.graph)
+
+    def _copy(self, node: fx.Node) -> None:
+        made = self.graph.node_copy(node, self._as_images)
+        made.meta = dict(node.meta)
+        self.images[node] = made
+
+    def _as_images(self, node: fx.Node) -> fx.Node:
+        if node.op == "get_attr":
+            return self._attribute(getattr(self.captured, str(node.target)))
+        if node not in self.images:
+            rows = self.rows[node]
+            self.images[node] = self.graph.call_function(
+                torch.ops.dcn_plugin.rows_to_images.default, (rows.node, self._attribute(rows.index), self.backend)
+            )
+        return self.images[node]
+
+    def _as_rows(self, node: fx.Node) -> _Rows:
+        if node not in self.rows:
+            index = number_rows(self.live[node])
+            count = int(self.live[node].sum())
+            made = self.graph.call_function(
+                torch.ops.dcn_plugin.images_to_rows.default,
+                (self._as_images(node), self._attribute(index), count, self.backend),
+            )
+            self.rows[node] = _Rows(made, index, count)
+        return self.rows[node]
+
+    def _attribute(self, value: Tensor) -> fx.Node:
+        if id(value) not in self.attributes:
+            name = f"constant_{len(self.attributes)}"
+            self.root.register_buffer(name, value.to(self.device), persistent=False)
+            self.kept_alive.append(value)
+            self.attributes[id(value)] = self.graph.get_attr(name)
+            self.attributes[id(value)].meta["val"] = value
+        return self.attributes[id(value)]
+
+    def _row_step(self, step: Step) -> _Rows:
+        if step.kind == "conv":
+            assert step.conv is not None
+            return self._conv(step, step.conv)
+        sources = [self._as_rows(one) for one in step.inputs]
+        first = sources[0]
+        if step.kind == "mask":
+            # No work at all: the rows of dead neurons are not read any more.
+            index = torch.where(self.live[step.value], first.index, -1)
+            return _Rows(first.node, index, first.rows)
+        if step.kind == "act":
+            node = step.value
+            made = self.graph.call_function(node.target, (first.node, *node.args[1:]), dict(node.kwargs))  # type: ignore[arg-type]
+            return _Rows(made, first.index, first.rows)
+        if step.kind == "cat":
+            return self._cat(sources)
+        assert step.kind == "sum"
+        return self._sum(step, *sources)
+
+    def _cat(self, sources: list[_Rows]) -> _Rows:
+        made = self.graph.call_function(_aten.cat.default, ([one.node for one in sources], 0))
+        parts, rows = [], 0
+        for one in sources:
+            parts.append(torch.where(one.index < 0, -1, one.index + rows))
+            rows += one.rows
+        return _Rows(made, torch.cat(parts).to(torch.int32), rows)
+
+    def _sum(self, step: Step, first: _Rows, second: _Rows) -> _Rows:
+        """A convolution with weight 1, whose residual is the other one."""
+        channels, dtype = len(first.index), step.value.meta["val"].dtype
+        weight, bias = torch.ones(channels, 1, 1, 1, dtype=dtype), torch.zeros(channels, dtype=dtype)
+        conv = Conv(weight, bias, Geometry(groups=channels), first.index >= 0, relu=False)
+        return self._call(step, conv, first, second)
+
+    def _conv(self, step: Step, conv: Conv) -> _Rows:
+        x, *rest = (self._as_rows(one) for one in step.inputs)
+        return self._call(step, conv, x, rest[0] if rest else None)
+
+    def _call(self, step: Step, conv: Conv, x: _Rows, residual: _Rows | None) -> _Rows:
+        live = self.live[step.value]
+        index, count = number_rows(live), int(live.sum())
+        stride, padding, dilation, groups = conv.geometry
+        made = self.graph.call_function(
+            torch.ops.dcn_plugin.rows_conv.default,
+            (
+                x.node,
+                None if residual is None else residual.node,
+                self._attribute(conv.weight),
+                self._attribute(conv.bias),
+                self._attribute(x.index),
+                self._attribute(index),
+                self._attribute(conv.kept),
+                None if residual is None else self._attribute(residual.index),
+                list(stride),
+                list(padding),
+                list(dilation),
+                groups,
+                conv.relu,
+                count,
+                self.backend,
+            ),
+        )
+        return _Rows(made, index, count)
+
+
+_IN_PLACE = {
+    _aten.relu.default: _aten.relu_.default,
+    _aten.add.Tensor: _aten.add_.Tensor,
+    _aten.mul.Tensor: _aten.mul_.Tensor,
+}
+_FRESH = (_aten.conv2d.default, *_IN_PLACE, *_IN_PLACE.values())
+"""Operations whose result is new memory, or memory that nobody else reads any more."""
+
+
+def write_in_place(graph: fx.Graph) -> None:
+    """Let an operation overwrite its first input where nothing else reads it: the graph saves allocations."""
+    for node in graph.nodes:
+        if node.target not in _IN_PLACE or node.op != "call_function":
+            continue
+        first = node.args[0]
+        if isinstance(first, fx.Node) and first.target in _FRESH and len(first.users) == 1:
+            same = [one.meta.get("val") for one in (first, node)]
+            if all(isinstance(one, Tensor) for one in same) and same[0].shape == same[1].shape:
+                node.target = _IN_PLACE[node.target]

@@ -1,0 +1,307 @@
+"""compact(): a snapshot of a defective model that computes only the neurons that exist."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor, fx, nn
+
+from dcn_plugin.engine import ops
+from dcn_plugin.engine.capture import capture
+from dcn_plugin.engine.cost import Choice, Counted, Measured, choose, multiply_adds, timed
+from dcn_plugin.engine.liveness import live_neurons
+from dcn_plugin.engine.lower import lower
+from dcn_plugin.engine.native import native_problem
+from dcn_plugin.engine.ops import Backend
+from dcn_plugin.engine.plan import LayerPlan, Plan
+from dcn_plugin.engine.steps import Step, find_steps
+from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError, NotDefectiveError, SpecError
+from dcn_plugin.surgery import defect_spec, is_defective
+
+__all__ = ["CompactModel", "compact"]
+
+AskedBackend = Literal["auto", "reference", "c", "triton"]
+
+LARGE_IMAGE = 96
+"""From this side on a batch of 16 is measured instead of 64."""
+WORTH = 0.97
+"""A compact model that takes a larger share of the time on images is not worth its memory: it runs on images."""
+
+
+def compact(
+    model: nn.Module,
+    *,
+    backend: AskedBackend = "auto",
+    batch_size: int | None = None,
+    max_packed_bytes: int = 2**30,
+) -> CompactModel:
+    """Make a snapshot of a defective model that skips its defective neurons.
+
+    The outputs are those of the model up to rounding (a relative error of the logits below 1e-4 in float32), and it is
+    differentiable with respect to its input. Layers from the first defective one to the last are computed on rows, one
+    for each neuron that exists; the others run as before, with batch norm folded into the convolutions. Which neurons
+    do not exist follows from the masks and the graph of the model, never from observed zeros.
+
+    Args:
+        model: defective, in evaluation mode, images (N, C, H, W) -> a tensor; not changed.
+        backend: "auto" takes the fastest one at hand, measures every layer that might gain, and leaves on images what
+            is faster there. "reference" (plain PyTorch, slow, float64 too), "c" (CPU) and "triton" (GPU) run every layer
+            that has something to skip, without measuring.
+        batch_size: that is measured with; None: 64, or 16 for large images.
+        max_packed_bytes: most memory for the lists of rows.
+
+    Returns:
+        The compact model; ``print(it.plan)`` says what runs how, and why.
+
+    Raises:
+        NotDefectiveError: the model has no masks.
+        CompactError: it is in training mode, its dtype does not fit the backend, the backend cannot be used here, or not
+            even one layer fits into ``max_packed_bytes``.
+        SpecError: an argument is out of range.
+        TraceError: torch.export cannot follow the model.
+
+    Source: paper, section 1: defective CNNs "can save a lot of computation and storage".
+    """
+    _check(model, backend, batch_size, max_packed_bytes)
+    size = defect_spec(model).input_size
+    device, dtype = _place(model)
+    used, note = _backend_for(backend, device, dtype)
+    batch = batch_size or (16 if max(size[1:]) >= LARGE_IMAGE else 64)
+    captured = capture(model, size)
+    live, steps = live_neurons(captured.graph), find_steps(captured.graph)
+    measured = Measured(live, batch, device, used) if backend == "auto" and used is not None else None
+    choice = Choice(frozenset(), {}, {})
+    with torch.inference_mode():
+        if used is not None:
+            choice = choose(steps, live, measured or Counted(live), budget=max_packed_bytes)
+            if choice.sizes and min(choice.sizes.values()) > max_packed_bytes:
+                least = min(choice.sizes.values())
+                raise CompactError("No layer fits into the budget.", max_packed_bytes, f"max_packed_bytes >= {least}")
+    on_images = lower(captured, steps, live, (), "reference", device=device)
+    on_rows = lower(captured, steps, live, choice.on_rows, used or "reference", device=device)
+    images_ms = rows_ms = None
+    least_batch = 1
+    if measured is not None and choice.on_rows:
+        images_ms, rows_ms, least_batch = _race(on_images, on_rows, size, batch, device)
+        if rows_ms > WORTH * images_ms:
+            note = f"Rows would take {rows_ms:.2f} ms a batch, images take {images_ms:.2f} ms: the model runs on images."
+            choice, on_rows, rows_ms = Choice(frozenset(), choice.reasons, choice.sizes), on_images, images_ms
+    plan = Plan(
+        layers=_layers(steps, live, choice, measured, used),
+        backend=used if used is not None and choice.on_rows else "dense",
+        batch_size=batch,
+        dense_ms=images_ms,
+        compact_ms=rows_ms,
+        least_batch=least_batch,
+        note=note,
+    )
+    made = CompactModel(type(model).__name__, model.state_dict(), on_images, on_rows, plan, size, device, dtype)
+    if measured is None:  # measuring has made the lists already
+        with torch.no_grad():
+            made(torch.zeros(1, *size, dtype=dtype, device=device))
+    return made
+
+
+class CompactModel(nn.Module):
+    """What :func:`compact` returns: a snapshot; weights and masks cannot be changed any more.
+
+    Its state dict is that of the model it was made from: weights and masks, no lists of rows.
+
+    Shape:
+        - Input: (N, C, H, W), of the size, device and dtype that the model had
+        - Output: as the model's
+
+    Raises:
+        InputSizeError: in ``forward``: another (C, H, W).
+        ImageRangeError: in ``forward``: another dtype.
+        CompactError: ``load_state_dict``, or moving it to another device or dtype: compact again instead.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        state: Mapping[str, Tensor],
+        on_images: fx.GraphModule,
+        on_rows: fx.GraphModule,
+        plan: Plan,
+        input_size: tuple[int, int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.plan, self.input_size, self.name = plan, input_size, name
+        self.device, self.dtype = device, dtype
+        self._state = {key: value.detach().clone() for key, value in state.items()}
+        self.on_images, self.on_rows = on_images, on_rows
+        self._forget_with_me()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The model's output."""
+        if tuple(images.shape[1:]) != self.input_size:
+            raise InputSizeError(
+                "A compact model takes images of one size, that of its masks.",
+                tuple(images.shape),
+                f"(N, {', '.join(map(str, self.input_size))})",
+            )
+        if images.dtype != self.dtype:
+            raise ImageRangeError("A compact model computes in one dtype.", str(images.dtype), str(self.dtype))
+        few = not torch.compiler.is_compiling() and len(images) < self.plan.least_batch
+        result: Tensor = (self.on_images if few else self.on_rows)(images)
+        return result
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Weights and masks of the model that was compacted, under its own names."""
+        destination = {} if destination is None else destination
+        destination.update({prefix + key: value for key, value in self._state.items()})
+        return destination
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> NoReturn:
+        """Not possible.
+
+        Raises:
+            CompactError: always.
+        """
+        raise CompactError(
+            "A compact model is a snapshot; weights cannot be loaded into it.",
+            fix="load them into the defective model and compact that again",
+        )
+
+    def extra_repr(self) -> str:
+        """The model it was made from, and the backend."""
+        return f"{self.name}, backend={self.plan.backend}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompactModel:
+        probe = fn(torch.zeros(1, dtype=self.dtype, device=self.device))
+        if (probe.dtype, probe.device) != (self.dtype, self.device):
+            raise CompactError(
+                "A compact model stays where it was made.",
+                f"{probe.dtype} on {probe.device}",
+                f"{self.dtype} on {self.device}",
+                "move the defective model and compact that again",
+            )
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget_with_me()
+
+    def _forget_with_me(self) -> None:
+        """The lists of rows go when the model goes."""
+        weakref.finalize(self, ops.forget, list(self.on_rows.buffers()))
+
+
+def _check(model: nn.Module, backend: str, batch_size: int | None, budget: int) -> None:
+    if backend not in get_args(AskedBackend):
+        raise SpecError("Unknown backend.", backend, ", ".join(map(repr, get_args(AskedBackend))))
+    for name, value, least in (("batch_size", batch_size, 1), ("max_packed_bytes", budget, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise SpecError(f"{name} is not usable.", value, f"an int >= {least}")
+    if not is_defective(model):
+        raise NotDefectiveError(
+            f"{type(model).__name__} has no defective neurons to skip.", fix="defectify() it, or use it as it is"
+        )
+    training = next((name for name, one in model.named_modules() if one.training), None)
+    if training is not None:
+        raise CompactError(
+            "A model is compacted as it is evaluated, but this one is in training mode.",
+            training or type(model).__name__,
+            fix="call model.eval() first",
+        )
+
+
+def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    tensors = [one for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()]
+    places = {(one.device, one.dtype) for one in tensors}
+    if len(places) != 1:
+        raise CompactError(
+            "The model is on several devices or in several dtypes.", sorted(map(str, places)), "one device, one dtype"
+        )
+    return places.pop()
+
+
+def _backend_for(asked: AskedBackend, device: torch.device, dtype: torch.dtype) -> tuple[Backend | None, str]:
+    """The backend, None for images only; and what the plan has to say about it.
+
+    Raises:
+        CompactError: what was asked for cannot be used.
+    """
+    if dtype == torch.float16 and device.type == "cpu":
+        raise CompactError("float16 is for GPUs.", "a float16 model on the CPU", "float32", "model.float()")
+    best: Backend = "triton" if device.type == "cuda" else "c"
+    wanted = best if asked == "auto" else asked
+    problem = _problem(wanted, device, dtype)
+    if problem is None:
+        return wanted, ""
+    if asked != "auto":
+        raise CompactError(f"The backend {asked!r} cannot be used here: {problem}.", fix="backend='auto'")
+    return None, f"The backend {wanted!r} was not taken: {problem}. The model runs on images."
+
+
+def _problem(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot be used; None: it can."""
+    if backend == "reference":
+        return None
+    return _c_problem(device, dtype) if backend == "c" else _triton_problem(device, dtype)
+
+
+def _c_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the model is on {device}"
+    return f"it computes in float32, the model in {dtype}" if dtype != torch.float32 else native_problem()
+
+
+def _triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    from dcn_plugin.engine.triton_kernels import triton_problem
+
+    return f"it computes in float32, the model in {dtype}" if dtype != torch.float32 else triton_problem()
+
+
+def _race(
+    on_images: nn.Module, on_rows: nn.Module, size: tuple[int, int, int], batch: int, device: torch.device
+) -> tuple[float, float, int]:
+    """Milliseconds of a batch both ways, and the smallest batch from which on rows are not slower."""
+
+    def both(count: int) -> tuple[float, float]:
+        images = torch.rand(count, *size, device=device)
+        return timed(lambda: on_images(images), device), timed(lambda: on_rows(images), device)
+
+    with torch.inference_mode():
+        whole = both(batch)
+        least = batch
+        while least > 1:
+            images_ms, rows_ms = both(least // 2)
+            if rows_ms > images_ms:
+                break
+            least //= 2
+    return (*whole, least)
+
+
+def _layers(
+    steps: list[Step], live: dict[fx.Node, Tensor], choice: Choice, measured: Measured | None, used: Backend | None
+) -> tuple[LayerPlan, ...]:
+    layers = []
+    for step in steps:
+        if step.kind != "conv" or step.conv is None:
+            continue
+        dense, left = multiply_adds(step, live)
+        on_rows = step in choice.on_rows
+        images_ms, rows_ms = (None, None) if measured is None else measured.times.get(step, (None, None))
+        channels, height, width = step.conv.kept.shape
+        layers.append(
+            LayerPlan(
+                name=str(step.nodes[0].meta.get("title", step.nodes[0].name)),
+                shape=(channels, height, width),
+                dense=dense,
+                live=left,
+                packed_bytes=choice.sizes.get(step, 0) if on_rows else 0,
+                dense_ms=images_ms,
+                rows_ms=rows_ms,
+                backend=used if on_rows and used is not None else "dense",
+                reason=choice.reasons.get(step, "no backend"),
+            )
+        )
+    return tuple(layers)

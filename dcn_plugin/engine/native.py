@@ -1,0 +1,166 @@
+"""The C backend: finds the compiled kernel, and hands it pointers."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import platform
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dcn_plugin.engine.packing import Packed
+
+__all__ = ["lanes", "native_problem", "run_gemm", "to_dense", "to_rows"]
+
+_POINTERS = (
+    ("x", "weights", "bias", "residual", "out"),
+    ("reads", "writes", "residual_rows"),
+    ("read_start", "write_start", "chunks"),
+)
+
+
+class _Gemm(ctypes.Structure):
+    """``dcn_gemm`` of kernel.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for part in _POINTERS for name in part),
+        ("chunk_count", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("relu", ctypes.c_int64),
+    )
+
+
+class _Move(ctypes.Structure):
+    """``dcn_move`` of kernel.c."""
+
+    _fields_ = (
+        ("row_of_cell", ctypes.c_void_p),
+        ("dense", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("cells", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("to_rows", ctypes.c_int64),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The kernel, or why there is none."""
+    files = [Path(__file__).with_name(f"_kernel{end}") for end in importlib.machinery.EXTENSION_SUFFIXES]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        return "it was not compiled when the package was installed (no C compiler?)"
+    try:
+        library = ctypes.CDLL(str(found))
+    except OSError as error:
+        return f"{found.name} cannot be loaded: {error}"
+    library.dcn_lanes.restype = ctypes.c_int64
+    library.dcn_use_openmp.argtypes = (ctypes.c_void_p,)
+    library.dcn_run_gemm.argtypes = (ctypes.POINTER(_Gemm), ctypes.c_int64, ctypes.c_int64)
+    library.dcn_run_move.argtypes = (ctypes.POINTER(_Move), ctypes.c_int64)
+    for function in (library.dcn_use_openmp, library.dcn_run_gemm, library.dcn_run_move):
+        function.restype = None
+    library.dcn_use_openmp(_gomp_parallel())
+    return library
+
+
+def _gomp_parallel() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime that PyTorch brought along; None: the kernel starts threads."""
+    if platform.system() != "Linux":
+        return None
+    for file in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+        # Loaded already; this only asks for it.
+        return ctypes.cast(ctypes.CDLL(str(file)).GOMP_parallel, ctypes.c_void_p).value
+    return None
+
+
+def native_problem() -> str | None:
+    """Why the C kernel cannot be used; None: it can."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+def _loaded() -> ctypes.CDLL:
+    found = _library()
+    assert not isinstance(found, str), found
+    return found
+
+
+@cache
+def lanes() -> int:
+    """Values that one instruction of this machine takes: 16 (AVX-512), 8 (AVX2) or 4."""
+    return int(_loaded().dcn_lanes())
+
+
+def _lanes_for(batch: int) -> int:
+    return next(width for width in (16, 8, 4, 1) if width <= min(batch, lanes()))
+
+
+def _at(array: NDArray[np.generic] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def run_gemm(packed: Packed, x: Tensor, out: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> None:
+    """Fill the rows of ``out`` that ``packed`` computes.
+
+    Args:
+        packed: its rows lie within ``x``, ``residual`` and ``out``.
+        x: float32 (rows, N), contiguous, on the CPU; ``residual`` and ``out`` too.
+        out: overwritten.
+        residual: added before ``relu``; if and only if packed with its rows.
+        relu: negative values become 0.
+    """
+    batch = x.shape[1]
+    if batch == 0 or not len(packed.writes):
+        return
+    job = _Gemm(
+        x=x.data_ptr(),
+        residual=None if residual is None else residual.data_ptr(),
+        out=out.data_ptr(),
+        chunk_count=len(packed.chunks) - 1,
+        batch=batch,
+        relu=relu,
+        **{name: _at(getattr(packed, name)) for name in ("weights", "bias", *_POINTERS[1], *_POINTERS[2])},
+    )
+    _loaded().dcn_run_gemm(ctypes.byref(job), _lanes_for(batch), torch.get_num_threads())
+
+
+def to_rows(images: Tensor, row_of_cell: NDArray[np.int32], rows: int, named: int) -> Tensor:
+    """Images -> rows.
+
+    Args:
+        images: float32 (N, C, H, W) in channels_last memory format.
+        row_of_cell: int32, row or -1 of each cell, by position, then by channel.
+        named: how many rows ``row_of_cell`` names; the others are 0.
+    Returns:
+        (rows, N).
+    """
+    make = images.new_empty if named == rows else images.new_zeros
+    out = make(rows, len(images))
+    _move(images, row_of_cell, out, to_rows=True)
+    return out
+
+
+def to_dense(x: Tensor, row_of_cell: NDArray[np.int32], shape: tuple[int, int, int]) -> Tensor:
+    """Rows (rows, N) -> images (N, C, H, W) in channels_last memory format, zero where no neuron exists."""
+    images = torch.empty(x.shape[1], *shape, dtype=x.dtype, memory_format=torch.channels_last)
+    _move(images, row_of_cell, x, to_rows=False)
+    return images
+
+
+def _move(images: Tensor, row_of_cell: NDArray[np.int32], rows: Tensor, *, to_rows: bool) -> None:
+    if len(images):
+        job = _Move(
+            row_of_cell=_at(row_of_cell),
+            dense=images.data_ptr(),
+            rows=rows.data_ptr(),
+            cells=len(row_of_cell),
+            batch=len(images),
+            to_rows=to_rows,
+        )
+        _loaded().dcn_run_move(ctypes.byref(job), torch.get_num_threads())

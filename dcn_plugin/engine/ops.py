@@ -1,0 +1,246 @@
+"""The engine's operators in torch.library: what torch.compile, torch.export and autograd see.
+
+Their arguments are weights, masks and row numbers; what a backend derives from them (lists for the C kernel) is kept
+beside, made at compaction or at the first call, and never saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dcn_plugin.engine import native, reference, triton_kernels
+from dcn_plugin.engine.derived import Derived
+from dcn_plugin.engine.packing import Packed, pack_forward, pack_input_grad
+from dcn_plugin.engine.rows import Geometry
+
+__all__ = ["BACKENDS", "Backend", "forget", "packed_conv", "rows_conv", "rows_to_dense", "to_rows"]
+
+Backend = Literal["reference", "c", "triton"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+_derived = Derived()
+
+
+def forget(tensors: Iterable[Tensor | None]) -> None:
+    """Drop the lists that were made from these tensors."""
+    _derived.forget(tensors)
+
+
+@torch.library.custom_op("dcn_plugin::rows_conv", mutates_args=())
+def rows_conv(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    in_index: Tensor,
+    out_index: Tensor,
+    kept: Tensor,
+    residual_index: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool,
+    rows: int,
+    backend: str,
+) -> Tensor:
+    """A convolution of the neurons that exist: ``relu(kept * conv(x) + residual)``.
+
+    Args:
+        x: (rows, N), one row for each live input neuron.
+        residual: (rows, N) or None.
+        weight: (O, I / groups, kh, kw), with batch norm folded in.
+        bias: (O,).
+        in_index: int32 (I, H, W), rows of ``x`` or -1.
+        out_index: int32 (O, H', W'), numbers the rows of the result; -1 elsewhere.
+        kept: bool (O, H', W'): the mask.
+        residual_index: int32 (O, H', W'), rows of ``residual`` or -1.
+        stride: of the convolution; ``padding``, ``dilation`` and ``groups`` too.
+        relu: whether negative values become 0.
+        rows: of the result.
+        backend: "reference", "c" or "triton".
+
+    Returns:
+        (rows, N).
+    """
+    geometry = _geometry(stride, padding, dilation, groups)
+    if backend == "reference":
+        return reference.conv(
+            x, residual, weight, bias, in_index, out_index, kept, residual_index, geometry, relu, rows
+        )
+    packed = packed_conv(weight, bias, in_index, out_index, kept, residual_index, geometry)
+    out = x.new_empty(rows, x.shape[1])
+    residual = None if residual is None else residual.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    _runner(backend)(packed, x.contiguous(), out, residual=residual, relu=relu)
+    return out
+
+
+def packed_conv(
+    weight: Tensor,
+    bias: Tensor,
+    in_index: Tensor,
+    out_index: Tensor,
+    kept: Tensor,
+    residual_index: Tensor | None,
+    geometry: Geometry,
+) -> Packed:
+    """The lists of :func:`rows_conv`, made once for the same tensors."""
+    named = (weight, bias, in_index, out_index, kept, residual_index)
+    return _derived(("conv", geometry), named, lambda: pack_forward(*_on_cpu(named), geometry))
+
+
+@rows_conv.register_fake
+def _(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(args[-2], x.shape[1])
+
+
+@torch.library.custom_op("dcn_plugin::rows_conv_input_grad", mutates_args=())
+def rows_conv_input_grad(
+    grad: Tensor,
+    weight: Tensor,
+    in_index: Tensor,
+    out_index: Tensor,
+    kept: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    rows: int,
+    backend: str,
+) -> Tensor:
+    """The gradient of ``kept * conv(x)`` with respect to x, as rows; arguments as in :func:`rows_conv`."""
+    geometry = _geometry(stride, padding, dilation, groups)
+    if backend == "reference":
+        return reference.conv_input_grad(grad, weight, in_index, out_index, kept, geometry, rows)
+    named = (weight, in_index, out_index, kept)
+    packed: Packed = _derived(("grad", geometry), named, lambda: pack_input_grad(*_on_cpu(named), geometry))
+    # Rows that the forward pass does not read have no gradient.
+    make = grad.new_empty if len(packed.writes) == rows else grad.new_zeros
+    out = make(rows, grad.shape[1])
+    _runner(backend)(packed, grad.contiguous(), out)
+    return out
+
+
+@rows_conv_input_grad.register_fake
+def _(grad: Tensor, *args: Any) -> Tensor:
+    return grad.new_empty(args[-2], grad.shape[1])
+
+
+@torch.library.custom_op("dcn_plugin::images_to_rows", mutates_args=())
+def to_rows(images: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
+    """Images (N, C, H, W) -> (rows, N), the neurons that ``index`` numbers.
+
+    Rows that ``index`` does not name are 0: a mask on rows leaves them behind, and they have no gradient.
+    """
+    if backend == "triton":
+        cells, places = _derived(("places",), (index,), lambda: _places(index))
+        made = images.flatten(1).index_select(1, cells).t()
+        return images.new_zeros(rows, len(images)).index_copy_(0, places, made)
+    if backend == "reference":
+        return reference.to_rows(images, index, rows)
+    images = images.contiguous(memory_format=torch.channels_last)
+    named: int = _derived(("named",), (index,), lambda: int((index >= 0).sum()))
+    return native.to_rows(images, _by_position(index), rows, named)
+
+
+@to_rows.register_fake
+def _(images: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
+    return images.new_empty(rows, images.shape[0])
+
+
+@torch.library.custom_op("dcn_plugin::rows_to_images", mutates_args=())
+def rows_to_dense(x: Tensor, index: Tensor, backend: str) -> Tensor:
+    """Rows (rows, N) -> images (N, C, H, W) in channels_last memory format, zero where no neuron exists."""
+    if backend != "c":
+        return reference.to_dense(x, index).contiguous(memory_format=torch.channels_last)
+    return native.to_dense(x.contiguous(), _by_position(index), (index.shape[0], index.shape[1], index.shape[2]))
+
+
+@rows_to_dense.register_fake
+def _(x: Tensor, index: Tensor, backend: str) -> Tensor:
+    shape = (x.shape[1], *index.shape)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, residual, weight, _, in_index, out_index, kept, residual_index, *geometry, relu, _, backend = inputs
+    ctx.save_for_backward(weight, in_index, out_index, kept, residual_index, output if relu else None)
+    ctx.plan = (*geometry, len(x), backend)
+    ctx.residual_rows = None if residual is None else len(residual)
+
+
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    weight, in_index, out_index, kept, residual_index, output = ctx.saved_tensors
+    if output is not None:
+        grad = grad * (output > 0)
+    towards_x = rows_conv_input_grad(grad, weight, in_index, out_index, kept, *ctx.plan) if ctx.needs_input_grad[0] else None
+    towards_residual = None
+    if ctx.residual_rows is not None and ctx.needs_input_grad[1]:
+        named = (residual_index, out_index)
+        rows: Tensor = _derived(
+            ("residual", ctx.residual_rows), named, lambda: _readers(residual_index, out_index, ctx.residual_rows)
+        )
+        towards_residual = torch.cat([grad, grad.new_zeros(1, grad.shape[1])]).index_select(0, rows)
+    return (towards_x, towards_residual, *[None] * 13)
+
+
+def _readers(index: Tensor, out_index: Tensor, rows: int) -> Tensor:
+    """For each row that ``index`` names the row of the output that it was added to; one past the end: none."""
+    found = torch.full((rows,), int(out_index.max()) + 1, dtype=torch.int64, device=index.device)
+    read = (index >= 0) & (out_index >= 0)
+    found[index[read].long()] = out_index[read].long()
+    return found
+
+
+rows_conv.register_autograd(_conv_backward, setup_context=_conv_setup)
+
+
+def _to_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.backend = inputs[-1]
+
+
+def _to_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return rows_to_dense(grad, *ctx.saved_tensors, ctx.backend), None, None, None
+
+
+def _to_dense_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, index, backend = inputs
+    ctx.save_for_backward(index)
+    ctx.plan = (len(x), backend)
+
+
+def _to_dense_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return to_rows(grad, *ctx.saved_tensors, *ctx.plan), None, None
+
+
+to_rows.register_autograd(_to_rows_backward, setup_context=_to_rows_setup)
+rows_to_dense.register_autograd(_to_dense_backward, setup_context=_to_dense_setup)
+
+
+def _geometry(stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Geometry:
+    return Geometry((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), groups)
+
+
+def _places(index: Tensor) -> tuple[Tensor, Tensor]:
+    """The cells that have a row, and their rows. Finding them makes the CPU wait for the GPU, so it is done once."""
+    flat = index.flatten().long()
+    cells = (flat >= 0).nonzero().squeeze(1)
+    return cells, flat[cells]
+
+
+def _by_position(index: Tensor) -> Any:
+    return _derived(("cells",), (index,), lambda: index.permute(1, 2, 0).contiguous().numpy().ravel())
+
+
+def _on_cpu(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    return tuple(None if tensor is None else tensor.detach().cpu() for tensor in tensors)
+
+
+def _runner(backend: str) -> Callable[..., None]:
+    return {"c": native.run_gemm, "triton": triton_kernels.run_gemm}[backend]

@@ -1,0 +1,111 @@
+"""What compact() decided, layer by layer, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LayerPlan", "Plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """One convolution (or batch norm of its own).
+
+    Args:
+        name: of its module.
+        shape: (C, H, W) of its output.
+        dense: multiply-adds of one image, without defects.
+        live: multiply-adds that have a live input and a live output.
+        packed_bytes: memory of its lists of rows; 0 where it runs on images.
+        dense_ms: milliseconds a batch on images; None: not measured.
+        rows_ms: milliseconds a batch on rows; None: not measured.
+        backend: what runs it: "reference", "c", "triton", or "dense".
+        reason: why.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    dense: int
+    live: int
+    packed_bytes: int
+    dense_ms: float | None
+    rows_ms: float | None
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What runs how; ``print(plan)`` shows it as a table.
+
+    Args:
+        layers: all convolutions in order.
+        backend: of the layers that run on rows.
+        batch_size: that was measured with.
+        dense_ms: milliseconds a batch of the whole model on images, batch norm folded; None: not measured.
+        compact_ms: the same, as planned.
+        least_batch: smaller batches run on images.
+        note: what else there is to say, such as why another backend was not taken.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    backend: str
+    batch_size: int
+    dense_ms: float | None
+    compact_ms: float | None
+    least_batch: int
+    note: str = ""
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of all lists of rows."""
+        return sum(layer.packed_bytes for layer in self.layers)
+
+    @property
+    def ideal(self) -> float:
+        """Dense multiply-adds divided by those that the plan leaves: the speed-up if each took the same time."""
+        left = sum(layer.dense if layer.backend == "dense" else layer.live for layer in self.layers)
+        return sum(layer.dense for layer in self.layers) / max(left, 1)
+
+    def __str__(self) -> str:
+        head = ("layer", "output", "dense MMAC", "live MMAC", "share", "lists KiB", "dense ms", "rows ms", "runs on", "why")
+        rows = [head]
+        for layer in self.layers:
+            rows.append(
+                (
+                    layer.name,
+                    "x".join(map(str, layer.shape)),
+                    f"{layer.dense / 1e6:.2f}",
+                    f"{layer.live / 1e6:.2f}",
+                    f"{layer.live / max(layer.dense, 1):.3f}",
+                    f"{layer.packed_bytes / 1024:.0f}",
+                    _ms(layer.dense_ms),
+                    _ms(layer.rows_ms),
+                    layer.backend,
+                    layer.reason,
+                )
+            )
+        widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
+        left = (0, 1, 8, 9)
+        lines = [
+            "  ".join(
+                cell.ljust(width) if at in left else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, "", *self._summary()])
+
+    def _summary(self) -> list[str]:
+        lines = [
+            f"backend {self.backend}, batch {self.batch_size}; smaller batches than {self.least_batch} run on images",
+            f"multiply-adds: {self.ideal:.2f} times fewer; lists of rows: {self.packed_bytes / 2**20:.1f} MiB",
+        ]
+        if self.dense_ms is not None and self.compact_ms is not None:
+            ratio = self.dense_ms / self.compact_ms
+            lines.append(f"measured: {self.dense_ms:.2f} ms on images, {self.compact_ms:.2f} ms compact: {ratio:.2f}x")
+        return lines + ([self.note] if self.note else [])
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

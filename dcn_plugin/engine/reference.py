@@ -1,0 +1,58 @@
+"""The reference backend: rows are expanded to images, and PyTorch does the rest. Obvious, slow, the oracle of the others."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input
+
+from dcn_plugin.engine.rows import Geometry, expand, gather
+
+__all__ = ["conv", "conv_input_grad", "to_dense", "to_rows"]
+
+
+def conv(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    in_index: Tensor,
+    out_index: Tensor,
+    kept: Tensor,
+    residual_index: Tensor | None,
+    geometry: Geometry,
+    relu: bool,
+    rows: int,
+) -> Tensor:
+    """``relu(kept * conv(x) + residual)``, as rows; see :func:`dcn_plugin.engine.ops.rows_conv`."""
+    made = F.conv2d(expand(x, in_index), weight, bias, *geometry) * kept
+    if residual is not None and residual_index is not None:
+        made = made + expand(residual, residual_index)
+    return gather(made.relu() if relu else made, out_index, rows)
+
+
+def conv_input_grad(
+    grad: Tensor, weight: Tensor, in_index: Tensor, out_index: Tensor, kept: Tensor, geometry: Geometry, rows: int
+) -> Tensor:
+    """The gradient of ``kept * conv(x)`` with respect to the ``rows`` rows of x."""
+    dense = expand(grad, out_index) * kept
+    images = conv2d_input((len(dense), *in_index.shape), weight, dense, *geometry)
+    return _gather_some(images, in_index, rows)
+
+
+def to_rows(images: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Images (N, C, H, W) -> (rows, N); rows that ``index`` does not name are 0."""
+    return _gather_some(images, index, rows)
+
+
+def to_dense(x: Tensor, index: Tensor) -> Tensor:
+    """Rows (rows, N) -> images (N, C, H, W)."""
+    return expand(x, index).contiguous()
+
+
+def _gather_some(images: Tensor, index: Tensor, rows: int) -> Tensor:
+    """As :func:`gather`, but rows that ``index`` does not name are 0."""
+    flat, live = images.permute(1, 2, 3, 0).reshape(index.numel(), len(images)), index.flatten() >= 0
+    found = images.new_zeros(rows, len(images))
+    found[index.flatten()[live].long()] = flat[live]
+    return found
