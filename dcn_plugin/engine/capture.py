@@ -1,7 +1,8 @@
-"""The model as a graph of ATen operations: constants computed, batch norm folded into convolutions, nothing in place."""
+"""The model as a graph of ATen operations: constants computed, batch norm folded in, nothing in place."""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ _aten = torch.ops.aten
 
 Constants = dict[fx.Node, Tensor]
 
-_VIEWS = ("view", "reshape", "flatten", "permute", "transpose", "slice", "select", "unsqueeze", "squeeze", "expand", "chunk")
 _CONVS = (_aten.conv2d.default, _aten.conv2d.padding)
-_IDENTITIES = (_aten.dropout.default, _aten.feature_dropout.default, _aten.clone.default, _aten.alias.default)
+_DROPOUTS = (_aten.dropout.default, _aten.feature_dropout.default)
+_IDENTITIES = (_aten.clone.default, _aten.alias.default)
 _CHECKS = (_aten._assert_tensor_metadata.default, _aten._assert_scalar.default)
 
 
@@ -25,7 +26,8 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
     """Trace a model in evaluation mode, for any batch size, and simplify the graph.
 
     In the result every constant that a node reads is an attribute of the graph module, every convolution is
-    ``aten.conv2d.default`` with all seven arguments, and the batch norm behind it is in its weights.
+    ``aten.conv2d.default`` with all seven arguments, and the batch norm behind it is in its weights. Only the rare one
+    with padding="same" that pads one side more than the other stays ``aten.conv2d.padding``.
 
     Args:
         model: images (N, C, H, W) -> a tensor; not changed.
@@ -90,7 +92,8 @@ class _Simplifier:
             value: Any = self.traced
             for part in str(node.target).split("."):
                 value = getattr(value, part)
-            self.constants[node] = value.detach()
+            # A snapshot: whoever changes the model's own in place later does not change it.
+            self.constants[node] = value.detach().clone()
         elif node.op == "placeholder":
             self.values[node] = self._copied(node)
         elif node.op == "output":
@@ -98,9 +101,9 @@ class _Simplifier:
             _unwrap(self.graph)
         elif node.op == "call_module" or node.target in _CHECKS:
             pass  # checks of the input's shape; the model that holds the graph has its own
-        elif node.target in _IDENTITIES:
+        elif node.target in _IDENTITIES or (node.target in _DROPOUTS and not node.args[2]):
             self._alias(node, node.all_input_nodes[0])
-        elif all(source in self.constants for source in node.all_input_nodes) and node.all_input_nodes:
+        elif self._is_constant(node):
             self._compute(node)
         elif not self._fold_norm(node):
             self._call(node)
@@ -111,8 +114,18 @@ class _Simplifier:
         else:
             self.values[node] = self.values[source]
 
+    def _is_constant(self, node: fx.Node) -> bool:
+        sources = node.all_input_nodes
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        return bool(sources) and all(source in self.constants for source in sources) and not drawn
+
     def _compute(self, node: fx.Node) -> None:
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda one: self.constants[one].clone())
+        def copied(source: fx.Node) -> Any:
+            # In-place operations must not change the model's own. An operation with several results has a tuple here.
+            value = self.constants[source]
+            return value.clone() if isinstance(value, Tensor) else value
+
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), copied)
         assert callable(node.target)
         with torch.no_grad():
             self.constants[node] = node.target(*args, **kwargs)
@@ -120,7 +133,7 @@ class _Simplifier:
     def _call(self, node: fx.Node) -> None:
         target = _functional(node)
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
-        if target in _CONVS:
+        if target in _CONVS and not _is_lopsided(node):
             args, kwargs = self._conv_arguments(node, args, kwargs), {}
             target = _aten.conv2d.default
         made = self.graph.call_function(target, tuple(args), kwargs)
@@ -132,13 +145,14 @@ class _Simplifier:
     def _conv_arguments(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """All seven, with numbers for "same" and "valid"."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        given = dict(zip(names, (None, None, None, (1, 1), (0, 0), (1, 1), 1), strict=True))
+        given: dict[str, Any] = dict(zip(names, (None, None, None, (1, 1), (0, 0), (1, 1), 1), strict=True))
         given |= dict(zip(names, args, strict=False)) | kwargs
         for name in ("stride", "padding", "dilation"):
             value = given[name]
             if isinstance(value, str):
                 kernel = given["weight"].meta["val"].shape[2:]
-                value = [0, 0] if value == "valid" else [d * (k - 1) // 2 for d, k in zip(given["dilation"], kernel, strict=True)]
+                dilation = list(given["dilation"]) * (2 // len(given["dilation"]))
+                value = [0 if value == "valid" else d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
             given[name] = list(value) * (2 // len(value))
         return tuple(given[name] for name in names)
 
@@ -148,15 +162,16 @@ class _Simplifier:
             return False
         conv = node.args[0]
         assert isinstance(conv, fx.Node)
-        known = [node.args[at] if len(node.args) > at else None for at in (1, 2, 3, 4)]
+        known: list[Any] = [node.args[at] if len(node.args) > at else None for at in (1, 2, 3, 4)]
         if any(one is not None and one not in self.constants for one in known) or None in known[2:] or node.args[5]:
             return False
         gamma, beta, mean, var = (None if one is None else self.constants[one] for one in known)
         assert mean is not None and var is not None
-        scale = (var.double() + float(node.args[7])).rsqrt() * (1 if gamma is None else gamma.double())
+        eps: Any = node.args[7]
+        scale = (var.double() + float(eps)).rsqrt() * (1 if gamma is None else gamma.double())
         shift = (0 if beta is None else beta.double()) - mean.double() * scale
         before = self.values.get(conv)
-        if before is not None and before.target is _aten.conv2d.default and len(conv.users) == 1:
+        if before is not None and _has_constant_weight(before) and len(conv.users) == 1:
             x, weight, bias, *rest = before.args
             assert isinstance(weight, fx.Node)
             plain: Tensor = weight.meta["val"]
@@ -194,6 +209,23 @@ def _like(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
+def _has_constant_weight(node: fx.Node) -> bool:
+    return node.target is _aten.conv2d.default and all(
+        one is None or (isinstance(one, fx.Node) and one.op == "get_attr") for one in node.args[1:3]
+    )
+
+
+def _is_lopsided(node: fx.Node) -> bool:
+    """Whether padding="same" means one more on one side, which numbers for both sides cannot say."""
+    names = ("stride", "padding", "dilation")
+    given = dict(zip(names, node.args[3:], strict=False)) | dict(node.kwargs)
+    if given.get("padding") != "same":
+        return False
+    kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+    dilation: Any = given.get("dilation", (1, 1))
+    return any(d * (k - 1) % 2 for d, k in zip(list(dilation) * (2 // len(dilation)), kernel, strict=True))
+
+
 def _title(parameter: Any) -> str:
     """The name of the module that a parameter belongs to."""
     return str(getattr(parameter, "target", parameter)).rpartition(".")[0]
@@ -219,7 +251,12 @@ def _functional(node: fx.Node) -> Any:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return any(str(node.target).startswith(f"aten.{name}") for name in _VIEWS)
+    """Whether the value of a node lies, or may lie, in the memory of another."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and _is_view(node.args[0])
+    schema = getattr(node.target, "_schema", None)
+    aliases = [] if schema is None else [one.alias_info for one in schema.returns]
+    return any(one is not None and not one.is_write for one in aliases)
 
 
 def _unwrap(graph: fx.Graph) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dcn_plugin.engine import ops
+from dcn_plugin.engine.liveness import pool_window
 from dcn_plugin.engine.packing import packed_bytes
 from dcn_plugin.engine.rows import number_rows
 from dcn_plugin.engine.steps import Step
@@ -20,9 +21,6 @@ from dcn_plugin.engine.steps import Step
 __all__ = ["Choice", "Counted", "Measured", "choose", "multiply_adds", "timed"]
 
 Live = dict[fx.Node, Tensor]
-
-LARGEST_SHARE = 0.9
-"""Above this share of live multiply-adds no kernel gains anything, and nothing is measured."""
 
 
 def multiply_adds(step: Step, live: Live) -> tuple[int, int]:
@@ -49,8 +47,8 @@ class Costs(Protocol):
     def rows(self, step: Step) -> float | None:
         """On rows; None: not at all."""
 
-    def conversion(self, node: fx.Node) -> float:
-        """Of a value, either way."""
+    def conversion(self, node: fx.Node) -> tuple[float, float]:
+        """Of a value: to rows, and back to images."""
 
 
 @dataclass(eq=False)
@@ -74,9 +72,9 @@ class Counted:
         dense, live = multiply_adds(step, self.live)
         return float(live) if live < dense else None
 
-    def conversion(self, node: fx.Node) -> float:
-        """So little that a layer with something to skip never stays on images because of it."""
-        return 0.0
+    def conversion(self, node: fx.Node) -> tuple[float, float]:
+        """Nothing, so that a layer with something to skip never stays on images because of it."""
+        return 0.0, 0.0
 
     def _values(self, node: fx.Node) -> float:
         return float(self.live[node].numel()) if node in self.live else 1.0
@@ -84,7 +82,7 @@ class Counted:
 
 @dataclass(eq=False)
 class Measured:
-    """Runs every convolution that might gain both ways on this machine; memory-bound steps are computed from its bandwidth.
+    """Runs every convolution both ways on this machine; memory-bound steps are computed from its bandwidth.
 
     Args:
         live: of the graph.
@@ -98,30 +96,43 @@ class Measured:
     batch: int
     device: torch.device
     backend: ops.Backend
-    times: dict[Step, tuple[float, float | None]] = field(default_factory=dict)
+    times: dict[Step, tuple[float, float]] = field(default_factory=dict)
     _bandwidth: float = 0.0
+    _conversions: dict[tuple[torch.Size, int], tuple[float, float]] = field(default_factory=dict)
 
     def images(self, step: Step) -> float:
         """Milliseconds."""
-        if step.kind == "conv":
-            return self._conv(step)[0]
+        if step.kind in ("conv", "pool"):
+            return self._timed(step)[0]
         return 0.0 if step.kind == "other" else self._moved(2 * self._bytes(step.value, live=False))
 
     def rows(self, step: Step) -> float | None:
         """Milliseconds."""
-        if step.kind == "conv":
-            return self._conv(step)[1]
+        if step.kind in ("conv", "pool"):
+            return self._timed(step)[1]
         if step.kind in ("other", "mask"):
             return None if step.kind == "other" else 0.0
         # A sum goes row by row through the kernel of the convolutions.
         passes = 4 if step.kind == "sum" else 2
         return self._moved(passes * self._bytes(step.value, live=True))
 
-    def conversion(self, node: fx.Node) -> float:
-        """Milliseconds: one side is read in the wrong order, which costs about as much again."""
+    def conversion(self, node: fx.Node) -> tuple[float, float]:
+        """Milliseconds."""
         if node not in self.live:
-            return 0.0
-        return self._moved(2 * (self._bytes(node, live=True) + self._bytes(node, live=False)))
+            return 0.0, 0.0
+        live = self.live[node]
+        kind = (live.shape, int(live.sum()))
+        if kind not in self._conversions:
+            index, rows = number_rows(live).to(self.device), kind[1]
+            x = torch.empty(rows, self.batch, device=self.device)
+            images = ops.rows_to_dense(x, index, self.backend)
+            try:
+                there = timed(lambda: ops.to_rows(images, index, rows, self.backend), self.device)
+                back = timed(lambda: ops.rows_to_dense(x, index, self.backend), self.device)
+            finally:
+                ops.forget([index])
+            self._conversions[kind] = there, back
+        return self._conversions[kind]
 
     def _bytes(self, node: fx.Node, *, live: bool) -> int:
         if node not in self.live:
@@ -135,13 +146,25 @@ class Measured:
             self._bandwidth = 2 * values.nbytes / timed(values.relu, self.device)
         return size / self._bandwidth
 
-    def _conv(self, step: Step) -> tuple[float, float | None]:
+    def _timed(self, step: Step) -> tuple[float, float]:
         if step not in self.times:
-            dense, live = multiply_adds(step, self.live)
-            known = self._on_images(step)
-            worth = live <= LARGEST_SHARE * dense
-            self.times[step] = (known, self._on_rows(step) if worth else None)
+            run = self._pool if step.kind == "pool" else lambda one: (self._on_images(one), self._on_rows(one))
+            self.times[step] = run(step)
         return self.times[step]
+
+    def _pool(self, step: Step) -> tuple[float, float]:
+        (source,), window = step.inputs, pool_window(step.value)
+        images = torch.rand(self.batch, *self.live[source].shape, device=self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        indices = [number_rows(self.live[one]).to(self.device) for one in (source, step.value)]
+        there, made = (int(self.live[one].sum()) for one in (source, step.value))
+        x = torch.rand(there, self.batch, device=self.device)
+        spread = (*map(list, window[:4]), window[4])
+        try:
+            on_rows = timed(lambda: ops.rows_max_pool(x, *indices, *spread, made, self.backend), self.device)
+        finally:
+            ops.forget(indices)
+        return timed(lambda: F.max_pool2d(images, *window), self.device), on_rows
 
     def _on_images(self, step: Step) -> float:
         conv = step.conv
@@ -174,7 +197,7 @@ class Measured:
         spread = (*map(list, conv.geometry[:3]), conv.geometry.groups)
         try:
             return timed(
-                lambda: ops.rows_conv(x, residual, *named, *spread, conv.relu, rows, self.backend),  # type: ignore[arg-type]
+                lambda: ops.rows_conv(x, residual, *named, *spread, conv.relu, rows, self.backend),
                 self.device,
             )
         finally:
@@ -226,12 +249,9 @@ def choose(steps: list[Step], live: Live, costs: Costs, *, budget: int) -> Choic
     for step in steps:
         cost = costs.rows(step)
         if step.kind == "conv":
-            dense, left = multiply_adds(step, live)
-            if left == dense:
+            if cost is None:
                 reasons[step] = "nothing to skip"
-            elif cost is None:
-                reasons[step] = f"{left / dense:.0%} of the work is left"
-            if cost is not None:
+            else:
                 sizes[step] = _size(step, live)
         if cost is not None:
             on_rows[step] = cost
@@ -245,7 +265,8 @@ def choose(steps: list[Step], live: Live, costs: Costs, *, budget: int) -> Choic
     chosen = _cut(steps, costs, on_rows)
     for step in sizes:
         if step in chosen:
-            reasons[step] = "skips dead neurons"
+            dense, left = multiply_adds(step, live)
+            reasons[step] = "skips dead neurons" if left < dense else "nothing to skip, but its neighbours are on rows"
         else:
             reasons.setdefault(step, "images are faster here, conversions included")
     return Choice(chosen, reasons, sizes)
@@ -258,7 +279,7 @@ def _size(step: Step, live: Live) -> int:
 
 
 def _cut(steps: list[Step], costs: Costs, on_rows: dict[Step, float]) -> frozenset[Step]:
-    import networkx  # PyTorch's own dependency; a tenth of a second that only compaction needs
+    import networkx  # type: ignore[import-untyped]  # PyTorch's own dependency; a tenth of a second that only compaction needs
 
     graph = networkx.DiGraph()
     made_by = {step.value: step for step in steps}
@@ -269,9 +290,9 @@ def _cut(steps: list[Step], costs: Costs, on_rows: dict[Step, float]) -> frozens
         graph.add_edge(step, "images", **({"capacity": on_rows[step]} if step in on_rows else {}))
         for value in step.inputs:
             if value in made_by:
-                change = costs.conversion(value)
-                graph.add_edge(made_by[value], step, capacity=change)
-                graph.add_edge(step, made_by[value], capacity=change)
+                there, back = costs.conversion(value)
+                graph.add_edge(made_by[value], step, capacity=back)
+                graph.add_edge(step, made_by[value], capacity=there)
     _, (side, _) = networkx.minimum_cut(graph, "rows", "images")
     chosen = frozenset(side) - {"rows"}
     # A region without a convolution that skips something is of no use.

@@ -13,8 +13,8 @@ __all__ = ["Derived"]
 class Derived:
     """A cache keyed by the memory of tensors that nobody writes to.
 
-    torch.compile and autograd hand the same memory over as ever new tensor objects, so that the key is where it lies. An
-    entry keeps its tensors alive: their memory cannot become another tensor's as long as the entry is there.
+    torch.compile and autograd hand the same memory over as ever new tensor objects, so that the key is where it lies.
+    An entry keeps its tensors alive: their memory cannot become another tensor's as long as the entry is there.
     """
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@
  */
 #ifndef LANES
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -56,6 +57,17 @@ typedef struct {
     int64_t batch;
     int64_t to_rows;
 } dcn_move;
+
+/* Max-pool: row r of the output is the largest of its reads, and of 0 where a dead neuron lies in its window. */
+typedef struct {
+    const float *x;
+    float *out;
+    const int32_t *reads;
+    const int64_t *read_start;
+    const uint8_t *with_zero;
+    int64_t rows;
+    int64_t batch;
+} dcn_maxima;
 
 typedef void (*dcn_body)(const void *job, int64_t chunk);
 
@@ -187,6 +199,27 @@ EXPORT void dcn_run_move(const dcn_move *job, int64_t threads) {
     parallel(move_chunk, job, (job->cells + CELLS - 1) / CELLS, threads);
 }
 
+/* Rows that a thread takes at a time. */
+#define ROWS 256
+
+static void maxima_chunk(const void *argument, int64_t chunk) {
+    const dcn_maxima *job = argument;
+    const int64_t batch = job->batch, last = (chunk + 1) * ROWS < job->rows ? (chunk + 1) * ROWS : job->rows;
+    for (int64_t row = chunk * ROWS; row < last; row++) {
+        float *out = job->out + row * batch;
+        for (int64_t b = 0; b < batch; b++) out[b] = job->with_zero[row] ? 0.0f : -INFINITY;
+        for (int64_t k = job->read_start[row]; k < job->read_start[row + 1]; k++) {
+            const float *x = job->x + job->reads[k] * batch;
+            /* NaN goes on, as in PyTorch. */
+            for (int64_t b = 0; b < batch; b++) out[b] = x[b] > out[b] || x[b] != x[b] ? x[b] : out[b];
+        }
+    }
+}
+
+EXPORT void dcn_run_maxima(const dcn_maxima *job, int64_t threads) {
+    parallel(maxima_chunk, job, (job->rows + ROWS - 1) / ROWS, threads);
+}
+
 #else /* one vector width */
 
 #if LANES == 1
@@ -204,35 +237,49 @@ typedef int32_t JOIN(bits_, LANES) __attribute__((vector_size(LANES * 4), aligne
 static inline __attribute__((always_inline)) TARGET void JOIN(tile_, LANES)(
     const dcn_gemm *job, const int outs, const int width, int64_t n, int64_t start, int64_t end, const int32_t *reads,
     int64_t first, int64_t at) {
-    VEC sum[BLOCK][WIDTHS];
+    /* With one vector an output there are registers for two turns of sums, and an addition need not wait for the last. */
+    const int turns = width == 1 ? 2 : 1;
+    VEC sum[2][BLOCK][WIDTHS];
     const float *weights[BLOCK];
     const int64_t batch = job->batch;
     const float *x = job->x + at;
     const int32_t *writes = job->writes + 2 * first;
     for (int o = 0; o < outs; o++) {
         weights[o] = job->weights + writes[2 * o + 1];
+        for (int v = 0; v < width; v++) sum[1][o][v] = (VEC){0};
         if (start == 0) {
             const VEC bias = (VEC){0} + job->bias[first + o];
-            for (int v = 0; v < width; v++) sum[o][v] = bias;
+            for (int v = 0; v < width; v++) sum[0][o][v] = bias;
         } else {
             const float *out = job->out + writes[2 * o] * batch + at;
-            for (int v = 0; v < width; v++) sum[o][v] = *(const VEC *)(out + v * LANES);
+            for (int v = 0; v < width; v++) sum[0][o][v] = *(const VEC *)(out + v * LANES);
         }
     }
-    for (int64_t k = start; k < end; k++) {
-        const float *row = x + reads[2 * k] * batch;
-        const int64_t tap = reads[2 * k + 1];
-        VEC value[WIDTHS];
-        for (int v = 0; v < width; v++) value[v] = *(const VEC *)(row + v * LANES);
-        for (int o = 0; o < outs; o++)
-            for (int v = 0; v < width; v++) sum[o][v] += weights[o][tap] * value[v];
+    int64_t k = start;
+#define READ(turn)                                                                            \
+    {                                                                                         \
+        const float *row = x + reads[2 * (k + turn)] * batch;                                 \
+        const int64_t tap = reads[2 * (k + turn) + 1];                                        \
+        VEC value[WIDTHS];                                                                    \
+        for (int v = 0; v < width; v++) value[v] = *(const VEC *)(row + v * LANES);           \
+        for (int o = 0; o < outs; o++)                                                        \
+            for (int v = 0; v < width; v++) sum[turn][o][v] += weights[o][tap] * value[v];    \
     }
+    if (turns == 2) {
+        for (; k + 1 < end; k += 2) {
+            READ(0)
+            READ(1)
+        }
+        for (int o = 0; o < outs; o++) sum[0][o][0] += sum[1][o][0];
+    }
+    for (; k < end; k++) READ(0)
+#undef READ
     for (int o = 0; o < outs; o++) {
         float *out = job->out + writes[2 * o] * batch + at;
         const int32_t from = job->residual_rows && end == n ? job->residual_rows[first + o] : -1;
-        const float *residual = job->residual + (from < 0 ? 0 : from * batch + at);
+        const float *residual = from < 0 ? NULL : job->residual + from * batch + at;
         for (int v = 0; v < width; v++) {
-            VEC y = sum[o][v];
+            VEC y = sum[0][o][v];
             if (from >= 0) y += *(const VEC *)(residual + v * LANES);
 #if LANES == 1
             if (job->relu && end == n) y = y < 0.0f ? 0.0f : y;

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dcn_plugin.engine.capture import shape_of
+from dcn_plugin.engine.rows import Window
 
-__all__ = ["ACTIVATIONS", "constant_of", "live_neurons"]
+__all__ = ["ACTIVATIONS", "constant_of", "keeps_zero", "live_neurons", "pool_window"]
 
 _aten = torch.ops.aten
 
@@ -51,15 +52,16 @@ def _rule(node: fx.Node, live: dict[fx.Node, Tensor]) -> Tensor | None:
     if target is _aten.mul.Tensor:
         return _product(node, live)
     if target is _aten.cat.default:
+        parts: Any = node.args[0]
         whole = all(one is not None for one in sources) and len(node.args) == 2 and node.args[1] in (1, -3)
-        return torch.cat([live[one] for one in node.args[0]]) if whole else None  # type: ignore[union-attr]
+        return torch.cat([live[one] for one in parts]) if whole else None
     if any(one is None for one in sources) or not sources:
         return None
     first = sources[0]
     assert first is not None
     if target is _aten.add.Tensor and len(sources) == 2 and sources[1] is not None and first.shape == sources[1].shape:
         return first | sources[1]
-    if target in ACTIVATIONS and _keeps_zero(node):
+    if keeps_zero(node):
         return first
     if target in _POOLS:
         return _pooled(node, first)
@@ -82,22 +84,30 @@ def _product(node: fx.Node, live: dict[fx.Node, Tensor]) -> Tensor | None:
     return result
 
 
-def _pooled(node: fx.Node, live: Tensor) -> Tensor | None:
+def _pooled(node: fx.Node, live: Tensor) -> Tensor:
+    kernel, stride, padding, dilation, ceil = pool_window(node)
+    pooled = F.max_pool2d(live[None].float(), kernel, stride, padding, dilation, ceil)
+    # Also live: -inf, where a dilated window lies in the padding alone.
+    return pooled[0] != 0
+
+
+def pool_window(node: fx.Node) -> Window:
+    """Kernel, stride, padding, dilation and ceil_mode of a max-pool or an average pool."""
     kernel, *rest = node.args[1:]
-    stride = rest[0] if rest else kernel
-    padding = rest[1] if len(rest) > 1 else 0
-    if node.target is _aten.max_pool2d.default:
-        dilation = rest[2] if len(rest) > 2 else 1
-        ceil = bool(rest[3]) if len(rest) > 3 else False
-    else:
-        dilation, ceil = 1, bool(rest[2]) if len(rest) > 2 else False
-    pooled = F.max_pool2d(live[None].float(), kernel, stride or kernel, padding, dilation, ceil)  # type: ignore[arg-type]
-    return pooled[0] > 0
+    rest = [*rest, *[None] * 4]
+    dilation, ceil = (rest[2], rest[3]) if node.target is _aten.max_pool2d.default else (None, rest[2])
+    return Window(_pair(kernel), _pair(rest[0] or kernel), _pair(rest[1] or 0), _pair(dilation or 1), bool(ceil))
 
 
-def _keeps_zero(node: fx.Node) -> bool:
+def _pair(value: Any) -> tuple[int, int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return int(values[0]), int(values[-1])
+
+
+def keeps_zero(node: fx.Node) -> bool:
+    """Whether a node acts on each value alone, and 0 -> 0."""
     if node.target is not _aten.hardtanh.default:
-        return True
+        return node.target in ACTIVATIONS
     low, high = (*node.args[1:], -1.0, 1.0)[:2] if len(node.args) == 1 else (*node.args[1:], math.inf)[:2]
     return float(low) <= 0 <= float(high)  # type: ignore[arg-type]
 

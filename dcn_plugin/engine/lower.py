@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dcn_plugin.engine import ops
+from dcn_plugin.engine.liveness import pool_window
 from dcn_plugin.engine.ops import Backend
 from dcn_plugin.engine.rows import Geometry, number_rows
 from dcn_plugin.engine.steps import Conv, Step
@@ -25,7 +26,13 @@ class _Rows:
 
 
 def lower(
-    captured: fx.GraphModule, steps: list[Step], live: dict[fx.Node, Tensor], on_rows: Collection[Step], backend: Backend, *, device: torch.device
+    captured: fx.GraphModule,
+    steps: list[Step],
+    live: dict[fx.Node, Tensor],
+    on_rows: Collection[Step],
+    backend: Backend,
+    *,
+    device: torch.device,
 ) -> fx.GraphModule:
     """Build the graph in which the steps ``on_rows`` compute only the neurons that exist.
 
@@ -60,6 +67,8 @@ class _Writer:
         for step in steps:
             if step in self.on_rows:
                 self.rows[step.value] = self._row_step(step)
+            elif step.conv is not None and not bool(step.conv.kept.all()):
+                self._masked_conv(step, step.conv)
             else:
                 for node in step.nodes:
                     self._copy(node)
@@ -71,6 +80,33 @@ class _Writer:
         made = self.graph.node_copy(node, self._as_images)
         made.meta = dict(node.meta)
         self.images[node] = made
+
+    def _masked_conv(self, step: Step, conv: Conv) -> None:
+        """A convolution on images whose mask costs no pass of its own: it shares that of the ReLU or of the sum."""
+        first, last = step.nodes[0], step.value
+        self._copy(first)
+        made = self.images.pop(first)
+        mask = conv.kept[None].to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        if len(step.inputs) > 1:
+            made = self._call_like(
+                last, _aten.addcmul.default, self._as_images(step.inputs[1]), made, self._attribute(mask)
+            )
+            made = self._call_like(last, _aten.relu_.default, made) if conv.relu else made
+        elif conv.relu:
+            # Between 0 and infinity where the neuron is alive. Where it is dead, above 0 and at most 0: that is 0, no
+            # value lies between the bounds, and not even a convolution that makes exactly 0 has a gradient there.
+            highest = torch.where(mask > 0, torch.inf, 0.0).to(mask.dtype)
+            lowest = torch.where(mask > 0, 0.0, torch.finfo(mask.dtype).tiny).to(mask.dtype)
+            bounds = (self._attribute(lowest), self._attribute(highest))
+            made = self._call_like(last, _aten.clamp_.Tensor, made, *bounds)
+        else:
+            made = self._call_like(last, _aten.mul_.Tensor, made, self._attribute(mask))
+        self.images[last] = made
+
+    def _call_like(self, node: fx.Node, target: Any, *args: fx.Node) -> fx.Node:
+        made = self.graph.call_function(target, args)
+        made.meta["val"] = node.meta["val"]
+        return made
 
     def _as_images(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
@@ -118,8 +154,28 @@ class _Writer:
             return _Rows(made, first.index, first.rows)
         if step.kind == "cat":
             return self._cat(sources)
+        if step.kind == "pool":
+            return self._pool(step, first)
         assert step.kind == "sum"
         return self._sum(step, *sources)
+
+    def _pool(self, step: Step, x: _Rows) -> _Rows:
+        live = self.live[step.value]
+        index, count = number_rows(live), int(live.sum())
+        *window, ceil = pool_window(step.value)
+        made = self.graph.call_function(
+            torch.ops.dcn_plugin.rows_max_pool.default,
+            (
+                x.node,
+                self._attribute(x.index),
+                self._attribute(index),
+                *map(list, window),
+                ceil,
+                count,
+                self.backend,
+            ),
+        )
+        return _Rows(made, index, count)
 
     def _cat(self, sources: list[_Rows]) -> _Rows:
         made = self.graph.call_function(_aten.cat.default, ([one.node for one in sources], 0))
@@ -183,6 +239,6 @@ def write_in_place(graph: fx.Graph) -> None:
             continue
         first = node.args[0]
         if isinstance(first, fx.Node) and first.target in _FRESH and len(first.users) == 1:
-            same = [one.meta.get("val") for one in (first, node)]
-            if all(isinstance(one, Tensor) for one in same) and same[0].shape == same[1].shape:
+            before, after = first.meta.get("val"), node.meta.get("val")
+            if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
                 node.target = _IN_PLACE[node.target]

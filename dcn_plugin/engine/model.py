@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
@@ -19,7 +21,7 @@ from dcn_plugin.engine.ops import Backend
 from dcn_plugin.engine.plan import LayerPlan, Plan
 from dcn_plugin.engine.steps import Step, find_steps
 from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError, NotDefectiveError, SpecError
-from dcn_plugin.surgery import defect_spec, is_defective
+from dcn_plugin.surgery import defect_spec, image_size, is_defective
 
 __all__ = ["CompactModel", "compact"]
 
@@ -37,6 +39,7 @@ def compact(
     backend: AskedBackend = "auto",
     batch_size: int | None = None,
     max_packed_bytes: int = 2**30,
+    input_size: tuple[int, int, int] | None = None,
 ) -> CompactModel:
     """Make a snapshot of a defective model that skips its defective neurons.
 
@@ -48,31 +51,51 @@ def compact(
     Args:
         model: defective, in evaluation mode, images (N, C, H, W) -> a tensor; not changed.
         backend: "auto" takes the fastest one at hand, measures every layer that might gain, and leaves on images what
-            is faster there. "reference" (plain PyTorch, slow, float64 too), "c" (CPU) and "triton" (GPU) run every layer
-            that has something to skip, without measuring.
+            is faster there. "reference" (plain PyTorch, slow, float64 too), "c" (CPU) and "triton" (GPU) run every
+            layer that has something to skip, without measuring.
         batch_size: that is measured with; None: 64, or 16 for large images.
         max_packed_bytes: most memory for the lists of rows.
+        input_size: (C, H, W) of the images; needed for a network of :class:`DefectiveConv2d` layers, which does not
+            know it.
 
     Returns:
         The compact model; ``print(it.plan)`` says what runs how, and why.
 
     Raises:
         NotDefectiveError: the model has no masks.
-        CompactError: it is in training mode, its dtype does not fit the backend, the backend cannot be used here, or not
-            even one layer fits into ``max_packed_bytes``.
+        CompactError: it is in training mode or compact already, its dtype does not fit the backend, the backend cannot
+            be used here, or not even one layer fits into ``max_packed_bytes``.
         SpecError: an argument is out of range.
+        InputSizeError: ``input_size`` is needed, or not that of the model.
         TraceError: torch.export cannot follow the model.
 
     Source: paper, section 1: defective CNNs "can save a lot of computation and storage".
     """
     _check(model, backend, batch_size, max_packed_bytes)
-    size = defect_spec(model).input_size
+    size = _input_size(model, input_size)
     device, dtype = _place(model)
     used, note = _backend_for(backend, device, dtype)
+    on_gpu = [device] if device.type == "cuda" else []
+    # Autograd refuses tensors that were made under inference mode, where the caller may be; what is measured is random.
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=on_gpu):
+        return _compacted(model, backend, used, note, size, device, dtype, batch_size, max_packed_bytes)
+
+
+def _compacted(
+    model: nn.Module,
+    asked: AskedBackend,
+    used: Backend | None,
+    note: str,
+    size: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int | None,
+    max_packed_bytes: int,
+) -> CompactModel:
     batch = batch_size or (16 if max(size[1:]) >= LARGE_IMAGE else 64)
     captured = capture(model, size)
     live, steps = live_neurons(captured.graph), find_steps(captured.graph)
-    measured = Measured(live, batch, device, used) if backend == "auto" and used is not None else None
+    measured = Measured(live, batch, device, used) if asked == "auto" and used is not None else None
     choice = Choice(frozenset(), {}, {})
     with torch.inference_mode():
         if used is not None:
@@ -87,8 +110,9 @@ def compact(
     if measured is not None and choice.on_rows:
         images_ms, rows_ms, least_batch = _race(on_images, on_rows, size, batch, device)
         if rows_ms > WORTH * images_ms:
-            note = f"Rows would take {rows_ms:.2f} ms a batch, images take {images_ms:.2f} ms: the model runs on images."
-            choice, on_rows, rows_ms = Choice(frozenset(), choice.reasons, choice.sizes), on_images, images_ms
+            note = f"Rows would take {rows_ms:.2f} ms a batch, images take {images_ms:.2f} ms: all runs on images."
+            ops.forget(on_rows.buffers())
+            choice, on_rows, rows_ms, least_batch = _none_of(choice), on_images, images_ms, 1
     plan = Plan(
         layers=_layers(steps, live, choice, measured, used),
         backend=used if used is not None and choice.on_rows else "dense",
@@ -98,17 +122,17 @@ def compact(
         least_batch=least_batch,
         note=note,
     )
-    made = CompactModel(type(model).__name__, model.state_dict(), on_images, on_rows, plan, size, device, dtype)
+    made = CompactModel(copy.deepcopy(model), asked, on_images, on_rows, plan, size, device, dtype)
     if measured is None:  # measuring has made the lists already
-        with torch.no_grad():
-            made(torch.zeros(1, *size, dtype=dtype, device=device))
+        made(torch.zeros(1, *size, dtype=dtype, device=device))
     return made
 
 
 class CompactModel(nn.Module):
     """What :func:`compact` returns: a snapshot; weights and masks cannot be changed any more.
 
-    Its state dict is that of the model it was made from: weights and masks, no lists of rows.
+    Its state dict is that of the model it was made from: weights and masks, no lists of rows. Under torch.func and in
+    forward mode, which PyTorch does not offer to operators of others, it computes on images.
 
     Shape:
         - Input: (N, C, H, W), of the size, device and dtype that the model had
@@ -122,8 +146,8 @@ class CompactModel(nn.Module):
 
     def __init__(
         self,
-        name: str,
-        state: Mapping[str, Tensor],
+        origin: nn.Module,
+        asked: AskedBackend,
         on_images: fx.GraphModule,
         on_rows: fx.GraphModule,
         plan: Plan,
@@ -132,12 +156,23 @@ class CompactModel(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.plan, self.input_size, self.name = plan, input_size, name
+        self.plan, self.input_size, self.asked = plan, input_size, asked
         self.device, self.dtype = device, dtype
-        self._state = {key: value.detach().clone() for key, value in state.items()}
-        self.on_images, self.on_rows = on_images, on_rows
+        # In a tuple they are no submodules: torch.export would carry along what they hold.
+        self._aside = (origin, on_images)
+        self.on_rows = on_rows
         self._forget_with_me()
         self.eval()
+
+    @property
+    def origin(self) -> nn.Module:
+        """A copy of the defective model, as it was when this one was made."""
+        return self._aside[0]
+
+    @property
+    def on_images(self) -> nn.Module:
+        """The same on images: what small batches run through."""
+        return self._aside[1]
 
     def forward(self, images: Tensor) -> Tensor:
         """The model's output."""
@@ -149,15 +184,13 @@ class CompactModel(nn.Module):
             )
         if images.dtype != self.dtype:
             raise ImageRangeError("A compact model computes in one dtype.", str(images.dtype), str(self.dtype))
-        few = not torch.compiler.is_compiling() and len(images) < self.plan.least_batch
-        result: Tensor = (self.on_images if few else self.on_rows)(images)
+        rows = torch.compiler.is_compiling() or (len(images) >= self.plan.least_batch and not _is_transformed(images))
+        result: Tensor = (self.on_rows if rows else self.on_images)(images)
         return result
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Weights and masks of the model that was compacted, under its own names."""
-        destination = {} if destination is None else destination
-        destination.update({prefix + key: value for key, value in self._state.items()})
-        return destination
+        return self.origin.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> NoReturn:
         """Not possible.
@@ -170,9 +203,13 @@ class CompactModel(nn.Module):
             fix="load them into the defective model and compact that again",
         )
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # Where load_state_dict of a module around it ends up.
+        self.load_state_dict({})
+
     def extra_repr(self) -> str:
         """The model it was made from, and the backend."""
-        return f"{self.name}, backend={self.plan.backend}"
+        return f"{type(self.origin).__name__}, backend={self.plan.backend}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompactModel:
         probe = fn(torch.zeros(1, dtype=self.dtype, device=self.device))
@@ -186,7 +223,7 @@ class CompactModel(nn.Module):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._forget_with_me()
 
     def _forget_with_me(self) -> None:
@@ -200,6 +237,8 @@ def _check(model: nn.Module, backend: str, batch_size: int | None, budget: int) 
     for name, value, least in (("batch_size", batch_size, 1), ("max_packed_bytes", budget, 0)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise SpecError(f"{name} is not usable.", value, f"an int >= {least}")
+    if isinstance(model, CompactModel):
+        raise CompactError("The model is compact already.", fix="use it, or compact its .origin again")
     if not is_defective(model):
         raise NotDefectiveError(
             f"{type(model).__name__} has no defective neurons to skip.", fix="defectify() it, or use it as it is"
@@ -211,6 +250,20 @@ def _check(model: nn.Module, backend: str, batch_size: int | None, budget: int) 
             training or type(model).__name__,
             fix="call model.eval() first",
         )
+
+
+def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    try:
+        own = defect_spec(model).input_size
+    except NotDefectiveError:  # written by hand: its layers know their outputs' sizes only
+        return image_size(model, given)
+    if given is not None and tuple(given) != own:
+        raise InputSizeError("The masks of the model are for images of another size.", given, str(own))
+    return own
+
+
+def _is_transformed(images: Tensor) -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(images).tangent is not None
 
 
 def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -278,6 +331,15 @@ def _race(
                 break
             least //= 2
     return (*whole, least)
+
+
+def _none_of(choice: Choice) -> Choice:
+    """Everything on images."""
+    reasons = {
+        step: "the whole model is faster on images" if step in choice.on_rows else reason
+        for step, reason in choice.reasons.items()
+    }
+    return Choice(frozenset(), reasons, choice.sizes)
 
 
 def _layers(

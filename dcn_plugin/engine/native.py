@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcn_plugin.engine.packing import Packed
+from dcn_plugin.engine.packing import Packed, Windows
 
-__all__ = ["lanes", "native_problem", "run_gemm", "to_dense", "to_rows"]
+__all__ = ["lanes", "native_problem", "run_gemm", "run_maxima", "to_dense", "to_rows"]
 
 _POINTERS = (
     ("x", "weights", "bias", "residual", "out"),
@@ -48,6 +48,20 @@ class _Move(ctypes.Structure):
     )
 
 
+class _Maxima(ctypes.Structure):
+    """``dcn_maxima`` of kernel.c."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("reads", ctypes.c_void_p),
+        ("read_start", ctypes.c_void_p),
+        ("with_zero", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+    )
+
+
 @cache
 def _library() -> ctypes.CDLL | str:
     """The kernel, or why there is none."""
@@ -63,7 +77,8 @@ def _library() -> ctypes.CDLL | str:
     library.dcn_use_openmp.argtypes = (ctypes.c_void_p,)
     library.dcn_run_gemm.argtypes = (ctypes.POINTER(_Gemm), ctypes.c_int64, ctypes.c_int64)
     library.dcn_run_move.argtypes = (ctypes.POINTER(_Move), ctypes.c_int64)
-    for function in (library.dcn_use_openmp, library.dcn_run_gemm, library.dcn_run_move):
+    library.dcn_run_maxima.argtypes = (ctypes.POINTER(_Maxima), ctypes.c_int64)
+    for function in (library.dcn_use_openmp, library.dcn_run_gemm, library.dcn_run_move, library.dcn_run_maxima):
         function.restype = None
     library.dcn_use_openmp(_gomp_parallel())
     return library
@@ -164,3 +179,20 @@ def _move(images: Tensor, row_of_cell: NDArray[np.int32], rows: Tensor, *, to_ro
             to_rows=to_rows,
         )
         _loaded().dcn_run_move(ctypes.byref(job), torch.get_num_threads())
+
+
+def run_maxima(windows: Windows, x: Tensor) -> Tensor:
+    """Rows (rows, N) -> the rows of their max-pool."""
+    out = x.new_empty(len(windows.with_zero), x.shape[1])
+    if out.numel():
+        job = _Maxima(
+            x=x.data_ptr(),
+            out=out.data_ptr(),
+            reads=_at(windows.reads),
+            read_start=_at(windows.read_start),
+            with_zero=_at(windows.with_zero),
+            rows=len(out),
+            batch=x.shape[1],
+        )
+        _loaded().dcn_run_maxima(ctypes.byref(job), torch.get_num_threads())
+    return out

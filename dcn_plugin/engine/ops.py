@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dcn_plugin.engine import native, reference, triton_kernels
 from dcn_plugin.engine.derived import Derived
-from dcn_plugin.engine.packing import Packed, pack_forward, pack_input_grad
-from dcn_plugin.engine.rows import Geometry
+from dcn_plugin.engine.packing import Packed, Windows, pack_forward, pack_input_grad, pool_windows
+from dcn_plugin.engine.rows import Geometry, Window
 
-__all__ = ["BACKENDS", "Backend", "forget", "packed_conv", "rows_conv", "rows_to_dense", "to_rows"]
+__all__ = ["BACKENDS", "Backend", "forget", "packed_conv", "rows_conv", "rows_max_pool", "rows_to_dense", "to_rows"]
 
 Backend = Literal["reference", "c", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -91,7 +91,8 @@ def packed_conv(
 ) -> Packed:
     """The lists of :func:`rows_conv`, made once for the same tensors."""
     named = (weight, bias, in_index, out_index, kept, residual_index)
-    return _derived(("conv", geometry), named, lambda: pack_forward(*_on_cpu(named), geometry))
+    packed: Packed = _derived(("conv", geometry), named, lambda: pack_forward(*named, geometry))
+    return packed
 
 
 @rows_conv.register_fake
@@ -118,7 +119,7 @@ def rows_conv_input_grad(
     if backend == "reference":
         return reference.conv_input_grad(grad, weight, in_index, out_index, kept, geometry, rows)
     named = (weight, in_index, out_index, kept)
-    packed: Packed = _derived(("grad", geometry), named, lambda: pack_input_grad(*_on_cpu(named), geometry))
+    packed: Packed = _derived(("grad", geometry), named, lambda: pack_input_grad(*named, geometry))
     # Rows that the forward pass does not read have no gradient.
     make = grad.new_empty if len(packed.writes) == rows else grad.new_zeros
     out = make(rows, grad.shape[1])
@@ -129,6 +130,28 @@ def rows_conv_input_grad(
 @rows_conv_input_grad.register_fake
 def _(grad: Tensor, *args: Any) -> Tensor:
     return grad.new_empty(args[-2], grad.shape[1])
+
+
+@torch.library.custom_op("dcn_plugin::rows_residual_grad", mutates_args=())
+def rows_residual_grad(grad: Tensor, residual_index: Tensor, out_index: Tensor, rows: int) -> Tensor:
+    """The gradient of :func:`rows_conv` with respect to its residual, as rows; arguments as there."""
+    # An operator of its own: torch.compile must not look into what is derived and kept.
+    named = (residual_index, out_index)
+    readers: Tensor = _derived(("residual", rows), named, lambda: _readers(residual_index, out_index, rows))
+    return torch.cat([grad, grad.new_zeros(1, grad.shape[1])]).index_select(0, readers)
+
+
+@rows_residual_grad.register_fake
+def _(grad: Tensor, residual_index: Tensor, out_index: Tensor, rows: int) -> Tensor:
+    return grad.new_empty(rows, grad.shape[1])
+
+
+def _readers(index: Tensor, out_index: Tensor, rows: int) -> Tensor:
+    """For each row that ``index`` names the row of the output that it was added to; one past the end: none."""
+    found = torch.full((rows,), int(out_index.max()) + 1, dtype=torch.int64, device=index.device)
+    read = (index >= 0) & (out_index >= 0)
+    found[index[read].long()] = out_index[read].long()
+    return found
 
 
 @torch.library.custom_op("dcn_plugin::images_to_rows", mutates_args=())
@@ -167,6 +190,78 @@ def _(x: Tensor, index: Tensor, backend: str) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+@torch.library.custom_op("dcn_plugin::rows_max_pool", mutates_args=())
+def rows_max_pool(
+    x: Tensor,
+    in_index: Tensor,
+    out_index: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil: bool,
+    rows: int,
+    backend: str,
+) -> Tensor:
+    """A max-pool of rows, in which the zeros of dead neurons count.
+
+    Args:
+        x: (rows, N).
+        in_index: int32 (C, H, W), rows of ``x`` or -1.
+        out_index: int32 (C, H', W'), numbers the rows of the result; -1 elsewhere.
+        kernel: sides of the window; ``stride``, ``padding``, ``dilation`` and ``ceil`` as PyTorch's.
+        rows: of the result.
+        backend: "reference", "c" or "triton".
+
+    Returns:
+        (rows, N).
+    """
+    window = _window(kernel, stride, padding, dilation, ceil)
+    if backend != "c":
+        return reference.max_pool(x, in_index, out_index, window, rows)
+    named = (in_index, out_index)
+    windows: Windows = _derived(("pool", window), named, lambda: pool_windows(*named, window))
+    return native.run_maxima(windows, x.contiguous())
+
+
+@rows_max_pool.register_fake
+def _(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(args[-2], x.shape[1])
+
+
+@torch.library.custom_op("dcn_plugin::rows_max_pool_grad", mutates_args=())
+def rows_max_pool_grad(
+    grad: Tensor,
+    x: Tensor,
+    in_index: Tensor,
+    out_index: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil: bool,
+) -> Tensor:
+    """The gradient of :func:`rows_max_pool` with respect to x; on images with every backend."""
+    return reference.max_pool_grad(grad, x, in_index, out_index, _window(kernel, stride, padding, dilation, ceil))
+
+
+@rows_max_pool_grad.register_fake
+def _(grad: Tensor, x: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, in_index, out_index, *ctx.window, _, _ = inputs
+    ctx.save_for_backward(x, in_index, out_index)
+
+
+def _pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (rows_max_pool_grad(grad, *ctx.saved_tensors, *ctx.window), *[None] * 9)
+
+
+rows_max_pool.register_autograd(_pool_backward, setup_context=_pool_setup)
+
+
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, residual, weight, _, in_index, out_index, kept, residual_index, *geometry, relu, _, backend = inputs
     ctx.save_for_backward(weight, in_index, out_index, kept, residual_index, output if relu else None)
@@ -178,23 +273,13 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     weight, in_index, out_index, kept, residual_index, output = ctx.saved_tensors
     if output is not None:
         grad = grad * (output > 0)
-    towards_x = rows_conv_input_grad(grad, weight, in_index, out_index, kept, *ctx.plan) if ctx.needs_input_grad[0] else None
+    towards_x = (
+        rows_conv_input_grad(grad, weight, in_index, out_index, kept, *ctx.plan) if ctx.needs_input_grad[0] else None
+    )
     towards_residual = None
     if ctx.residual_rows is not None and ctx.needs_input_grad[1]:
-        named = (residual_index, out_index)
-        rows: Tensor = _derived(
-            ("residual", ctx.residual_rows), named, lambda: _readers(residual_index, out_index, ctx.residual_rows)
-        )
-        towards_residual = torch.cat([grad, grad.new_zeros(1, grad.shape[1])]).index_select(0, rows)
+        towards_residual = rows_residual_grad(grad, residual_index, out_index, ctx.residual_rows)
     return (towards_x, towards_residual, *[None] * 13)
-
-
-def _readers(index: Tensor, out_index: Tensor, rows: int) -> Tensor:
-    """For each row that ``index`` names the row of the output that it was added to; one past the end: none."""
-    found = torch.full((rows,), int(out_index.max()) + 1, dtype=torch.int64, device=index.device)
-    read = (index >= 0) & (out_index >= 0)
-    found[index[read].long()] = out_index[read].long()
-    return found
 
 
 rows_conv.register_autograd(_conv_backward, setup_context=_conv_setup)
@@ -223,8 +308,16 @@ to_rows.register_autograd(_to_rows_backward, setup_context=_to_rows_setup)
 rows_to_dense.register_autograd(_to_dense_backward, setup_context=_to_dense_setup)
 
 
+def _window(kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil: bool) -> Window:
+    return Window(_pair(kernel), _pair(stride), _pair(padding), _pair(dilation), ceil)
+
+
+def _pair(values: list[int]) -> tuple[int, int]:
+    return values[0], values[1]
+
+
 def _geometry(stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Geometry:
-    return Geometry((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), groups)
+    return Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
 
 
 def _places(index: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,10 +329,6 @@ def _places(index: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_position(index: Tensor) -> Any:
     return _derived(("cells",), (index,), lambda: index.permute(1, 2, 0).contiguous().numpy().ravel())
-
-
-def _on_cpu(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
-    return tuple(None if tensor is None else tensor.detach().cpu() for tensor in tensors)
 
 
 def _runner(backend: str) -> Callable[..., None]:

@@ -1,9 +1,10 @@
-"""What a sparse convolution reads and writes at each position, as lists of rows; the weights themselves are shared by all."""
+"""What a sparse convolution reads and writes at each position, as lists of rows; all share the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcn_plugin.engine.rows import Geometry
+from dcn_plugin.engine.rows import Geometry, Window
 
-__all__ = ["CHUNKS", "Packed", "pack_forward", "pack_input_grad", "packed_bytes"]
+__all__ = ["CHUNKS", "Packed", "Windows", "pack_forward", "pack_input_grad", "packed_bytes", "pool_windows"]
 
 Ints = NDArray[np.integer]
 Longs = NDArray[np.int64]
@@ -69,6 +70,53 @@ class Packed:
         return int((np.diff(self.read_start) * np.diff(self.write_start)).sum())
 
 
+@dataclass(frozen=True)
+class Windows:
+    """What each row of a max-pool reads.
+
+    Args:
+        reads: int32 (R,): rows of the input, of all rows of the output one after the other.
+        read_start: int64 (rows + 1,): row r has the reads from ``read_start[r]`` to ``read_start[r + 1]``.
+        with_zero: uint8 (rows,): whether a dead neuron lies in the window, whose 0 counts too.
+    """
+
+    reads: Ints
+    read_start: Longs
+    with_zero: NDArray[np.uint8]
+
+
+def pool_windows(in_index: Tensor, out_index: Tensor, window: Window) -> Windows:
+    """List what a max-pool reads.
+
+    Args:
+        in_index: int32 (C, H, W), rows of the input or -1.
+        out_index: int32 (C, H', W'), numbers the rows of the output; -1 elsewhere.
+        window: of the pool.
+    """
+    outside = -2
+    kernel, stride, padding, dilation, _ = window
+    rows_out = _array(out_index)
+    channels, tall, broad = np.nonzero(rows_out >= 0)
+    order = np.argsort(rows_out[channels, tall, broad])
+    channels, tall, broad = channels[order], tall[order], broad[order]
+    # Enough of the outside behind the image for windows that ceil_mode lets hang over its edge.
+    after = [pad + step * size for pad, step, size in zip(padding, dilation, kernel, strict=True)]
+    around = [(0, 0), *zip(padding, after, strict=True)]
+    padded = np.pad(_array(in_index), around, constant_values=outside)
+    taps = [
+        padded[channels, tall * stride[0] + y * dilation[0], broad * stride[1] + x * dilation[1]]
+        for y in range(kernel[0])
+        for x in range(kernel[1])
+    ]
+    cells = np.stack(taps, axis=1) if len(channels) else np.empty((0, 1), np.int32)
+    live = cells >= 0
+    return Windows(
+        reads=np.ascontiguousarray(cells[live], dtype=np.int32),
+        read_start=_starts(live.sum(axis=1)),
+        with_zero=(cells == -1).any(axis=1).astype(np.uint8),
+    )
+
+
 def packed_bytes(kept: Tensor, in_live: Tensor, out_live: Tensor, weight: Tensor, geometry: Geometry) -> int:
     """Memory of the lists of a convolution's forward pass, without making them.
 
@@ -110,22 +158,24 @@ def pack_forward(
         residual_index: int32 (O, H', W'), rows of the residual or -1.
         geometry: of the convolution.
     """
-    rows_in, rows_out = in_index.numpy(), out_index.numpy()
-    own = kept.numpy() & (rows_out >= 0)
+    rows_in, rows_out = _array(in_index), _array(out_index)
+    own = _array(kept) & (rows_out >= 0)
     # For each group, tap and input channel the weights of the group's outputs.
     by_group = weight.unflatten(0, (geometry.groups, -1)).permute(0, 3, 4, 2, 1)
-    shared = _Shared(by_group.flatten(1, 3).numpy())
+    shared = _Shared(_array(by_group.flatten(1, 3)))
     bias_of = np.zeros(_count(rows_out), dtype=np.float32)
-    bias_of[rows_out[own]] = np.broadcast_to(bias.numpy()[:, None, None], own.shape)[own]
+    bias_of[rows_out[own]] = np.broadcast_to(_array(bias)[:, None, None], own.shape)[own]
     residual_of = None
     if residual_index is not None:
         residual_of = np.full(len(bias_of), -1, dtype=np.int32)
-        residual_of[rows_out[rows_out >= 0]] = residual_index.numpy()[rows_out >= 0]
+        residual_of[rows_out[rows_out >= 0]] = _array(residual_index)[rows_out >= 0]
     alone = (rows_out >= 0) & ~own
     if _is_pointwise(weight.shape, geometry):
         groups = _pointwise(rows_in, rows_out, own, alone)
     else:
-        groups = _stacked([*_forward_groups(rows_in, rows_out, own, weight.shape, geometry, shared), *_copies(rows_out[alone])])
+        groups = _stacked(
+            [*_forward_groups(rows_in, rows_out, own, weight.shape, geometry, shared), *_copies(rows_out[alone])]
+        )
     return _packed(groups, shared.flat, bias_of, residual_of)
 
 
@@ -145,11 +195,13 @@ class _Shared:
 
     def begin(self, group: int, taps: Longs) -> Longs:
         """Where the weights of these taps begin."""
-        return (group * self.blocks * self.taps + taps) * self.width
+        begins: Longs = (group * self.blocks * self.taps + taps) * self.width
+        return begins
 
     def place(self, outputs: Longs) -> Longs:
         """From where a tap's weights begin to those of these outputs."""
-        return outputs // self.width * self.taps * self.width + outputs % self.width
+        places: Longs = outputs // self.width * self.taps * self.width + outputs % self.width
+        return places
 
 
 def _forward_groups(
@@ -183,9 +235,9 @@ def pack_input_grad(weight: Tensor, in_index: Tensor, out_index: Tensor, kept: T
 
     Args: as in :func:`pack_forward`.
     """
-    rows_in, rows_out = in_index.numpy(), np.where(kept.numpy(), out_index.numpy(), -1)
+    rows_in, rows_out = _array(in_index), np.where(_array(kept), _array(out_index), -1)
     # For each output and tap the weights of its group's input channels.
-    shared = _Shared(weight.permute(0, 2, 3, 1).reshape(geometry.groups, -1, weight.shape[1]).numpy())
+    shared = _Shared(_array(weight.permute(0, 2, 3, 1).reshape(geometry.groups, -1, weight.shape[1])))
     bias_of = np.zeros(_count(rows_in), dtype=np.float32)
     if _is_pointwise(weight.shape, geometry):
         groups = _pointwise(rows_out, rows_in, rows_in >= 0, rows_in < -1)
@@ -268,3 +320,7 @@ def _starts(counts: Longs) -> Longs:
 
 def _count(rows: Ints) -> int:
     return int(rows.max(initial=-1)) + 1
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().numpy()

@@ -68,7 +68,18 @@ class Plan:
         return sum(layer.dense for layer in self.layers) / max(left, 1)
 
     def __str__(self) -> str:
-        head = ("layer", "output", "dense MMAC", "live MMAC", "share", "lists KiB", "dense ms", "rows ms", "runs on", "why")
+        head = (
+            "layer",
+            "output",
+            "dense MMAC",
+            "live MMAC",
+            "share",
+            "lists KiB",
+            "dense ms",
+            "rows ms",
+            "runs on",
+            "why",
+        )
         rows = [head]
         for layer in self.layers:
             rows.append(

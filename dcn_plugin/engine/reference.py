@@ -1,4 +1,4 @@
-"""The reference backend: rows are expanded to images, and PyTorch does the rest. Obvious, slow, the oracle of the others."""
+"""The reference backend: rows are expanded to images, and PyTorch does the rest. Slow; the oracle of the others."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from dcn_plugin.engine.rows import Geometry, expand, gather
+from dcn_plugin.engine.rows import Geometry, Window, expand, gather
 
-__all__ = ["conv", "conv_input_grad", "to_dense", "to_rows"]
+__all__ = ["conv", "conv_input_grad", "max_pool", "max_pool_grad", "to_dense", "to_rows"]
 
 
 def conv(
@@ -24,7 +24,7 @@ def conv(
     relu: bool,
     rows: int,
 ) -> Tensor:
-    """``relu(kept * conv(x) + residual)``, as rows; see :func:`dcn_plugin.engine.ops.rows_conv`."""
+    """Convolution, mask, sum and ReLU, as rows; see :func:`dcn_plugin.engine.ops.rows_conv`."""
     made = F.conv2d(expand(x, in_index), weight, bias, *geometry) * kept
     if residual is not None and residual_index is not None:
         made = made + expand(residual, residual_index)
@@ -38,6 +38,20 @@ def conv_input_grad(
     dense = expand(grad, out_index) * kept
     images = conv2d_input((len(dense), *in_index.shape), weight, dense, *geometry)
     return _gather_some(images, in_index, rows)
+
+
+def max_pool(x: Tensor, in_index: Tensor, out_index: Tensor, window: Window, rows: int) -> Tensor:
+    """Max-pool; a neuron that does not exist is 0."""
+    return gather(F.max_pool2d(expand(x, in_index), *window), out_index, rows)
+
+
+def max_pool_grad(grad: Tensor, x: Tensor, in_index: Tensor, out_index: Tensor, window: Window) -> Tensor:
+    """The gradient of a max-pool with respect to the rows of x: of equal values the first gets it, as in PyTorch."""
+    images = expand(x, in_index)
+    _, places = F.max_pool2d(images, *window, return_indices=True)
+    towards = images.new_zeros(images.shape).flatten(2)
+    towards.scatter_add_(2, places.flatten(2), expand(grad, out_index).flatten(2))
+    return _gather_some(towards.view(images.shape), in_index, len(x))
 
 
 def to_rows(images: Tensor, index: Tensor, rows: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Geometry", "cells_of", "expand", "gather", "number_rows"]
+__all__ = ["Geometry", "Window", "cells_of", "expand", "gather", "number_rows"]
 
 
 class Geometry(NamedTuple):
@@ -17,6 +17,16 @@ class Geometry(NamedTuple):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+
+
+class Window(NamedTuple):
+    """The window of a max-pool: what :func:`torch.nn.functional.max_pool2d` takes."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil: bool = False
 
 
 def number_rows(live: Tensor) -> Tensor:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from dcn_plugin.engine.capture import shape_of
-from dcn_plugin.engine.liveness import ACTIVATIONS, constant_of
+from dcn_plugin.engine.liveness import constant_of, keeps_zero
 from dcn_plugin.engine.rows import Geometry
 
 __all__ = ["Conv", "Step", "find_steps"]
 
 _aten = torch.ops.aten
 
-Kind = Literal["conv", "sum", "act", "mask", "cat", "other"]
+Kind = Literal["conv", "sum", "act", "mask", "cat", "pool", "other"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class Step:
     """Some operations of the graph that are run together.
 
     Args:
-        kind: "conv", "sum" (of two), "act" (on each value alone, 0 -> 0), "mask", "cat" (of channels); "other" runs on
-            images only.
+        kind: "conv", "sum" (of two), "act" (on each value alone, 0 -> 0), "mask", "cat" (of channels), "pool" (max);
+            "other" runs on images only.
         nodes: what it covers, in order; the last one's value is that of the step.
         inputs: the values it reads, each that of a step's last node: x and the residual of a convolution.
         conv: of kind "conv".
@@ -85,12 +85,17 @@ def _single(node: fx.Node) -> Step:
     if images is not None and len(images) == 3 and all(len(shape_of(one) or ()) == 3 for one in inputs):
         if node.target is _aten.mul.Tensor and _mask(node) is not None:
             kind = "mask"
-        elif node.target in ACTIVATIONS:
+        elif keeps_zero(node):
             kind = "act"
+        elif node.target is _aten.max_pool2d.default:
+            kind = "pool"
         elif node.target is _aten.add.Tensor and _plain_sum(node):
             kind = "sum"
         elif node.target is _aten.cat.default and len(node.args) == 2 and node.args[1] in (1, -3):
-            kind = "cat"
+            # The list itself: a value may occur in it twice.
+            parts: Any = node.args[0]
+            if all(one.op != "get_attr" for one in parts):
+                kind, inputs = "cat", tuple(parts)
     return Step(kind, (node,), inputs)
 
 
@@ -147,6 +152,8 @@ def _mask(node: fx.Node) -> Tensor | None:
     shape = shape_of(node)
     if factor is None or shape is None or len(shape) != 3 or factor.ndim != 4 or len(factor) != 1:
         return None
+    if all(shape_of(one) != shape for one in node.all_input_nodes):
+        return None  # it also repeats a smaller value
     values = factor[0].expand(shape)
     ones = values == 1
     return ones.cpu() if bool((ones | (values == 0)).all()) else None
@@ -156,5 +163,4 @@ def _plain_sum(node: fx.Node) -> bool:
     """Whether a node adds two images of the same shape."""
     sources = node.all_input_nodes
     same = len(sources) == 2 and all(shape_of(one) == shape_of(node) for one in sources)
-    return same and node.kwargs.get("alpha", 1) == 1
-
+    return bool(same and node.kwargs.get("alpha", 1) == 1)

@@ -26,12 +26,12 @@ PRECISION: Literal["ieee", "tf32x3", "tf32"] = "ieee"
 on tensor cores for nearly the same; "tf32" keeps 10 bits of its inputs, too few for the 1e-4 of compact()."""
 
 PRODUCT_OUTPUTS = (16, 32, 64)
-"""Rows of the output that one program may compute, so that they share what it reads. With 64 images and four warps these
-are 8, 16 and 32 sums a thread."""
+"""Rows of the output that one program may compute, so that they share what it reads. With 64 images and four warps
+these are 8, 16 and 32 sums a thread."""
 
 READS = 16
-"""Rows that a product reads at once. Compiled for compute capability 8.0, all sizes above stay in registers with 16; with
-32, the largest does not, and fewer programs fit a multiprocessor."""
+"""Rows that a product reads at once. Compiled for compute capability 8.0, all sizes above stay in registers with 16;
+with 32, the largest does not, and fewer programs fit a multiprocessor."""
 
 SUM_OUTPUTS = 16
 """Rows of the output of one program that sums them one by one. It takes as many steps as the longest of them."""
