@@ -98,8 +98,8 @@ def with_slot(norm: nn.Module) -> None:
     known = _known(type(norm), _TWINS)
     assert known is not None
     norm.__class__ = _TWINS[known]
-    norm.drop = nn.Identity()
-    norm.act = nn.Identity()
+    norm.drop = nn.Identity().train(norm.training)
+    norm.act = nn.Identity().train(norm.training)
     # The plain norm never takes timm's reduced-precision path, unless it has decided for itself already.
     norm.__dict__.setdefault("_fast_norm", False)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from dcn_plugin.cli.arguments import Commands
+from dcn_plugin.cli.bench import add as add_bench
 from dcn_plugin.cli.demo import add as add_demo
 from dcn_plugin.cli.evaluate import add as add_evaluate
 from dcn_plugin.cli.recipe import add as add_recipe
@@ -72,6 +73,7 @@ def _version() -> str:
 
 
 _COMMANDS: tuple[Callable[[Commands], None], ...] = (
+    add_bench,
     add_demo,
     add_evaluate,
     add_recipe,

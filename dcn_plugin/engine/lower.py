@@ -82,25 +82,18 @@ class _Writer:
         self.images[node] = made
 
     def _masked_conv(self, step: Step, conv: Conv) -> None:
-        """A convolution on images whose mask costs no pass of its own: it shares that of the ReLU or of the sum."""
+        """A convolution on images; of a sum the mask is a part, and costs no pass of its own."""
         first, last = step.nodes[0], step.value
         self._copy(first)
         made = self.images.pop(first)
         mask = conv.kept[None].to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
         if len(step.inputs) > 1:
-            made = self._call_like(
-                last, _aten.addcmul.default, self._as_images(step.inputs[1]), made, self._attribute(mask)
-            )
-            made = self._call_like(last, _aten.relu_.default, made) if conv.relu else made
-        elif conv.relu:
-            # Between 0 and infinity where the neuron is alive. Where it is dead, above 0 and at most 0: that is 0, no
-            # value lies between the bounds, and not even a convolution that makes exactly 0 has a gradient there.
-            highest = torch.where(mask > 0, torch.inf, 0.0).to(mask.dtype)
-            lowest = torch.where(mask > 0, 0.0, torch.finfo(mask.dtype).tiny).to(mask.dtype)
-            bounds = (self._attribute(lowest), self._attribute(highest))
-            made = self._call_like(last, _aten.clamp_.Tensor, made, *bounds)
+            other = self._as_images(step.inputs[1])
+            made = self._call_like(last, _aten.addcmul.default, other, made, self._attribute(mask))
         else:
             made = self._call_like(last, _aten.mul_.Tensor, made, self._attribute(mask))
+        if conv.relu:
+            made = self._call_like(last, _aten.relu_.default, made)
         self.images[last] = made
 
     def _call_like(self, node: fx.Node, target: Any, *args: fx.Node) -> fx.Node:

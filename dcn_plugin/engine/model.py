@@ -310,7 +310,7 @@ def _c_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 def _triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     from dcn_plugin.engine.triton_kernels import triton_problem
 
-    return f"it computes in float32, the model in {dtype}" if dtype != torch.float32 else triton_problem()
+    return f"it computes in float32, the model in {dtype}" if dtype != torch.float32 else triton_problem(device)
 
 
 def _race(

@@ -7,8 +7,8 @@ from dcn_plugin.report.grids import adversarial_grids
 from dcn_plugin.report.groups import Cell, Matrix, cells, clean_cells, matrices
 from dcn_plugin.report.html import Figure, Section, render_html
 from dcn_plugin.report.load import load_run
-from dcn_plugin.report.plots import ImageGrid, distance_png, examples_png, grid_png, heatmap_png, rate_png
-from dcn_plugin.report.tables import LATEX_PREAMBLE, Table, latex_document, records_csv, result_tables
+from dcn_plugin.report.plots import ImageGrid, distance_png, examples_png, grid_png, heatmap_png, rate_png, speed_png
+from dcn_plugin.report.tables import LATEX_PREAMBLE, Table, latex_document, records_csv, result_tables, speed_table
 from dcn_plugin.report.texts import percent
 
 __all__ = [
@@ -37,5 +37,7 @@ __all__ = [
     "records_csv",
     "render_html",
     "result_tables",
+    "speed_png",
+    "speed_table",
     "write_report",
 ]

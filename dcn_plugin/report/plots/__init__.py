@@ -4,6 +4,7 @@ from dcn_plugin.report.plots.distances import distance_png
 from dcn_plugin.report.plots.images import AMPLIFIED, ImageGrid, examples_png, grid_png
 from dcn_plugin.report.plots.matrix import heatmap_png
 from dcn_plugin.report.plots.rates import Rate, rate_cells, rate_png
+from dcn_plugin.report.plots.speed import speed_png
 
 __all__ = [
     "AMPLIFIED",
@@ -15,4 +16,5 @@ __all__ = [
     "heatmap_png",
     "rate_cells",
     "rate_png",
+    "speed_png",
 ]

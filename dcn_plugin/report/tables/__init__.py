@@ -3,6 +3,7 @@
 from dcn_plugin.report.tables.clean import clean_table
 from dcn_plugin.report.tables.csv_rows import records_csv
 from dcn_plugin.report.tables.families import Family, families, result_tables
+from dcn_plugin.report.tables.speed import speed_table
 from dcn_plugin.report.tables.table import LATEX_PREAMBLE, Table, latex_document
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "latex_document",
     "records_csv",
     "result_tables",
+    "speed_table",
 ]

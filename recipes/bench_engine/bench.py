@@ -1,0 +1,310 @@
+"""How fast compact models are: beside the same networks without masks, as fast as PyTorch runs those.
+
+Run it on an idle machine: ``.venv/bin/python -m recipes.bench_engine.bench``, about five minutes on two cores. It
+writes ``record.json`` and ``README.md`` beside itself. ``--quick`` is a smoke test whose figures mean nothing; it
+writes only where ``--out`` says.
+
+Each ratio comes from rounds in which the sides were timed one after the other in one run, so that a change in the
+machine's speed falls on all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcn_plugin.engine.bench import measure_speed
+from dcn_plugin.evaluate.environment import hardware, package_versions
+from dcn_plugin.files import write_atomic
+from recipes.bench_engine.cases import attack, bottom_of, compaction, gpu, layer, network
+from recipes.bench_engine.children import peak_memory, with_compiled
+
+HERE = Path(__file__).parent
+SMALL, LARGE = "defective_resnet18_cifar", "defective_resnet50"
+P = (0.3, 0.1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the figures depend on, but for the machine and the versions."""
+
+    seed: int = 0
+    threads: int = 2
+    width: int = 64
+    batch: int = 64
+    rounds: int = 15
+    single_rounds: int = 40
+    attack_steps: int = 20
+    attack_rounds: int = 3
+    large_size: int = 224
+    large_batch: int = 16
+    large_rounds: int = 6
+    gpu_batch: int = 256
+    compile_limit_s: int = 60
+
+
+QUICK = Options(
+    width=8,
+    batch=4,
+    rounds=2,
+    single_rounds=2,
+    attack_steps=2,
+    attack_rounds=2,
+    large_size=64,
+    large_batch=2,
+    large_rounds=2,
+    gpu_batch=4,
+    compile_limit_s=60,
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure that has a limit.
+
+    Args:
+        what: was measured.
+        value: of it.
+        must: the limit.
+        aim: what is hoped for.
+        largest: whether the limit is an upper one.
+        quartiles: of the value.
+        ideal: speed-up at the dense kernels' own rate.
+    """
+
+    what: str
+    value: float
+    must: float
+    aim: float | None = None
+    largest: bool = False
+    quartiles: tuple[float, float] | None = None
+    ideal: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.value < self.must if self.largest else self.value >= self.must
+
+
+def run(options: Options, command: str) -> dict[str, Any]:
+    """Measure everything."""
+    begin = time.perf_counter()
+    torch.set_num_threads(options.threads)
+    seed, rounds, batch = options.seed, options.rounds, options.batch
+    nets = {p: network(SMALL, p=p, seed=seed, width=options.width) for p in P}
+    record: dict[str, Any] = {
+        "schema": 1,
+        "command": command,
+        "seed": seed,
+        "options": asdict(options),
+        "versions": package_versions(),
+        "hardware": hardware(),
+        "layer": {str(p): layer(p, batch=batch, rounds=rounds, seed=seed) for p in (0.5, *P)},
+        "bottom": {
+            str(p): measure_speed(bottom_of(net), batch_size=batch, rounds=rounds, seed=seed).to_json()
+            for p, net in nets.items()
+        },
+        "whole": {
+            str(p): measure_speed(net, batch_size=batch, rounds=rounds, seed=seed).to_json() for p, net in nets.items()
+        },
+        "batch_1": measure_speed(nets[0.3], batch_size=1, rounds=options.single_rounds, seed=seed).to_json(),
+        "attack": attack(nets[0.3], batch=batch, steps=options.attack_steps, rounds=options.attack_rounds, seed=seed),
+        "compaction": compaction(nets[0.3], batch=batch),
+    }
+    large = network(LARGE, p=0.3, seed=seed, img_size=options.large_size)
+    record["large"] = measure_speed(
+        large, batch_size=options.large_batch, rounds=options.large_rounds, seed=seed
+    ).to_json()
+    del large
+    shared = {
+        "name": SMALL,
+        "p": 0.3,
+        "batch": batch,
+        "rounds": rounds,
+        "seed": seed,
+        "threads": options.threads,
+        "make": {"width": options.width},
+    }
+    record["memory"] = peak_memory(shared)
+    record["compiled"] = with_compiled(shared, limit_s=options.compile_limit_s)
+    record["gpu"] = (
+        {str(p): gpu(net, batch=options.gpu_batch, rounds=rounds, seed=seed) for p, net in nets.items()}
+        if torch.cuda.is_available()
+        else {"reason": "no GPU"}
+    )
+    record["seconds"] = time.perf_counter() - begin
+    record["limits"] = [{**asdict(line), "holds": line.holds} for line in figures(record)]
+    return record
+
+
+def figures(record: dict[str, Any]) -> list[Line]:
+    """Every figure that has a limit."""
+    options = record["options"]
+    batch = f"batch {options['batch']}"
+    lines = [
+        _line(f"one 3x3 layer 64 -> 64 at 32x32, p = {p}, {batch}", record["layer"][p], must, aim)
+        for p, must, aim in (("0.5", 3, 4), ("0.3", 8, 11), ("0.1", 40, 100))
+    ]
+    name = "ResNet-18 CIFAR"
+    large = record["large"]
+    lines += [
+        _line(f"{name}, bottom blocks, p = 0.3, {batch}", record["bottom"]["0.3"], 5, 8),
+        _line(f"{name}, whole, p = 0.3, {batch}", record["whole"]["0.3"], 1.8, 2.2),
+        _line(f"{name}, whole, p = 0.1, {batch}", record["whole"]["0.1"], 2.0, 2.3),
+        _line(f"white-box PGD-{options['attack_steps']} against it, p = 0.3, {batch}", record["attack"], 1.6, 2.1),
+        _line(f"{name}, whole, p = 0.3, batch 1", record["batch_1"], 1.0, 1.3),
+        _line(
+            f"ResNet-50 at {options['large_size']}, p = 0.3, batch {options['large_batch']}", large, 1.1, large["ideal"]
+        ),
+    ]
+    errors = [record[part][p]["relative_error"] for part in ("layer", "bottom", "whole") for p in record[part]]
+    errors += [record[part]["relative_error"] for part in ("batch_1", "large")]
+    packing = record["compaction"]["packing_s"]
+    return [
+        *lines,
+        Line("largest relative error of the outputs", max(errors), 1e-4, largest=True),
+        Line(f"packing of {name}, p = 0.3, seconds", packing, 2.0, largest=True),
+    ]
+
+
+def _line(what: str, part: dict[str, Any], must: float, aim: float) -> Line:
+    low, high = part["quartiles"]
+    return Line(f"{what}: speed-up", part["speedup"], must, aim, quartiles=(low, high), ideal=part.get("ideal"))
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as a page."""
+    return "\n".join(_page(record))
+
+
+def _page(record: dict[str, Any]) -> Iterator[str]:
+    versions, machine, options = record["versions"], record["hardware"], record["options"]
+    yield from (
+        "# How fast compact models are",
+        "",
+        f"Made by `{record['command']}` (seed {record['seed']}, {record['seconds'] / 60:.0f} minutes); all figures are "
+        "in `record.json`. A speed-up is the time of the dense side over that of the compact one, under "
+        "`torch.inference_mode`, the median over rounds in which both were timed in turn, with its quartiles. The "
+        "dense side is the same network without masks, batch norm folded, channels_last. The ideal: the live "
+        "multiply-adds take the time that the dense kernels take for as many. Masks as in the paper; weights are "
+        f"random, float32, those of ResNet-18 at width {options['width']}.",
+        "",
+        f"Machine: {machine['processor']}, {machine['threads']} threads; torch {versions['torch']}, "
+        f"timm {versions['timm']}.",
+        "",
+        "| measured | value | quartiles | must | aim | ideal | of the ideal | |",
+        "|---|---|---|---|---|---|---|---|",
+    )
+    for line in figures(record):
+        speedup = not line.largest
+        value = f"{line.value:.2f}x" if speedup else f"{line.value:.2g}"
+        quartiles = "" if line.quartiles is None else f"{line.quartiles[0]:.2f} .. {line.quartiles[1]:.2f}"
+        must = f"{line.must:g}x" if speedup else f"< {line.must:g}"
+        aim = "" if line.aim is None else f"{line.aim:.3g}x"
+        ideal = ("", "") if line.ideal is None else (f"{line.ideal:.2f}x", f"{line.value / line.ideal:.0%}")
+        holds = "holds" if line.holds else "MISSED"
+        yield f"| {line.what} | {value} | {quartiles} | {must} | {aim} | {ideal[0]} | {ideal[1]} | {holds} |"
+    yield from _details(record)
+
+
+def _details(record: dict[str, Any]) -> Iterator[str]:
+    yield from (
+        "",
+        "## Milliseconds and memory",
+        "",
+        "| | dense ms | compact ms | runs on | lists MiB | compact(), s |",
+        "|---|---|---|---|---|---|",
+    )
+    parts = [
+        *((f"one layer, p = {p}", part) for p, part in record["layer"].items()),
+        *((f"bottom blocks, p = {p}", part) for p, part in record["bottom"].items()),
+        *((f"whole, p = {p}", part) for p, part in record["whole"].items()),
+        ("whole, p = 0.3, batch 1", record["batch_1"]),
+        ("ResNet-50, p = 0.3", record["large"]),
+    ]
+    for name, part in parts:
+        yield (
+            f"| {name} | {part['dense_ms']:.2f} | {part['compact_ms']:.2f} | {part['backend']} | "
+            f"{part['packed_bytes'] / 2**20:.1f} | {part['compact_seconds']:.2f} |"
+        )
+    moves = ", ".join(
+        f"{part['to_rows_ms']:.2f} and {part['to_images_ms']:.2f} ms at p = {p}" for p, part in record["layer"].items()
+    )
+    made, attacked = record["compaction"], record["attack"]
+    yield from (
+        "",
+        f"The layer reads rows and writes rows. Converting images to rows and back takes {moves}.",
+        "",
+        f"compact() of the whole network at p = 0.3 takes {made['whole_s']:.1f} s: {made['capture_s']:.1f} s to "
+        f"capture the graph, {made['choosing_s']:.1f} s to measure and choose, {made['packing_s']:.2f} s to make "
+        f"the lists of rows; those of the gradient take {made['packing_gradient_s']:.2f} s, at the first gradient.",
+        "",
+        f"PGD: {attacked['ms']['dense'] / 1000:.2f} s against the dense side, {attacked['ms']['compact'] / 1000:.2f} s "
+        f"against the compact one, {attacked['speedup_over_defective']:.2f} times faster than against the defective "
+        f"model as it is; relative error of the gradient {attacked['gradient_relative_error']:.0e}.",
+        "",
+        f"Peak resident memory, a process each: {_memory(record['memory'])}.",
+        "",
+        *(f"- torch.compile, {what}: {_compiled(part)}" for what, part in record["compiled"].items()),
+        "",
+        f"GPU: {_gpu(record['gpu'])}.",
+        "",
+    )
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{side}: {part['reason']}"
+        if "reason" in part
+        else f"{side} {part['running']:.0f} MiB running, {part['making']:.0f} being made, {part['before']:.0f} before"
+        for side, part in memory.items()
+    )
+
+
+def _compiled(part: dict[str, Any]) -> str:
+    if "reason" in part:
+        return f"not measured: {part['reason']}."
+    low, high = part["quartiles"]
+    return (
+        f"the dense side takes {part['compiled_over_dense']:.2f} of its time as it is, after {part['compile_s']:.0f} s "
+        f"of compiling; over that one the compact side is {part['speedup']:.2f}x ({low:.2f} .. {high:.2f}) faster."
+    )
+
+
+def _gpu(part: dict[str, Any]) -> str:
+    if "reason" in part:
+        return str(part["reason"])
+    return "; ".join(
+        f"bottom blocks, p = {p}, batch {one['batch_size']}, against bfloat16: {one['speedup']:.2f}x ({one['backend']})"
+        for p, one in part.items()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smoke test on tiny networks; needs --out")
+    parser.add_argument("--out", type=Path, help="folder for record.json and README.md (default: beside this file)")
+    for name in asdict(Options()):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(Options(), name)}")
+    given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
+    quick, out = given.pop("quick"), given.pop("out", None)
+    if quick and out is None:
+        parser.error("--quick needs --out: its figures must not replace the record")
+    options = Options(**{**asdict(QUICK if quick else Options()), **given})
+    record = run(options, " ".join(["python -m recipes.bench_engine.bench", *sys.argv[1:]]))
+    folder = HERE if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "record.json", json.dumps(record, indent=1) + "\n")
+    write_atomic(folder / "README.md", markdown(record))
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
