@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import Asker, Bools, DecisionAttack, Floats, StartSearch, at, column, row_sums
-from dcn_plugin.attacks.noise import NoiseTable
+from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable
 from dcn_plugin.errors import SpecError
 
 __all__ = ["BoundaryAttack"]
@@ -23,6 +23,15 @@ CONVERGED = 1e-7
 WORTH_ANOTHER_TRY = 0.99
 #: Shares of candidates that should be adversarial: sideways steps, and steps towards the image after such a one.
 SPHERICAL_TARGET, SOURCE_TARGET = 0.5, 0.25
+#: At first the best step lengths change fast. After so many directions of a walk they hardly do: steps that jump at
+#: every answer are then mostly too long or too short, and checks are wasted. From there on they adapt at ``CALM`` of
+#: the rate, with checks ``RARER`` times as rare.
+SETTLED, CALM, RARER = 1000, 0.4, 3
+#: Every so many directions one is coarse. The others keep the walk from being blind to what no coarse one can reach.
+COARSE_EVERY = 4
+#: A direction that lies along the gap, as every one does for a single number, has only rounding errors to go sideways:
+#: its sideways part counts as at least this share of the whole, both squared.
+LEAST_SIDEWAYS = 1e-6
 #: Foolbox 1.x: length of the two windows, and the shares that lengthen or shorten a step.
 SPHERICAL_WINDOW, SOURCE_WINDOW = 100, 30
 TOO_LOW, TOO_HIGH = 0.2, 0.5
@@ -36,6 +45,12 @@ class BoundaryAttack(DecisionAttack):
     directions, its own step lengths, its own count of queries, and leaves the batch when it has converged or
     used its budget. Where it converges depends on where it started: ``restarts`` spend what is left on other starts.
 
+    Coarse directions are a prior: the attack bets on perturbations of low frequencies, of which there are fewer to try.
+    It wins where networks read low frequencies, as on natural or enlarged images; elsewhere the coarse quarter of the
+    queries is of little use, and ``coarse=1`` turns it off. Neither the published attack nor the paper's has this
+    prior: compare with it switched off, or say that it is on. Coarse or fine, a direction depends on the seed, the
+    sample's place among the images, and its own count of queries alone.
+
     The defaults spend queries well. :meth:`paper` gives the settings that the paper used.
 
     Args:
@@ -48,9 +63,12 @@ class BoundaryAttack(DecisionAttack):
         step_adaptation: factor, > 1, by which steps grow and shrink.
         adaptation: when they do. "smooth": after every answer, upwards by up to the factor where the candidate was
             adversarial and downwards where it was not, such that half of the sideways steps and a quarter of the steps
-            towards the image succeed. "window": as in Foolbox 1.x, after 100 sideways steps or 30 steps towards the
-            image whose share of success lies outside of 20 to 50 %.
+            towards the image succeed; after 1,000 directions more calmly, and with fewer checks. "window": as in
+            Foolbox 1.x, after 100 sideways steps or 30 steps towards the image whose share of success lies outside of
+            20 to 50 %.
         check_every: every so many steps the sideways step is asked about on its own, which costs a query.
+        coarse: every fourth direction is drawn at 1 / coarse of the resolution, rounding up, and enlarged. 1 = full
+            resolution always, as published.
         scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
         restarts: a sample that has converged may start again from other noise so many times.
         start_draws: see there.
@@ -63,7 +81,8 @@ class BoundaryAttack(DecisionAttack):
         SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
 
     Source: Brendel, Rauber, Bethge 2018, arXiv 1712.04248. The adaptation "smooth" is the success rule of evolution
-    strategies (Rechenberg 1973) in place of the trust region with windows.
+    strategies (Rechenberg 1973) in place of the trust region with windows. Coarse directions: Guo, Frank, Weinberger
+    2018, "Low frequency adversarial perturbation", arXiv 1809.08758.
     """
 
     def __init__(
@@ -77,6 +96,7 @@ class BoundaryAttack(DecisionAttack):
         step_adaptation: float = 1.25,
         adaptation: Adaptation = "smooth",
         check_every: int = 3,
+        coarse: int = 2,
         scouts: int = 2,
         restarts: int = 0,
         start_draws: int = 1000,
@@ -96,6 +116,8 @@ class BoundaryAttack(DecisionAttack):
         )
         if directions < 1 or check_every < 1:
             raise SpecError("A number of candidates or steps is not usable.", (directions, check_every), "ints >= 1")
+        if not isinstance(coarse, int) or isinstance(coarse, bool) or coarse < 1:
+            raise SpecError("The coarse resolution is not usable.", coarse, "an int >= 1", "1 = full resolution, try 2")
         if not (0 < spherical_step <= 1 and 0 < source_step < 1):
             raise SpecError("A step is not usable.", (spherical_step, source_step), "numbers in (0, 1)", "try 0.01")
         if not 1 < step_adaptation <= 10:
@@ -105,14 +127,15 @@ class BoundaryAttack(DecisionAttack):
         self.directions = directions
         self.spherical_step, self.source_step = spherical_step, source_step
         self.step_adaptation, self.adaptation, self.check_every = step_adaptation, adaptation, check_every
+        self.coarse = coarse
 
     @classmethod
     def paper(cls, *, steps: int = 5000, max_queries: int | None = None, seed: int = 0) -> Self:
         """The settings behind the paper's scores: the defaults of Foolbox 1.x.
 
         Up to 25 candidates in each of 5,000 steps, both steps 0.01 at first, adaptation 1.5 by windows, start from
-        uniform noise blended in 1/1000 steps. One difference: Foolbox walks on for 100 steps after the second
-        convergence; here the sample leaves.
+        uniform noise blended in 1/1000 steps, no coarse directions. One difference: Foolbox walks on for 100 steps
+        after the second convergence; here the sample leaves.
 
         Source: paper, appendix (FACTS, section "Attacks"); Foolbox 1.8, ``BoundaryAttack``.
         """
@@ -122,6 +145,7 @@ class BoundaryAttack(DecisionAttack):
             step_adaptation=1.5,
             adaptation="window",
             check_every=10,
+            coarse=1,
             scouts=1,
             start_search="linear",
             seed=seed,
@@ -129,7 +153,7 @@ class BoundaryAttack(DecisionAttack):
 
     def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
         """Walk; see :meth:`DecisionAttack.approach`."""
-        noise = NoiseTable(run.streams, points)
+        noise = _Directions(run, points, self.coarse)
         clean = asker.clean[at(rows)]
         result = points.clone()
         walk = _Walk.begin(rows, clean, points, asker.used(rows), self)
@@ -156,10 +180,12 @@ class BoundaryAttack(DecisionAttack):
             done |= converged & ~again
         return done
 
-    def _ask_once(self, walk: _Walk, asker: Asker, noise: NoiseTable) -> None:
+    def _ask_once(self, walk: _Walk, asker: Asker, noise: _Directions) -> None:
         """One query of every sample: about its sideways step alone, or about its candidate."""
         # Sideways first: the candidate of that direction is asked about only if it succeeds.
-        checked = (walk.step % self.check_every == 0) | (np.isfinite(walk.converged_at) & (self.adaptation == "window"))
+        calm = (walk.counter - walk.first >= SETTLED) & (self.adaptation == "smooth")
+        every = np.where(calm, RARER * self.check_every, self.check_every)
+        checked = (walk.step % every == 0) | (np.isfinite(walk.converged_at) & (self.adaptation == "window"))
         sideways = checked & ~walk.sideways_won
         points, distance = walk.candidates(noise, sideways)
         won = asker.adversarial(points, walk.rows)
@@ -174,12 +200,12 @@ class BoundaryAttack(DecisionAttack):
         walk.step += new_step
         walk.tried[new_step] = 0
         if self.adaptation == "smooth":
-            self._adapt_smoothly(walk, sideways, won)
+            self._adapt_smoothly(walk, sideways, won, calm)
         else:
             self._adapt_by_windows(walk, sideways, candidate & checked, won, new_step)
 
-    def _adapt_smoothly(self, walk: _Walk, sideways: Bools, won: Bools) -> None:
-        rate = np.log(self.step_adaptation)
+    def _adapt_smoothly(self, walk: _Walk, sideways: Bools, won: Bools, calm: Bools) -> None:
+        rate = np.log(self.step_adaptation) * np.where(calm, CALM, 1)
         target = np.where(sideways, SPHERICAL_TARGET, SOURCE_TARGET)
         factor = np.exp(rate * (won - target) / (1 - target))
         walk.spherical = np.where(sideways, np.minimum(walk.spherical * factor, 1), walk.spherical)
@@ -191,6 +217,23 @@ class BoundaryAttack(DecisionAttack):
         factor = walk.spherical_window.verdict(new_step, self.step_adaptation)
         walk.spherical *= factor
         walk.source *= factor * walk.source_window.verdict(new_step, self.step_adaptation)
+
+
+class _Directions:
+    """Normal directions of full resolution, and every ``COARSE_EVERY``-th a coarse one, where ``coarse`` is above 1."""
+
+    def __init__(self, run: AttackRun, points: Tensor, coarse: int) -> None:
+        self._fine = NoiseTable(run.streams, points)
+        self._coarse = CoarseNoise(run.streams, run.images, coarse) if coarse > 1 else None
+
+    def directions(self, rows: Rows, counters: Rows) -> tuple[Tensor, Floats]:
+        """Look up one direction for each of the samples; see :meth:`NoiseTable.directions`."""
+        points, squares = self._fine.directions(rows, counters)
+        who = (counters % COARSE_EVERY == 0).nonzero()[0]
+        if self._coarse is None or not len(who):
+            return points, squares
+        points[at(who)], squares[who] = self._coarse.directions(rows[who], counters[who])
+        return points, squares
 
 
 @dataclass
@@ -233,6 +276,7 @@ class _Walk:
     source: Floats
     step: Rows  # number of the current step, from 1
     tried: Rows  # candidates of the current step
+    first: Rows  # number of the walk's first direction
     counter: Rows  # number of the current direction
     sideways_won: Bools  # the current direction's sideways step was adversarial
     converged_at: Floats  # distance at the last convergence, infinity before
@@ -261,7 +305,8 @@ class _Walk:
             source=np.full(count, attack.source_step),
             step=zeros() + 1,
             tried=zeros(),
-            counter=counter,
+            first=counter,
+            counter=counter.copy(),
             sideways_won=np.zeros(count, dtype=bool),
             converged_at=np.full(count, np.inf),
             spherical_window=window(SPHERICAL_WINDOW),
@@ -276,13 +321,13 @@ class _Walk:
             else:
                 setattr(self, field.name, value[at(mask)] if isinstance(value, Tensor) else value[mask])
 
-    def candidates(self, noise: NoiseTable, sideways: Bools) -> tuple[Tensor, Floats]:
+    def candidates(self, noise: _Directions, sideways: Bools) -> tuple[Tensor, Floats]:
         """The next candidate of each sample (M, D), without the step to the image for ``sideways``; its distance."""
         points, squares = noise.directions(self.rows, self.counter)
         # The part of the direction that is orthogonal to the gap, scaled to spherical * distance, then the whole pulled
         # back onto the sphere: clean + along * direction + back * gap.
         overlap = row_sums(points * self.gap) / self.distance**2
-        orthogonal = np.sqrt(np.maximum(squares - (overlap * self.distance) ** 2, np.finfo(np.float64).tiny))
+        orthogonal = np.sqrt(np.maximum(squares - (overlap * self.distance) ** 2, LEAST_SIDEWAYS * squares))
         shrink = 1 / np.sqrt(1 + self.spherical**2)
         along = shrink * self.spherical * self.distance / orthogonal
         back = shrink - along * overlap

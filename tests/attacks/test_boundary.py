@@ -1,17 +1,27 @@
 from __future__ import annotations
 
 import itertools
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import BoundaryAttack
-from dcn_plugin.attacks.boundary import _Window
+from dcn_plugin.attacks import BoundaryAttack, SampleStreams
+from dcn_plugin.attacks.boundary import _Directions, _Window
+from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable
 from dcn_plugin.errors import SpecError
 from tests.attack_oracles import RowNet, closest_boundary, grey, right
 from tests.toys import images, linear_model
+
+
+class Brightness(nn.Module):
+    """Class 1 for images that are brighter than grey, of whatever size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.flatten(1).mean(1) - 0.5
+        return torch.stack([-bright, bright], dim=1)
 
 
 def excess(attack: BoundaryAttack, clean: Tensor, *, seed: int = 0) -> Tensor:
@@ -48,6 +58,7 @@ def test_the_papers_settings_are_those_of_foolbox_1() -> None:
     assert BoundaryAttack.paper().settings == {
         "adaptation": "window",
         "check_every": 10,
+        "coarse": 1,
         "directions": 25,
         "eps": None,
         "max_queries": None,
@@ -62,6 +73,45 @@ def test_the_papers_settings_are_those_of_foolbox_1() -> None:
         "step_adaptation": 1.5,
         "steps": 5000,
     }
+
+
+def test_coarse_directions_save_queries_where_the_model_looks_at_low_frequencies() -> None:
+    shape = (1, 16, 16)
+    model, clean = nn.Sequential(nn.AvgPool2d(4), RowNet((1, 4, 4))), images(12, shape=shape, dtype=torch.float64)
+    truth = right(model, clean)
+    coarse, fine = (
+        BoundaryAttack(max_queries=800, coarse=factor)(model, clean, truth).median_distance for factor in (2, 1)
+    )
+    assert coarse < 0.8 * fine
+
+
+def test_every_fourth_direction_is_coarse_unless_coarse_is_one() -> None:
+    rows, counters = np.array([0, 1, 1, 0]), np.array([0, 4, 5, 7])
+    clean = images(2, shape=(1, 8, 8), dtype=torch.float64)
+    streams = SampleStreams("test", 0, range(2))
+    run = types.SimpleNamespace(streams=streams, images=clean)
+    plain, mixed = (_Directions(run, clean.flatten(1), coarse) for coarse in (1, 2))  # type: ignore[arg-type]
+    fine, squares = NoiseTable(streams, clean.flatten(1)).directions(rows, counters)
+    coarse, coarse_squares = CoarseNoise(streams, clean, 2).directions(rows, counters)
+    found = plain.directions(rows, counters)
+    assert torch.equal(found[0], fine)
+    assert (found[1] == squares).all()
+    found = mixed.directions(rows, counters)
+    assert torch.equal(found[0], torch.cat([coarse[:2], fine[2:]]))
+    assert found[1].tolist() == [*coarse_squares[:2], *squares[2:]]
+
+
+@pytest.mark.parametrize("coarse", [1, 2, 50])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (1, 5, 7), (3, 1, 4)], ids=str)
+def test_images_of_any_size_are_attacked(shape: tuple[int, int, int], coarse: int) -> None:
+    # float32: where a direction lies along the gap, what is left of it sideways is rounding.
+    model, clean = Brightness(), grey(6, shape=shape, dtype=torch.float32)
+    truth = right(model, clean)
+    result = BoundaryAttack(max_queries=1500, coarse=coarse)(model, clean, truth)
+    assert result.fooled.all()
+    closest = (clean.mean((1, 2, 3)).double() - 0.5).square()  # the same step of every pixel
+    assert (result.distance >= closest * (1 - 1e-4)).all()
+    assert (result.distance <= closest * 1.05 + 1e-6).all()
 
 
 @pytest.mark.parametrize("adaptation", ["smooth", "window"])
@@ -132,6 +182,12 @@ def test_a_window_speaks_only_when_it_is_full_and_then_starts_afresh() -> None:
         {"steps": 0},
         {"directions": 0},
         {"check_every": 0},
+        {"coarse": 0},
+        {"coarse": -2},
+        {"coarse": 1.5},
+        {"coarse": float("nan")},
+        {"coarse": True},
+        {"coarse": "half"},
         {"spherical_step": 0.0},
         {"source_step": 1.0},
         {"step_adaptation": 1.0},

@@ -169,7 +169,9 @@ def test_restarts_end_no_farther_away_and_spend_what_is_left(attack: type[OnlySt
     once, again = (attack(max_queries=7000, scouts=1, restarts=n)(model, clean, truth) for n in (0, 2))
     assert (again.distance <= once.distance + 1e-12).all()
     assert (again.distance < 0.99 * once.distance).any()
-    assert (again.queries > 2 * once.queries).all()
+    room = 3 * once.queries <= 7000  # for two more walks; long ones may leave too little for another
+    assert room.sum() >= 4
+    assert (again.queries[room] > 2 * once.queries[room]).all()
     assert again.queries.max() <= 7000
 
 

@@ -72,3 +72,5 @@ def test_the_benchmark_runs_and_names_every_limit() -> None:
     page = bench.markdown(record)
     for what, _, _ in lines:
         assert what in page
+    assert page.count("| BoundaryAttack, `coarse=1` | 120 |") == 2
+    assert "a prior for low frequencies" in page
