@@ -1,17 +1,19 @@
 """The Python blocks of the README and the docs run as they stand, page by page from top to bottom."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> list[str]:
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
+    """Those in tabs, which are indented, too. Tutorials are scripts of their own: `make docs` runs them."""
+    return [textwrap.dedent(code) for _, code in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
@@ -24,3 +26,9 @@ def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
 
 def test_the_readme_has_code_to_run() -> None:
     assert blocks(ROOT / "README.md")
+
+
+def test_code_in_tabs_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text('=== "One"\n\n    ```python\n    if True:\n        x = 1\n    ```\n\n```python\ny = 2\n```\n')
+    assert blocks(page) == ["if True:\n    x = 1\n", "y = 2\n"]

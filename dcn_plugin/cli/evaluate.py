@@ -15,6 +15,7 @@ from dcn_plugin.cli.processes import launched, open_accelerator, open_device
 from dcn_plugin.errors import SpecError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from dcn_plugin.evaluate import Result, RunDirectory
@@ -133,6 +134,11 @@ def add(commands: Commands) -> None:
             "--batch-size", type=positive, default=256, metavar="N", help="images at a time (default: 256)"
         )
         own.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
+        own.add_argument(
+            "--compact",
+            action="store_true",
+            help="make defective models compact first: the same outputs up to rounding, faster where it gains",
+        )
         own.add_argument("--baseline", metavar="NAME", help="target that the report holds the others against")
         own.add_argument("--fresh", action="store_true", help="measure again what is finished")
         add_no_progress(own)
@@ -152,10 +158,11 @@ def _run(args: argparse.Namespace) -> int:
         if first:
             print(f"defective: {line}", file=sys.stderr)
 
-    targets = open_models(args.target, "targets", device=device, tell=tell)
+    opener = _Opener(device, tell, compact=args.compact)
+    targets = opener.models(args.target, "targets")
     if args.baseline is not None and args.baseline not in targets:
         raise SpecError("The baseline is not among the targets.", args.baseline, ", ".join(targets))
-    sources = _with_ensembles(getattr(args, "source", []), device, tell)
+    sources = opener.sources(getattr(args, "source", []))
     attacks = open_attacks(getattr(args, "attack", None) or protocol.attacks or ())
     opened = _Opened(args, targets, sources, attacks, store, accelerator)
     results = list(protocol.run(opened))
@@ -170,18 +177,50 @@ def _run(args: argparse.Namespace) -> int:
     return show(args.out, args.out, baseline=args.baseline)
 
 
-def _with_ensembles(texts: list[str], device: Any, tell: Callable[[str], None]) -> dict[str, nn.Module]:
-    """Open the sources; one that is written ``A+B`` is the ensemble of the sources named A and B."""
-    from dcn_plugin.attacks import EnsembleSource
+@dataclass(frozen=True)
+class _Opener:
+    """Opens models.
 
-    groups = [text for text in texts if "+" in text and "=" not in text and "," not in text]
-    sources = open_models([text for text in texts if text not in groups], "sources", device=device, tell=tell)
-    for group in groups:
-        names = group.split("+")
-        if unknown := [name for name in names if name not in sources]:
-            raise SpecError("An ensemble is made of named sources.", unknown, ", ".join(sources))
-        sources[group] = EnsembleSource([sources[name] for name in names]).eval()
-    return sources
+    Args:
+        device: where they go.
+        tell: gets a line on what was done to each.
+        compact: make those that are defective compact.
+    """
+
+    device: torch.device
+    tell: Callable[[str], None]
+    compact: bool
+
+    def models(self, texts: list[str], what: str) -> dict[str, nn.Module]:
+        """Open every ``NAME=MODEL``."""
+        opened = open_models(texts, what, device=self.device, tell=self.tell)
+        return {name: self._compacted(name, model) for name, model in opened.items()} if self.compact else opened
+
+    def sources(self, texts: list[str]) -> dict[str, nn.Module]:
+        """Open the sources; one that is written ``A+B`` is the ensemble of the sources named A and B."""
+        from dcn_plugin.attacks import EnsembleSource
+
+        groups = [text for text in texts if "+" in text and "=" not in text and "," not in text]
+        sources = self.models([text for text in texts if text not in groups], "sources")
+        for group in groups:
+            names = group.split("+")
+            if unknown := [name for name in names if name not in sources]:
+                raise SpecError("An ensemble is made of named sources.", unknown, ", ".join(sources))
+            sources[group] = EnsembleSource([sources[name] for name in names]).eval()
+        return sources
+
+    def _compacted(self, name: str, model: nn.Module) -> nn.Module:
+        from dcn_plugin.engine import compact
+        from dcn_plugin.surgery import is_defective
+
+        if not is_defective(model):
+            self.tell(f"{name}: not defective, stays as it is")
+            return model
+        made = compact(model)
+        plan = made.plan
+        times = f", expected {plan.dense_ms / plan.compact_ms:.1f}x" if plan.dense_ms and plan.compact_ms else ""
+        self.tell(f"{name}: compact, backend {plan.backend}{times}" + (f" ({plan.note})" if plan.note else ""))
+        return made
 
 
 def _matrix(name: str) -> Callable[[_Opened], Iterable[Result]]:

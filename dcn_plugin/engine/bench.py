@@ -75,7 +75,12 @@ class Speed:
 
 
 def alternate(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2, device: torch.device | None = None
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int = 2,
+    settle: int = 1,
+    device: torch.device | None = None,
 ) -> dict[str, Timing]:
     """Time calls one after the other, round by round, so that a change in the machine's speed falls on all of them.
 
@@ -83,6 +88,8 @@ def alternate(
         calls: name -> call; the others are compared to the first.
         rounds: at least 2. The order turns round from one to the next: no call always runs first.
         warm_up: calls of each before the first that counts.
+        settle: calls right before each one that counts. The caches then hold what the same call left, as they do where
+            batch follows batch, and not what the others left.
         device: that they compute on, waited for; by default the CPU.
 
     Raises:
@@ -96,7 +103,7 @@ def alternate(
     times: list[dict[str, float]] = []
     for number in range(rounds):
         order = list(calls)[:: 1 if number % 2 == 0 else -1]
-        times.append({name: _seconds(calls[name], device) for name in order})
+        times.append({name: _settled(calls[name], settle, device) for name in order})
     first = next(iter(calls))
     found = {}
     for name in calls:
@@ -108,6 +115,12 @@ def alternate(
             quartiles=(low, high),
         )
     return found
+
+
+def _settled(call: Callable[[], object], settle: int, device: torch.device | None) -> float:
+    for _ in range(settle):
+        call()
+    return _seconds(call, device)
 
 
 def _seconds(call: Callable[[], object], device: torch.device | None) -> float:

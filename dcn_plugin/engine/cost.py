@@ -16,7 +16,7 @@ from dcn_plugin.engine import ops
 from dcn_plugin.engine.liveness import pool_window
 from dcn_plugin.engine.packing import packed_bytes
 from dcn_plugin.engine.rows import number_rows
-from dcn_plugin.engine.steps import Step
+from dcn_plugin.engine.steps import Conv, Step
 
 __all__ = ["Choice", "Counted", "Measured", "choose", "multiply_adds", "timed"]
 
@@ -24,18 +24,21 @@ Live = dict[fx.Node, Tensor]
 
 
 def multiply_adds(step: Step, live: Live) -> tuple[int, int]:
-    """Multiply-adds of a convolution for one image: of all neurons, and of those that exist."""
+    """Multiply-adds of a convolution for one image, padding left out: of all neurons, and of those that exist."""
     conv = step.conv
     assert conv is not None
+    there = live[step.inputs[0]]
+    return _work(conv, torch.ones_like(there), torch.ones_like(conv.kept)), _work(conv, there, conv.kept)
+
+
+def _work(conv: Conv, there: Tensor, kept: Tensor) -> int:
     outputs, inputs, high, wide = conv.weight.shape
-    dense = conv.kept.numel() * inputs * high * wide
     geometry, groups = conv.geometry, conv.geometry.groups
-    # How many live inputs the window of each output has, in its group.
+    # How many inputs the window of each output has, in its group.
     window = torch.ones(groups, inputs, high, wide)
-    spread = (geometry.stride, geometry.padding, geometry.dilation, groups)
-    readable = F.conv2d(live[step.inputs[0]][None].float(), window, None, *spread)[0]
-    made = conv.kept.view(groups, outputs // groups, *conv.kept.shape[1:]).sum(1)
-    return dense, int((readable.double() * made).sum().round())
+    readable = F.conv2d(there[None].float(), window, None, *geometry[:3], groups)[0]
+    made = kept.view(groups, outputs // groups, *kept.shape[1:]).sum(1)
+    return int((readable.double() * made).sum().round())
 
 
 class Costs(Protocol):
@@ -204,19 +207,26 @@ class Measured:
             ops.forget(indices)
 
 
-def timed(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+def timed(run: Callable[[], object], device: torch.device, *, least_calls: int = 5, least_ms: float = 20.0) -> float:
     """Milliseconds of a call: the least of some, which other programs disturb least.
 
-    One call before them makes what is made once.
+    Args:
+        run: the call; once before those that count, to make what is made once.
+        device: that it computes on.
+        least_calls: so many of them at least, and
+        least_ms: for so long at least.
     """
-    least = math.inf
-    for number in range(repeats + 1):
+    least, spent, calls = math.inf, 0.0, -1
+    while calls < least_calls or spent < least_ms:
         start = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        least = min(least, time.perf_counter() - start) if number else least
-    return 1000 * least
+        taken = 1000 * (time.perf_counter() - start)
+        calls += 1
+        if calls:
+            least, spent = min(least, taken), spent + taken
+    return least
 
 
 @dataclass(frozen=True)
@@ -272,6 +282,17 @@ def choose(steps: list[Step], live: Live, costs: Costs, *, budget: int) -> Choic
     return Choice(chosen, reasons, sizes)
 
 
+def _readers(steps: list[Step]) -> dict[fx.Node, list[Step]]:
+    """The steps that read each value which a step makes."""
+    made = {step.value for step in steps}
+    readers: dict[fx.Node, list[Step]] = {}
+    for step in steps:
+        for value in dict.fromkeys(step.inputs):
+            if value in made:
+                readers.setdefault(value, []).append(step)
+    return readers
+
+
 def _size(step: Step, live: Live) -> int:
     conv = step.conv
     assert conv is not None
@@ -288,12 +309,16 @@ def _cut(steps: list[Step], costs: Costs, on_rows: dict[Step, float]) -> frozens
         graph.add_edge("rows", step, capacity=costs.images(step) if step in on_rows else 0.0)
         # An edge without a capacity cannot be cut.
         graph.add_edge(step, "images", **({"capacity": on_rows[step]} if step in on_rows else {}))
-        for value in step.inputs:
-            if value in made_by:
-                there, back = costs.conversion(value)
-                graph.add_edge(made_by[value], step, capacity=back)
-                graph.add_edge(step, made_by[value], capacity=there)
+    for value, readers in _readers(steps).items():
+        # A value is converted once, whoever reads it: the cost is cut once, an edge without a capacity never.
+        there, back = costs.conversion(value)
+        maker = made_by[value]
+        graph.add_edge(maker, ("to images", value), capacity=back)
+        graph.add_edge(("to rows", value), maker, capacity=there)
+        for step in readers:
+            graph.add_edge(("to images", value), step)
+            graph.add_edge(step, ("to rows", value))
     _, (side, _) = networkx.minimum_cut(graph, "rows", "images")
-    chosen = frozenset(side) - {"rows"}
+    chosen = frozenset(one for one in side if isinstance(one, Step))
     # A region without a convolution that skips something is of no use.
     return chosen if any(step.kind == "conv" for step in chosen) else frozenset()

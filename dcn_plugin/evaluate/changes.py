@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import check_labels
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.environment import hardware
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
-from dcn_plugin.evaluate.predict import device_of, logits_of, predict
+from dcn_plugin.evaluate.predict import device_of, logits_of, predict, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.store import RunDirectory, remember
@@ -204,7 +203,7 @@ def _measure(asked: _Question, change: Change, ask_clean: Callable[[], _Clean], 
             n_defended=int((clean.counted & held[name]).sum()),
             n_correct=int(held[name].sum()),
             figures=_followed(change.lures, said[name], clean.counted) | means,
-            hardware=hardware(device_of(target)),
+            hardware=ran_on(target),
         )
         for name, target in asked.targets.items()
     ]

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import CueConflict
 from dcn_plugin.errors import ModelOutputError, SpecError
-from dcn_plugin.evaluate.environment import hardware
 from dcn_plugin.evaluate.keys import Key, data_key, digest, model_key, surroundings
-from dcn_plugin.evaluate.predict import device_of, logits_of
+from dcn_plugin.evaluate.predict import device_of, logits_of, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.stats import wilson
@@ -176,7 +175,7 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
                 "n_shape": n_shape,
                 "n_texture": n_texture,
             },
-            hardware=hardware(device_of(target)),
+            hardware=ran_on(target),
         )
     ]
 

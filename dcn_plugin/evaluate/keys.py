@@ -5,6 +5,7 @@ A key is a JSON object. It is written beside what it stands for, so that a perso
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
+from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.environment import code_hash, hardware, package_versions
 from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.records import Relation
@@ -39,17 +41,22 @@ def digest(key: object) -> str:
 def model_key(model: nn.Module) -> Key | None:
     """What a model computes with: its printed structure, its classes, and every number it holds.
 
-    Plain Python attributes that ``repr`` does not show and the source code of foreign classes are not part of it.
+    Plain Python attributes that ``repr`` does not show and the source code of foreign classes are not part of it. For a
+    compact model it is what that was made from, and the backend that was asked for; not its plan, which measurements
+    decide anew each time, and on which only rounding depends.
 
     Returns:
         None if the model cannot be told from others: its ``repr`` shows a memory address, or it holds
         parameters that have no values yet.
     """
-    structure, tensors = _structure(model), _tensors(model)
+    plain = _plain(model)
+    structure, tensors = _structure(plain), _tensors(plain)
     if _ADDRESS.search(structure) or any(nn.parameter.is_lazy(t) or t.is_meta for t in tensors.values()):
         return None
     hashed = hashlib.sha256(structure.encode()).hexdigest()
-    return {"structure": hashed, "state": _state_hash(tensors), "device": device_of(model).type}
+    compact = {name: one.asked for name, one in model.named_modules() if isinstance(one, CompactModel)}
+    key = {"structure": hashed, "state": _state_hash(tensors), "device": device_of(model).type}
+    return {**key, "compact": compact} if compact else key
 
 
 def attack_key(attack: Attack) -> Key | None:
@@ -70,14 +77,29 @@ def surroundings(device: torch.device) -> Key:
 
 
 def relation(source: nn.Module, target: nn.Module) -> Relation:
-    """How a source relates to a target, read off their structure, masks and weights."""
+    """How a source relates to a target, read off their structure, masks and weights.
+
+    A compact model is the same network as the one that it was made from.
+    """
     if source is target:
         return "same network"
+    source, target = _plain(source), _plain(target)
     if _structure(source) != _structure(target):
         return "other network"
     if _same(_tensors(source), _tensors(target)):
         return "same network"
     return "other weights" if _same(_masks(source), _masks(target)) else "other masks"
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model, for reading only, with what compact models in it were made from in their place."""
+    if isinstance(model, CompactModel):
+        return model.origin
+    if not any(isinstance(one, CompactModel) for one in model.modules()):
+        return model
+    shell = copy.copy(model)
+    shell._modules = {name: child if child is None else _plain(child) for name, child in model._modules.items()}
+    return shell
 
 
 def _structure(model: nn.Module) -> str:

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import check_labels, check_logits, warn_if_probabilities
 from dcn_plugin.data import LabelledImages
+from dcn_plugin.engine import CompactModel
+from dcn_plugin.evaluate.environment import hardware
 from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
 from dcn_plugin.trace import eval_mode
 
-__all__ = ["correct", "correct_on", "device_of", "logits_of", "predict"]
+__all__ = ["correct", "correct_on", "device_of", "logits_of", "predict", "ran_on"]
 
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU if it has none."""
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def ran_on(model: nn.Module, *, source: nn.Module | None = None) -> Mapping[str, str | int | None]:
+    """The machine, for a record, and where a model was compact what computed its neurons.
+
+    Args:
+        model: that was measured.
+        source: that was attacked, if it is another one.
+
+    Returns:
+        :func:`hardware`; with "engine", and "source_engine", if the one or the other is compact or holds compact ones.
+    """
+    engines = {"engine": _engine(model), "source_engine": None if source is None else _engine(source)}
+    return {**hardware(device_of(model)), **{key: engine for key, engine in engines.items() if engine is not None}}
+
+
+def _engine(model: nn.Module) -> str | None:
+    backends = {one.plan.backend for one in model.modules() if isinstance(one, CompactModel)}
+    return f"compact, {' and '.join(sorted(backends))}" if backends else None
 
 
 @torch.no_grad()

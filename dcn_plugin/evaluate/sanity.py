@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.attempts import Attempts, Outcome
-from dcn_plugin.evaluate.environment import hardware
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.paired import LEVEL, Verdict, not_weaker, only_one, sign_test, stronger
-from dcn_plugin.evaluate.predict import device_of
+from dcn_plugin.evaluate.predict import device_of, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.store import RunDirectory, remember
@@ -233,6 +232,6 @@ def _measure(case: Attempts, check: str, name: str, seed: int) -> list[Result]:
             n_counted=case.n_right,
             figures=finding.figures,
             passed=finding.passed,
-            hardware=hardware(device_of(case.model)),
+            hardware=ran_on(case.model),
         )
     ]

@@ -12,9 +12,8 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.environment import hardware
 from dcn_plugin.evaluate.keys import Key, model_key
-from dcn_plugin.evaluate.predict import correct, device_of
+from dcn_plugin.evaluate.predict import correct, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
 from dcn_plugin.evaluate.sets import AdversarialSet
@@ -141,7 +140,7 @@ def _measure(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], s
                 n_defended=int(held[name].sum()),
                 n_correct=int(held[name].sum()),
                 figures={"worst_single_accuracy": fewest / len(data), "worst_single": which},
-                hardware=hardware(device_of(target)),
+                hardware=ran_on(target),
             )
         )
     return results

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.environment import hardware
 from dcn_plugin.evaluate.keys import Key, model_key, relation
-from dcn_plugin.evaluate.predict import correct, correct_on, device_of
+from dcn_plugin.evaluate.predict import correct, correct_on, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
 from dcn_plugin.evaluate.sets import AdversarialSet
@@ -185,7 +184,7 @@ def _measure(
             n_counted=int(counted[name].sum()),
             n_defended=int((counted[name] & held[name]).sum()),
             n_correct=int(held[name].sum()),
-            hardware=hardware(device_of(target)),
+            hardware=ran_on(target, source=made.source),
         )
         for name, target in targets.items()
     }

@@ -11,9 +11,8 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.environment import hardware
 from dcn_plugin.evaluate.keys import Key
-from dcn_plugin.evaluate.predict import device_of
+from dcn_plugin.evaluate.predict import ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
 from dcn_plugin.evaluate.sets import AdversarialSet
@@ -98,6 +97,6 @@ def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
             n_counted=int(right.sum()),
             n_defended=held,
             n_correct=held,
-            hardware=hardware(device_of(made.source)),
+            hardware=ran_on(made.source),
         )
     ]

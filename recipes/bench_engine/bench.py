@@ -191,7 +191,8 @@ def _page(record: dict[str, Any]) -> Iterator[str]:
         "",
         f"Made by `{record['command']}` (seed {record['seed']}, {record['seconds'] / 60:.0f} minutes); all figures are "
         "in `record.json`. A speed-up is the time of the dense side over that of the compact one, under "
-        "`torch.inference_mode`, the median over rounds in which both were timed in turn, with its quartiles. The "
+        "`torch.inference_mode`, the median over rounds in which both were timed in turn, each right after an untimed "
+        "call of its own, with its quartiles. The "
         "dense side is the same network without masks, batch norm folded, channels_last. The ideal: the live "
         "multiply-adds take the time that the dense kernels take for as many. Masks as in the paper; weights are "
         f"random, float32, those of ResNet-18 at width {options['width']}.",

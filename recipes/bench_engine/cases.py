@@ -160,7 +160,7 @@ def attack(model: nn.Module, *, batch: int, steps: int, rounds: int, seed: int) 
     gradients = {name: _gradient(net, images, labels) for name, net in nets.items()}  # makes the lists of rows, too
     pgd = PGD(8 / 255, steps=steps)
     calls = {name: (lambda net=net: pgd(net, images, labels, batch_size=batch)) for name, net in nets.items()}
-    timed = alternate(calls, rounds=rounds, warm_up=0)
+    timed = alternate(calls, rounds=rounds, warm_up=0, settle=0)
     return {
         "batch_size": batch,
         "steps": steps,

@@ -11,6 +11,7 @@ from dcn_plugin.cli.processes import open_accelerator
 from dcn_plugin.evaluate import ResultFile
 
 LINEAR = "tests.cli.factory:linear"
+DEFECTIVE = "tests.cli.factory:defective"
 TARGETS = ["--target", f"a={LINEAR}", "--target", f"b={LINEAR},seed=1"]
 DATA = ["--data", "digits", "--size", "8", "--limit", "40", "--batch-size", "16", "--no-progress"]
 
@@ -106,6 +107,44 @@ def test_an_ensemble_of_sources_is_written_with_a_plus(tmp_path: Path) -> None:
     assert cli.main(["evaluate", "transfer", *arguments]) == 0
     results = ResultFile.read(tmp_path / "results.json").results
     assert list(dict.fromkeys(result.source for result in results)) == ["s", "t", "s+t"]
+
+
+def records(out: Path) -> list[Any]:
+    return [result.to_dict() for result in ResultFile.read(out / "results.json").results]
+
+
+def without_machine(found: list[Any]) -> list[Any]:
+    return [{key: value for key, value in record.items() if key != "hardware"} for record in found]
+
+
+@pytest.mark.parametrize(
+    "protocol", ["transfer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("whitebox", "tapm", "gaussian"))]
+)
+def test_compact_models_give_the_same_counts_and_are_told_from_plain_ones(
+    protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [word for word in CASES[protocol][0] if not word.startswith(("--source", "s="))]
+    if protocol in ("transfer", "tapm"):
+        own += ["--source", f"s={DEFECTIVE},seed=2"]
+    arguments = ["--target", f"d={DEFECTIVE}", "--target", f"plain={LINEAR}", *DATA, *own, "--out", str(tmp_path)]
+
+    def run(*more: str) -> tuple[list[Any], str]:
+        capsys.readouterr()
+        assert cli.main(["evaluate", protocol, *arguments, *more]) == 0
+        return records(tmp_path), capsys.readouterr().err
+
+    compact, said = run("--compact")
+    assert "d: compact, backend " in said
+    assert "plain: not defective, stays as it is" in said
+    for record in compact:
+        assert ("engine" in record["hardware"]) == (record["target"] == "d")
+        assert ("source_engine" in record["hardware"]) == (protocol == "transfer")
+    again, said = run("--compact")
+    assert again == compact
+    assert "finished measurements were reused" in said
+    plain, _ = run()
+    assert all(record["hardware"].keys().isdisjoint({"engine", "source_engine"}) for record in plain)
+    assert without_machine(plain) == without_machine(compact)
 
 
 @pytest.mark.parametrize(

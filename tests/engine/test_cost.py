@@ -276,8 +276,20 @@ def test_the_time_of_a_call_is_the_least_of_some_after_a_first_that_does_not_cou
         clock[0] += next(durations)
 
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    assert timed(run, torch.device("cpu"), repeats=3) == 2000.0
+    assert timed(run, torch.device("cpu"), least_calls=3) == 2000.0
     assert len(calls) == 4
+
+
+def test_a_short_call_is_repeated_until_it_took_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+
+    def run() -> None:
+        calls.append(1)
+        clock[0] += 0.125
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    assert timed(run, torch.device("cpu"), least_calls=3, least_ms=1000.0) == 125.0
+    assert len(calls) == 9
 
 
 def test_a_depthwise_layer_is_counted_group_by_group() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.attacks import PGD
+from dcn_plugin.attacks import PGD, EnsembleSource
+from dcn_plugin.engine import native
 from dcn_plugin.evaluate import attack_key, model_key, relation
 from dcn_plugin.evaluate.keys import digest
 from dcn_plugin.models import cifar_resnet
@@ -94,3 +95,31 @@ def test_relation_is_read_off_masks_and_weights() -> None:
     assert relation(first, defective(plain, seed=1)) == "other masks"
     assert relation(first, defective(retrained, seed=1)) == "other masks"
     assert relation(first, plain) == relation(first, defective(plain, p=0.3)) == "other network"
+
+
+def test_a_compact_model_has_a_key_that_its_plan_does_not_change_and_that_is_not_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "_library", lambda: "it was not compiled")  # auto measures nothing then
+    model = defective(net()).eval()
+    reference = dcn.compact(model, backend="reference")
+    without = dcn.compact(model, backend="reference", max_packed_bytes=reference.plan.packed_bytes - 1)
+    assert without.plan.packed_bytes < reference.plan.packed_bytes
+    assert model_key(without) == model_key(reference)
+    auto = dcn.compact(model)
+    keys = [model_key(one) for one in (model, reference, auto)]
+    assert None not in keys
+    assert len({digest(key) for key in keys}) == 3
+    other = defective(net(), seed=1).eval()
+    assert model_key(dcn.compact(other, backend="reference")) != model_key(reference)
+    inside = [model_key(EnsembleSource([one, one])) for one in (model, reference, without)]
+    assert inside[0] != inside[1] == inside[2]
+
+
+def test_a_compact_model_relates_to_others_as_its_model_does() -> None:
+    model, other = defective(net()).eval(), defective(net(), seed=1).eval()
+    compact = dcn.compact(model, backend="reference")
+    assert relation(compact, model) == relation(model, compact) == "same network"
+    assert relation(compact, other) == relation(model, other) == "other masks"
+    assert relation(compact, dcn.compact(other, backend="reference")) == "other masks"
+    assert relation(compact, SmallNet()) == "other network"

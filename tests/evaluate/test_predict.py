@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+import dcn_plugin as dcn
+from dcn_plugin.attacks import EnsembleSource
 from dcn_plugin.errors import LabelError, ModelOutputError
 from dcn_plugin.evaluate import correct, predict
+from dcn_plugin.evaluate.predict import ran_on
+from dcn_plugin.models import cifar_resnet
 from tests.toys import SmallNet, images, linear_model
 
 
@@ -41,3 +45,12 @@ def test_correct_compares_with_the_labels_and_refuses_impossible_ones() -> None:
 def test_probabilities_are_warned_about_by_the_models_name() -> None:
     with pytest.warns(UserWarning, match="mine seems to return probabilities"):
         predict(nn.Sequential(linear_model(16), nn.Softmax(dim=1)), images(3), name="mine")
+
+
+def test_a_record_says_which_engine_computed_a_compact_model() -> None:
+    model = dcn.defectify(cifar_resnet((1, 1, 1, 1), in_chans=1, width=4), p=0.5, input_size=(1, 8, 8)).eval()
+    compact = dcn.compact(model, backend="reference")
+    plain = ran_on(model)
+    assert ran_on(compact) == {**plain, "engine": "compact, reference"}
+    assert ran_on(model, source=compact) == {**plain, "source_engine": "compact, reference"}
+    assert ran_on(EnsembleSource([compact, model])) == {**plain, "engine": "compact, reference"}

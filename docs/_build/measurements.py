@@ -1,0 +1,91 @@
+"""Pages and tables of what was measured here: taken from the READMEs and records that are committed in recipes/."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MEASURED", "measured_pages", "whitebox_table"]
+
+MEASURED = {
+    "coverage": "Every CNN of timm and torchvision",
+    "art_evaluation": "Under ART's attacks",
+    "bench_masks": "What masks cost",
+    "bench_engine": "Compact inference",
+    "bench_training": "What the training loop costs",
+    "bench_attacks": "Attacks beside Foolbox and ART",
+}
+_CLOSEST = ("DeepFool", "HopSkipJump", "Boundary")
+_IMAGE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
+
+
+def measured_pages(recipes: Path, out: Path) -> list[str]:
+    """Copy README, record and pictures of every measured folder; a folder without record becomes a page that says so.
+
+    Args:
+        recipes: the recipes folder.
+        out: ``NAME.md``, ``NAME/`` and ``index.md`` are written there.
+
+    Returns:
+        Names of the folders that have a record.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found, rows = [], []
+    for name, title in MEASURED.items():
+        readme, record = recipes / name / "README.md", recipes / name / "record.json"
+        committed = readme.is_file() and record.is_file()
+        rows.append(f"| [{title}]({name}.md) | `recipes/{name}` | {'committed' if committed else 'no committed record'} |")
+        if not committed:
+            (out / f"{name}.md").write_text(f"# {title}\n\nThere is no committed record of `recipes/{name}` yet.\n")
+            continue
+        found.append(name)
+        text = readme.read_text(encoding="utf-8")
+        (out / name).mkdir()
+        for picture in [match for match in _IMAGE.findall(text) if (recipes / name / match).is_file()]:
+            shutil.copy(recipes / name / picture, out / name / Path(picture).name)
+            text = text.replace(f"]({picture})", f"]({name}/{Path(picture).name})")
+        shutil.copy(record, out / name / "record.json")
+        text += f"\nAll counts: [record.json]({name}/record.json).\n"
+        (out / f"{name}.md").write_text(text, encoding="utf-8")
+    table = "\n".join(["| what | folder | record |", "|---|---|---|", *rows])
+    (out / "index.md").write_text(f"{_INTRO}\n{table}\n", encoding="utf-8")
+    return found
+
+
+def whitebox_table(record: Path) -> str:
+    """What attackers with access did to a standard and a defective network, from the record of ``art_evaluation``."""
+    read: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    direct = [result for result in read["results"] if result["threat"] == "direct"]
+    targets = list(dict.fromkeys(result["target"] for result in direct))
+    lines = ["| attack on the network itself | " + " | ".join(targets) + " |", "|:--|" + "--:|" * len(targets)]
+    for attack in dict.fromkeys(result["attack"] for result in direct):
+        by_target = {r["target"]: f"{r['n_correct']} / {r['n_total']}" for r in direct if r["attack"] == attack}
+        lines.append(f"| {attack} | " + " | ".join(by_target.get(target, "") for target in targets) + " |")
+    closest = [name for name in _CLOSEST if {r["target"] for r in direct if r["attack"] == name} == set(targets)]
+    nearer = [name for name in closest if _distance(direct, name, targets[1]) < _distance(direct, name, targets[0])]
+    versions = ", ".join(f"{name} {read['versions'][name]}" for name in ("art", "torch"))
+    source = (
+        f"Images still right / images attacked. Made by `{read['command']}` (seed {read['seed']}, {versions}; "
+        f"{read['hardware']['processor']}) on `{read['data']}`."
+    )
+    distances = (
+        f"Of the {len(closest)} attacks that look for the closest image ({', '.join(closest)}), {len(nearer)} found nearer ones "
+        f"for {targets[1]} than for {targets[0]} (median distance; few images and small budgets). More on the page "
+        "[under ART's attacks](../measured/art_evaluation.md)."
+    )
+    return "\n".join([*lines, "", source, "", distances]) + "\n"
+
+
+def _distance(results: list[dict[str, Any]], attack: str, target: str) -> float:
+    return float(next(r["median_distance"] for r in results if (r["attack"], r["target"]) == (attack, target)))
+
+
+_INTRO = """# What was measured
+
+Every figure on these pages comes from a record that is committed beside the script that made it, with command, seed,
+versions and machine. The paper's tables are on the [paper map](../paper/map.md); what tools do to the
+masks is on [interoperability](../interop.md).
+"""
