@@ -26,8 +26,8 @@
 
 /* Outputs that share one pass over the input rows, so that their sums stay in registers. */
 #define BLOCK 6
-/* Bytes of input rows that all outputs of a group read before the next ones; a part of the first cache. */
-#define CACHE 32768
+/* Bytes of input rows that all outputs of a group read before the next ones; a part of the second cache. */
+#define CACHE 131072
 #define MAX_THREADS 256
 
 /* One sparse convolution; the layout of the lists is in packing.py. Without a residual, `residual_rows` is NULL. */
@@ -301,7 +301,7 @@ static inline __attribute__((always_inline)) TARGET void JOIN(group_, LANES)(
     const dcn_gemm *job, int64_t group, const int width, int64_t at) {
     const int64_t n = job->read_start[group + 1] - job->read_start[group];
     const int32_t *reads = job->reads + 2 * job->read_start[group];
-    /* As even as possible: 7 outputs are 4 and 3, not 6 and 1; and so many reads as the first cache holds. */
+    /* As even as possible: 7 outputs are 4 and 3, not 6 and 1; and so many reads as CACHE holds. */
     const int64_t most = CACHE / (width * LANES * (int64_t)sizeof(float));
     const int64_t parts = n > most ? (n + most - 1) / most : 1, part = (n + parts - 1) / parts;
     int64_t start = 0;
