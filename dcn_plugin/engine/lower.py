@@ -221,8 +221,8 @@ _IN_PLACE = {
     _aten.add.Tensor: _aten.add_.Tensor,
     _aten.mul.Tensor: _aten.mul_.Tensor,
 }
-_FRESH = (_aten.conv2d.default, *_IN_PLACE, *_IN_PLACE.values())
-"""Operations whose result is new memory, or memory that nobody else reads any more."""
+_FRESH = (_aten.conv2d.default, _aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.mul_.Tensor)
+"""Operations whose result nobody else keeps. A ReLU is none of them: its gradient needs its result."""
 
 
 def write_in_place(graph: fx.Graph) -> None:

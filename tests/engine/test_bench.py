@@ -33,7 +33,7 @@ def test_a_speedup_is_the_median_of_the_ratios_of_each_round(monkeypatch: pytest
 
 def test_the_order_of_the_calls_turns_round_from_round_to_round() -> None:
     log: list[str] = []
-    alternate({"a": lambda: log.append("a"), "b": lambda: log.append("b")}, rounds=3, warm_up=2)
+    alternate({"a": lambda: log.append("a"), "b": lambda: log.append("b")}, settle=0, rounds=3, warm_up=2)
     assert "".join(log) == "aabb" + "ab" + "ba" + "ab"
 
 
@@ -96,3 +96,9 @@ def test_a_wrong_compact_model_shows_as_an_error(monkeypatch: pytest.MonkeyPatch
 def test_a_model_without_masks_is_refused() -> None:
     with pytest.raises(NotDefectiveError):
         measure_speed(SmallNet().eval(), batch_size=1)
+
+
+def test_each_call_that_counts_comes_right_after_one_of_its_own() -> None:
+    said: list[str] = []
+    alternate({name: lambda name=name: said.append(name) for name in "ab"}, rounds=2, warm_up=0, settle=1)
+    assert "".join(said) == "aabbbbaa"

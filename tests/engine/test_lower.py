@@ -232,7 +232,9 @@ def test_what_is_read_twice_or_comes_from_outside_is_not_overwritten() -> None:
         return x.relu() + y.relu() * y
 
     found = operators(traced(function))
-    assert found.count("aten.relu.default") == 2 and "aten.mul_.Tensor" in found
+    assert found.count("aten.relu.default") == 2
+    # The gradient of a ReLU needs its result.
+    assert not any(name.endswith(("mul_.Tensor", "add_.Tensor", "relu_.default")) for name in found)
 
 
 def test_a_value_that_grows_is_not_overwritten() -> None:
