@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import Asker, Bools, DecisionAttack, Floats, StartSearch, at, column, row_sums
-from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable
+from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, check_coarse
 from dcn_plugin.errors import SpecError
 
 __all__ = ["BoundaryAttack"]
@@ -116,8 +116,7 @@ class BoundaryAttack(DecisionAttack):
         )
         if directions < 1 or check_every < 1:
             raise SpecError("A number of candidates or steps is not usable.", (directions, check_every), "ints >= 1")
-        if not isinstance(coarse, int) or isinstance(coarse, bool) or coarse < 1:
-            raise SpecError("The coarse resolution is not usable.", coarse, "an int >= 1", "1 = full resolution, try 2")
+        check_coarse(coarse)
         if not (0 < spherical_step <= 1 and 0 < source_step < 1):
             raise SpecError("A step is not usable.", (spherical_step, source_step), "numbers in (0, 1)", "try 0.01")
         if not 1 < step_adaptation <= 10:

@@ -21,7 +21,7 @@ from dcn_plugin.attacks.decision import (
     column,
     row_sums,
 )
-from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable
+from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, check_coarse
 from dcn_plugin.errors import SpecError
 
 __all__ = ["HopSkipJump"]
@@ -126,8 +126,7 @@ class HopSkipJump(DecisionAttack):
             raise SpecError("Unknown kind of probes.", probes, "'tangent', 'sphere'")
         if not 2 <= initial_probes <= max_probes:
             raise SpecError("The numbers of probes are not usable.", (initial_probes, max_probes), "2 <= first <= most")
-        if coarse < 1:
-            raise SpecError("The coarse resolution is not usable.", coarse, "an int >= 1; 1 = full resolution")
+        check_coarse(coarse)
         if not 0 < theta < 1:
             raise SpecError("Theta is not usable.", theta, "a number in (0, 1)", "try 0.01")
         self.norm, self.probes, self.theta = norm, probes, theta

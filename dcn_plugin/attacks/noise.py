@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcn_plugin.attacks.streams import SampleStreams
+from dcn_plugin.errors import SpecError
 
-__all__ = ["CoarseNoise", "NoiseTable", "row_sums"]
+__all__ = ["CoarseNoise", "NoiseTable", "check_coarse", "row_sums"]
 
 TABLE_SIZE = 2**20
 
@@ -86,6 +87,16 @@ class CoarseNoise(NoiseTable):
         coarse = super().directions(rows, counters)[0].view(-1, *self._coarse)
         moves = F.interpolate(coarse, size=self._size, mode="bilinear").flatten(1)
         return moves, row_sums(moves * moves)
+
+
+def check_coarse(factor: object) -> None:
+    """Refuse what is no factor of :class:`CoarseNoise`.
+
+    Raises:
+        SpecError: it is no int >= 1.
+    """
+    if not isinstance(factor, int) or isinstance(factor, bool) or factor < 1:
+        raise SpecError("The coarse resolution is not usable.", factor, "an int >= 1", "1 = full resolution, try 2")
 
 
 def row_sums(values: Tensor) -> _Floats:
