@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.engine.model import AskedBackend, compact
+from dcn_plugin.engine.model import compact
+from dcn_plugin.engine.snapshot import AskedBackend
 from dcn_plugin.engine.twin import DenseTwin, dense_twin, ideal_speedup
 from dcn_plugin.errors import SpecError
 from dcn_plugin.surgery import defect_spec

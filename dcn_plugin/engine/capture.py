@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dcn_plugin.errors import TraceError
 
@@ -165,29 +166,22 @@ class _Simplifier:
         known: list[Any] = [node.args[at] if len(node.args) > at else None for at in (1, 2, 3, 4)]
         if any(one is not None and one not in self.constants for one in known) or None in known[2:] or node.args[5]:
             return False
-        gamma, beta, mean, var = (None if one is None else self.constants[one] for one in known)
-        assert mean is not None and var is not None
-        eps: Any = node.args[7]
-        scale = (var.double() + float(eps)).rsqrt() * (1 if gamma is None else gamma.double())
-        shift = (0 if beta is None else beta.double()) - mean.double() * scale
         before = self.values.get(conv)
         if before is not None and _has_constant_weight(before) and len(conv.users) == 1:
-            x, weight, bias, *rest = before.args
-            assert isinstance(weight, fx.Node)
-            plain: Tensor = weight.meta["val"]
-            old = 0 if bias is None else bias.meta["val"].double()  # type: ignore[union-attr]
-            folded = (plain.double() * scale.view(-1, 1, 1, 1)).to(plain.dtype)
-            args = (x, self.constant(_like(folded)), self.constant((old * scale + shift).to(plain.dtype)), *rest)
-            title = before.meta["title"]
+            x, *parameters = before.args[:3]
+            weight, bias = (getattr(one, "meta", {}).get("val") for one in parameters)
+            rest, title = before.args[3:], before.meta["title"]
         else:
             # A norm of something else is a convolution of its own: one weight for each channel.
-            value = node.meta["val"]
+            value, channels = node.meta["val"], len(self.constants[known[2]])
             if value.ndim != 4:
                 return False
-            weight = self.constant(scale.to(value.dtype).view(-1, 1, 1, 1))
-            bias = self.constant(shift.to(value.dtype))
-            args = (self._value(conv), weight, bias, [1, 1], [0, 0], [1, 1], len(scale))
-            title = _title(node.args[1] or node.args[3])
+            weight, bias = torch.ones(channels, 1, 1, 1, dtype=value.dtype, device=value.device), None
+            x, rest = self._value(conv), ([1, 1], [0, 0], [1, 1], channels)
+            title = _title(known[0] or known[2])
+        norm = [None if one is None else self.constants[one].double() for one in known]
+        eps: Any = node.args[7]
+        args = (x, *map(self.constant, _folded(weight, bias, norm, eps)), *rest)
         made = self.graph.call_function(_aten.conv2d.default, args)
         made.meta |= {"val": node.meta["val"], "title": title}
         self.values[node] = made
@@ -204,9 +198,16 @@ class _Simplifier:
         return made
 
 
-def _like(weight: Tensor) -> Tensor:
-    """In the memory format in which PyTorch's own convolutions are fastest."""
-    return weight.contiguous(memory_format=torch.channels_last)
+def _folded(weight: Any, bias: Any, norm: list[Any], eps: float) -> tuple[Tensor, Tensor]:
+    """Weight and bias with the norm (gamma, beta, mean, variance) in them, folded in float64.
+
+    The weight comes in the memory format in which PyTorch's own convolutions are fastest.
+    """
+    gamma, beta, mean, variance = norm
+    plain = None if bias is None else bias.double()
+    both = fuse_conv_bn_weights(weight.double(), plain, mean, variance, eps, gamma, beta)
+    folded, shift = (one.detach().to(weight.dtype) for one in both)
+    return folded.contiguous(memory_format=torch.channels_last), shift
 
 
 def _has_constant_weight(node: fx.Node) -> bool:

@@ -236,7 +236,7 @@ class Choice:
     Args:
         on_rows: the steps.
         reasons: for every convolution.
-        sizes: bytes of the lists of every convolution that has something to skip.
+        sizes: bytes of the lists of every convolution that might run on rows.
     """
 
     on_rows: frozenset[Step]
@@ -320,5 +320,5 @@ def _cut(steps: list[Step], costs: Costs, on_rows: dict[Step, float]) -> frozens
             graph.add_edge(step, ("to rows", value))
     _, (side, _) = networkx.minimum_cut(graph, "rows", "images")
     chosen = frozenset(one for one in side if isinstance(one, Step))
-    # A region without a convolution that skips something is of no use.
+    # Without a convolution on rows the conversions are for nothing.
     return chosen if any(step.kind == "conv" for step in chosen) else frozenset()

@@ -1,9 +1,10 @@
-/* The sparse convolution of dcn_plugin.engine on CPUs. It knows nothing of Python or PyTorch: plain pointers in, plain pointers out,
- * and is loaded through ctypes.
+/* The sparse convolution of dcn_plugin.engine on CPUs. It knows nothing of Python or PyTorch: plain pointers in, plain
+ * pointers out, and is loaded through ctypes.
  *
  * Activations are rows: one row for each neuron that exists, with the `batch` values of that neuron side by side. A
  * convolution is then, for each output position ("group"), a small dense matrix (live outputs x live inputs of the
- * window), which was packed beforehand, times the live input rows, which are gathered through a list of row numbers.
+ * window) times the live input rows. Lists that were made beforehand say which rows those are, and where in the weights,
+ * which all positions share, the matrix stands.
  * The innermost loop runs along the batch: it multiplies a broadcast weight with contiguous values.
  *
  * This file includes itself once for each vector width; `dcn_lanes` says which of them the machine can run, and the
@@ -15,7 +16,6 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 #ifdef _WIN32
 #define EXPORT __declspec(dllexport)

@@ -61,6 +61,7 @@ class _Writer:
         self.images: dict[fx.Node, fx.Node] = {}
         self.rows: dict[fx.Node, _Rows] = {}
         self.attributes: dict[int, fx.Node] = {}
+        # Attributes are known by the identity of the value they were made from, which another must not take over.
         self.kept_alive: list[Tensor] = []
 
     def run(self, steps: list[Step]) -> fx.GraphModule:

@@ -1,15 +1,12 @@
-"""compact(): a snapshot of a defective model that computes only the neurons that exist."""
+"""compact(): finds out what a defective model can skip, and chooses what of it is worth skipping."""
 
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NoReturn, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import forward_ad
 
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
@@ -19,13 +16,12 @@ from dcn_plugin.engine.lower import lower
 from dcn_plugin.engine.native import native_problem
 from dcn_plugin.engine.ops import Backend
 from dcn_plugin.engine.plan import LayerPlan, Plan
+from dcn_plugin.engine.snapshot import AskedBackend, CompactModel
 from dcn_plugin.engine.steps import Step, find_steps
-from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError, NotDefectiveError, SpecError
+from dcn_plugin.errors import CompactError, InputSizeError, NotDefectiveError, SpecError
 from dcn_plugin.surgery import defect_spec, image_size, is_defective
 
-__all__ = ["CompactModel", "compact"]
-
-AskedBackend = Literal["auto", "reference", "c", "triton"]
+__all__ = ["compact"]
 
 LARGE_IMAGE = 96
 """From this side on a batch of 16 is measured instead of 64."""
@@ -128,109 +124,6 @@ def _compacted(
     return made
 
 
-class CompactModel(nn.Module):
-    """What :func:`compact` returns: a snapshot; weights and masks cannot be changed any more.
-
-    Its state dict is that of the model it was made from: weights and masks, no lists of rows. Under torch.func and in
-    forward mode, which PyTorch does not offer to operators of others, it computes on images.
-
-    Shape:
-        - Input: (N, C, H, W), of the size, device and dtype that the model had
-        - Output: as the model's
-
-    Raises:
-        InputSizeError: in ``forward``: another (C, H, W).
-        ImageRangeError: in ``forward``: another dtype.
-        CompactError: ``load_state_dict``, or moving it to another device or dtype: compact again instead.
-    """
-
-    def __init__(
-        self,
-        origin: nn.Module,
-        asked: AskedBackend,
-        on_images: fx.GraphModule,
-        on_rows: fx.GraphModule,
-        plan: Plan,
-        input_size: tuple[int, int, int],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__()
-        self.plan, self.input_size, self.asked = plan, input_size, asked
-        self.device, self.dtype = device, dtype
-        # In a tuple they are no submodules: torch.export would carry along what they hold.
-        self._aside = (origin, on_images)
-        self.on_rows = on_rows
-        self._forget_with_me()
-        self.eval()
-
-    @property
-    def origin(self) -> nn.Module:
-        """A copy of the defective model, as it was when this one was made."""
-        return self._aside[0]
-
-    @property
-    def on_images(self) -> nn.Module:
-        """The same on images: what small batches run through."""
-        return self._aside[1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The model's output."""
-        if tuple(images.shape[1:]) != self.input_size:
-            raise InputSizeError(
-                "A compact model takes images of one size, that of its masks.",
-                tuple(images.shape),
-                f"(N, {', '.join(map(str, self.input_size))})",
-            )
-        if images.dtype != self.dtype:
-            raise ImageRangeError("A compact model computes in one dtype.", str(images.dtype), str(self.dtype))
-        rows = torch.compiler.is_compiling() or (len(images) >= self.plan.least_batch and not _is_transformed(images))
-        result: Tensor = (self.on_rows if rows else self.on_images)(images)
-        return result
-
-    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """Weights and masks of the model that was compacted, under its own names."""
-        return self.origin.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> NoReturn:
-        """Not possible.
-
-        Raises:
-            CompactError: always.
-        """
-        raise CompactError(
-            "A compact model is a snapshot; weights cannot be loaded into it.",
-            fix="load them into the defective model and compact that again",
-        )
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        # Where load_state_dict of a module around it ends up.
-        self.load_state_dict({})
-
-    def extra_repr(self) -> str:
-        """The model it was made from, and the backend."""
-        return f"{type(self.origin).__name__}, backend={self.plan.backend}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompactModel:
-        probe = fn(torch.zeros(1, dtype=self.dtype, device=self.device))
-        if (probe.dtype, probe.device) != (self.dtype, self.device):
-            raise CompactError(
-                "A compact model stays where it was made.",
-                f"{probe.dtype} on {probe.device}",
-                f"{self.dtype} on {self.device}",
-                "move the defective model and compact that again",
-            )
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._forget_with_me()
-
-    def _forget_with_me(self) -> None:
-        """The lists of rows go when the model goes."""
-        weakref.finalize(self, ops.forget, list(self.on_rows.buffers()))
-
-
 def _check(model: nn.Module, backend: str, batch_size: int | None, budget: int) -> None:
     if backend not in get_args(AskedBackend):
         raise SpecError("Unknown backend.", backend, ", ".join(map(repr, get_args(AskedBackend))))
@@ -260,10 +153,6 @@ def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[i
     if given is not None and tuple(given) != own:
         raise InputSizeError("The masks of the model are for images of another size.", given, str(own))
     return own
-
-
-def _is_transformed(images: Tensor) -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(images).tangent is not None
 
 
 def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:

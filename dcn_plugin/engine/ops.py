@@ -75,7 +75,6 @@ def rows_conv(
     packed = packed_conv(weight, bias, in_index, out_index, kept, residual_index, geometry)
     out = x.new_empty(rows, x.shape[1])
     residual = None if residual is None else residual.contiguous()
-    residual = None if residual is None else residual.contiguous()
     _runner(backend)(packed, x.contiguous(), out, residual=residual, relu=relu)
     return out
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from dcn_plugin.blocks import BlocksArg
 from dcn_plugin.engine.bench import Speed, measure_speed
-from dcn_plugin.engine.model import AskedBackend
+from dcn_plugin.engine.snapshot import AskedBackend
 from dcn_plugin.engine.twin import dense_twin
 from dcn_plugin.surgery import defect_spec, defectify, image_size, is_defective, undefectify
 

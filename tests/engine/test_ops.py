@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from dcn_plugin.engine import native, ops
 from dcn_plugin.engine.ops import rows_conv, rows_conv_input_grad, rows_to_dense, to_rows
-from dcn_plugin.engine.rows import number_rows
+from dcn_plugin.engine.rows import Window, expand, gather, number_rows
 from tests.engine.cases import (
     BACKENDS,
     TOLERANCE,
@@ -375,3 +376,71 @@ def test_lists_are_made_once_for_the_same_tensors_and_forgotten_on_demand(monkey
     ops.forget([given_to[2]])
     rows_conv(*given_to)
     assert len(made) == 2
+
+
+# --- max-pools on rows -----------------------------------------------------------------------------------------------
+
+
+def pooled_both_ways(
+    window: Window, density: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Any, ...]]:
+    """Images, which of their neurons live, PyTorch's pool of them, that of the operator, and its arguments."""
+    draw = torch.Generator().manual_seed(3)
+    live = torch.rand(3, 9, 8, generator=draw) < density
+    images = (torch.randn(5, 3, 9, 8, generator=draw) * live).requires_grad_()
+    expected = F.max_pool2d(images, *window)
+    # Negative values: a dead neuron in the window is a 0 that wins against them.
+    out_live = F.max_pool2d(live[None].float(), *window)[0] != 0
+    index, out_index = number_rows(live), number_rows(out_live)
+    x = gather(images, index, int(live.sum()))
+    spread = (*map(list, window[:4]), window.ceil, int(out_live.sum()), backend)
+    made = expand(ops.rows_max_pool(x, index, out_index, *spread), out_index)
+    return images, live, expected, made, (x.detach(), index, out_index, *spread)
+
+
+WINDOWS = [
+    Window((2, 2), (2, 2)),
+    Window((3, 3), (2, 2), (1, 1)),
+    Window((3, 2), (1, 2), (1, 0), (2, 1)),
+    Window((2, 2), (2, 2), ceil=True),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("window", WINDOWS, ids=["2", "3-padded", "dilated", "ceil"])
+def test_a_pool_of_rows_is_that_of_images_and_so_is_its_gradient(window: Window, density: float, backend: str) -> None:
+    images, live, expected, made, _ = pooled_both_ways(window, density, backend)
+    assert torch.equal(made, expected)
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
+    (found,) = torch.autograd.grad(made, images, upstream, retain_graph=True, allow_unused=True)
+    (wanted,) = torch.autograd.grad(expected, images, upstream)
+    # A dead neuron is no variable: what falls on its 0 is lost.
+    torch.testing.assert_close(found, wanted * live)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pool_of_rows_hands_nan_on(backend: str) -> None:
+    *_, (x, *rest) = pooled_both_ways(WINDOWS[0], 1.0, backend)
+    x[0, 0] = torch.nan
+    assert ops.rows_max_pool(x, *rest)[:, 0].isnan().sum() == 1
+
+
+@reads_grad
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_accepts_the_pool_and_its_gradient(backend: str) -> None:
+    *_, (x, index, out_index, *spread) = pooled_both_ways(WINDOWS[1], 0.4, backend)
+    torch.library.opcheck(
+        torch.ops.dcn_plugin.rows_max_pool.default, (x.clone().requires_grad_(), index, out_index, *spread)
+    )
+    upstream = torch.randn(spread[-2], x.shape[1], generator=torch.Generator().manual_seed(4))
+    torch.library.opcheck(torch.ops.dcn_plugin.rows_max_pool_grad.default, (upstream, x, index, out_index, *spread[:5]))
+
+
+def test_opcheck_accepts_the_gradient_of_the_residual() -> None:
+    layer = make_layer(densities=(0.5, 0.5, 0.5))
+    _, out_index, _, residual_index = layer.indexes
+    assert layer.residual_live is not None
+    upstream = torch.randn(int(layer.out_live.sum()), 3, generator=torch.Generator().manual_seed(0))
+    given_to = (upstream, residual_index, out_index, int(layer.residual_live.sum()))
+    torch.library.opcheck(torch.ops.dcn_plugin.rows_residual_grad.default, given_to)
