@@ -10,9 +10,6 @@ an image that the model is asked about.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,9 +25,9 @@ from dcn_plugin.attacks.base import Rows
 from dcn_plugin.attacks.decision import Asker
 from dcn_plugin.data import ImageSet, load_digits
 from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.files import write_atomic
 from dcn_plugin.models.cifar_resnet import cifar_resnet
 from dcn_plugin.training import TrainConfig, isolated_rng, train
+from recipes import benchmark
 from recipes.bench_attacks.costs import cost_of_attack, cost_of_transfer, in_turn
 from recipes.bench_attacks.rivals import RIVALS, Distances
 
@@ -358,22 +355,15 @@ def run(options: Options, command: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smoke test on a few images; needs --out")
-    parser.add_argument("--out", type=Path, help="folder for record.json and README.md (default: beside this file)")
-    for name in ("tiny_images", "tiny_art_images", "cifar_width", "cifar_images", "cifar_art_images", "pairs", "seed"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(Options(), name)}")
-    given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
-    quick, out = given.pop("quick"), given.pop("out", None)
-    if quick and out is None:
-        parser.error("--quick needs --out: its figures must not replace the record")
-    options = Options(**{**asdict(QUICK if quick else Options()), **given})
-    record = run(options, " ".join(["python -m recipes.bench_attacks.bench", *sys.argv[1:]]))
-    folder = HERE if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "record.json", json.dumps(record, indent=1) + "\n")
-    write_atomic(folder / "README.md", markdown(record))
-    print(markdown(record))
+    benchmark.main(
+        HERE,
+        __doc__,
+        options=Options(),
+        quick=QUICK,
+        settable=("tiny_images", "tiny_art_images", "cifar_width", "cifar_images", "cifar_art_images", "pairs", "seed"),
+        measure=run,
+        page=markdown,
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ machine's speed falls on all of them.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +20,7 @@ import torch
 
 from dcn_plugin.engine.bench import measure_speed
 from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.files import write_atomic
+from recipes import benchmark
 from recipes.bench_engine.cases import attack, bottom_of, compaction, gpu, layer, network
 from recipes.bench_engine.children import peak_memory, with_compiled
 
@@ -289,22 +286,15 @@ def _gpu(part: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smoke test on tiny networks; needs --out")
-    parser.add_argument("--out", type=Path, help="folder for record.json and README.md (default: beside this file)")
-    for name in asdict(Options()):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(Options(), name)}")
-    given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
-    quick, out = given.pop("quick"), given.pop("out", None)
-    if quick and out is None:
-        parser.error("--quick needs --out: its figures must not replace the record")
-    options = Options(**{**asdict(QUICK if quick else Options()), **given})
-    record = run(options, " ".join(["python -m recipes.bench_engine.bench", *sys.argv[1:]]))
-    folder = HERE if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "record.json", json.dumps(record, indent=1) + "\n")
-    write_atomic(folder / "README.md", markdown(record))
-    print(markdown(record))
+    benchmark.main(
+        HERE,
+        __doc__,
+        options=Options(),
+        quick=QUICK,
+        settable=asdict(Options()),
+        measure=run,
+        page=markdown,
+    )
 
 
 if __name__ == "__main__":
