@@ -14,11 +14,15 @@ from torch import Tensor, fx
 
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.liveness import pool_window
+from dcn_plugin.engine.packed_images import can_pack, images_conv
 from dcn_plugin.engine.packing import packed_bytes
 from dcn_plugin.engine.rows import number_rows
 from dcn_plugin.engine.steps import Conv, Step
 
-__all__ = ["Choice", "Counted", "Measured", "choose", "multiply_adds", "timed"]
+__all__ = ["WORTH", "Choice", "Counted", "Measured", "choose", "multiply_adds", "timed"]
+
+WORTH = 0.97
+"""What takes a larger share of the time of the plain way is not worth its memory."""
 
 Live = dict[fx.Node, Tensor]
 
@@ -53,6 +57,9 @@ class Costs(Protocol):
     def conversion(self, node: fx.Node) -> tuple[float, float]:
         """Of a value: to rows, and back to images."""
 
+    def saved_by_packing(self, step: Step) -> float:
+        """What a convolution on images saves if its weights are laid out once, which its cost on images counts on."""
+
 
 @dataclass(eq=False)
 class Counted:
@@ -79,6 +86,10 @@ class Counted:
         """Nothing, so that a layer with something to skip never stays on images because of it."""
         return 0.0, 0.0
 
+    def saved_by_packing(self, step: Step) -> float:
+        """Nothing: no multiply-adds."""
+        return 0.0
+
     def _values(self, node: fx.Node) -> float:
         return float(self.live[node].numel()) if node in self.live else 1.0
 
@@ -93,6 +104,7 @@ class Measured:
         device: where.
         backend: of the rows.
         times: what was measured, in ms: on images and on rows.
+        packed: of convolutions: on images, with weights laid out once.
     """
 
     live: Live
@@ -100,13 +112,14 @@ class Measured:
     device: torch.device
     backend: ops.Backend
     times: dict[Step, tuple[float, float]] = field(default_factory=dict)
+    packed: dict[Step, float] = field(default_factory=dict)
     _bandwidth: float = 0.0
     _conversions: dict[tuple[torch.Size, int], tuple[float, float]] = field(default_factory=dict)
 
     def images(self, step: Step) -> float:
         """Milliseconds."""
         if step.kind in ("conv", "pool"):
-            return self._timed(step)[0]
+            return self._timed(step)[0] - self.saved_by_packing(step)
         return 0.0 if step.kind == "other" else self._moved(2 * self._bytes(step.value, live=False))
 
     def rows(self, step: Step) -> float | None:
@@ -136,6 +149,15 @@ class Measured:
                 ops.forget([index])
             self._conversions[kind] = there, back
         return self._conversions[kind]
+
+    def saved_by_packing(self, step: Step) -> float:
+        """Milliseconds; 0 where it is too little to be sure of."""
+        if step.conv is None or not can_pack(self.device, step.conv.weight.dtype):
+            return 0.0
+        if step not in self.packed:
+            self.packed[step] = self._on_images(step, packed=True)
+        plain = self._timed(step)[0]
+        return plain - self.packed[step] if self.packed[step] < WORTH * plain else 0.0
 
     def _bytes(self, node: fx.Node, *, live: bool) -> int:
         if node not in self.live:
@@ -169,7 +191,7 @@ class Measured:
             ops.forget(indices)
         return timed(lambda: F.max_pool2d(images, *window), self.device), on_rows
 
-    def _on_images(self, step: Step) -> float:
+    def _on_images(self, step: Step, *, packed: bool = False) -> float:
         conv = step.conv
         assert conv is not None
         x = torch.rand(self.batch, *self.live[step.inputs[0]].shape, device=self.device)
@@ -178,8 +200,11 @@ class Measured:
         other = torch.rand(self.batch, *conv.kept.shape, device=self.device) if len(step.inputs) > 1 else None
         other = None if other is None else other.contiguous(memory_format=torch.channels_last)
 
+        stride, padding, dilation, groups = conv.geometry
+        geometry = (list(stride), list(padding), list(dilation), groups)
+
         def run() -> None:
-            y = F.conv2d(x, conv.weight, conv.bias, *conv.geometry)
+            y = (images_conv if packed else F.conv2d)(x, conv.weight, conv.bias, *geometry)
             if kept is not None:
                 y.mul_(kept)
             if other is not None:
@@ -187,7 +212,10 @@ class Measured:
             if conv.relu:
                 y.relu_()
 
-        return timed(run, self.device)
+        try:
+            return timed(run, self.device)
+        finally:
+            ops.forget([conv.weight])
 
     def _on_rows(self, step: Step) -> float:
         conv = step.conv
@@ -237,11 +265,13 @@ class Choice:
         on_rows: the steps.
         reasons: for every convolution.
         sizes: bytes of the lists of every convolution that might run on rows.
+        packed: convolutions on images whose weights are laid out once.
     """
 
     on_rows: frozenset[Step]
     reasons: dict[Step, str]
     sizes: dict[Step, int]
+    packed: frozenset[Step] = frozenset()
 
 
 def choose(steps: list[Step], live: Live, costs: Costs, *, budget: int) -> Choice:
@@ -279,7 +309,24 @@ def choose(steps: list[Step], live: Live, costs: Costs, *, budget: int) -> Choic
             reasons[step] = "skips dead neurons" if left < dense else "nothing to skip, but its neighbours are on rows"
         else:
             reasons.setdefault(step, "images are faster here, conversions included")
-    return Choice(chosen, reasons, sizes)
+    left = budget - sum(sizes.get(step, 0) for step in chosen)
+    return Choice(chosen, reasons, sizes, _worth_packing(steps, costs, chosen, left))
+
+
+def _worth_packing(steps: list[Step], costs: Costs, on_rows: frozenset[Step], budget: int) -> frozenset[Step]:
+    """The convolutions on images whose weights are laid out once; those that save most a byte come first."""
+    saved = {
+        step: costs.saved_by_packing(step) / step.conv.weight.nbytes
+        for step in steps
+        if step.conv is not None and step not in on_rows
+    }
+    chosen = set()
+    for step in sorted((one for one in saved if saved[one] > 0), key=saved.__getitem__, reverse=True):
+        assert step.conv is not None
+        if step.conv.weight.nbytes <= budget:
+            budget -= step.conv.weight.nbytes
+            chosen.add(step)
+    return frozenset(chosen)
 
 
 def _readers(steps: list[Step]) -> dict[fx.Node, list[Step]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Derived"]
+__all__ = ["Derived", "derived"]
 
 
 class Derived:
@@ -38,3 +38,7 @@ def _place(tensor: Tensor | None) -> tuple[Any, ...] | None:
     if tensor is None:
         return None
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+derived = Derived()
+"""What the engine's operators derive from weights, masks and row numbers."""

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from dcn_plugin.engine.liveness import pool_window
 from dcn_plugin.engine.ops import Backend
+from dcn_plugin.engine.packed_images import IMAGES_CONV
 from dcn_plugin.engine.rows import Geometry, number_rows
 from dcn_plugin.engine.steps import Conv, Step
 
@@ -33,6 +34,7 @@ def lower(
     backend: Backend,
     *,
     device: torch.device,
+    packed: Collection[Step] = (),
 ) -> fx.GraphModule:
     """Build the graph in which the steps ``on_rows`` compute only the neurons that exist.
 
@@ -43,8 +45,9 @@ def lower(
         on_rows: none of kind "other".
         backend: of the operators.
         device: where the graph computes.
+        packed: convolutions on images whose weights are laid out once.
     """
-    return _Writer(captured, live, frozenset(on_rows), backend, device).run(steps)
+    return _Writer(captured, live, frozenset(on_rows), frozenset(packed), backend, device).run(steps)
 
 
 class _Writer:
@@ -53,10 +56,12 @@ class _Writer:
         captured: fx.GraphModule,
         live: dict[fx.Node, Tensor],
         on_rows: frozenset[Step],
+        packed: frozenset[Step],
         backend: Backend,
         device: torch.device,
     ) -> None:
-        self.captured, self.live, self.on_rows, self.backend, self.device = captured, live, on_rows, backend, device
+        self.captured, self.live, self.on_rows, self.packed = captured, live, on_rows, packed
+        self.backend, self.device = backend, device
         self.graph, self.root = fx.Graph(), nn.Module()
         self.images: dict[fx.Node, fx.Node] = {}
         self.rows: dict[fx.Node, _Rows] = {}
@@ -68,11 +73,11 @@ class _Writer:
         for step in steps:
             if step in self.on_rows:
                 self.rows[step.value] = self._row_step(step)
-            elif step.conv is not None and not bool(step.conv.kept.all()):
-                self._masked_conv(step, step.conv)
-            else:
+            elif step.conv is None:
                 for node in step.nodes:
                     self._copy(node)
+            else:
+                self._image_conv(step, step.conv)
         write_in_place(self.graph)
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph)
@@ -82,10 +87,16 @@ class _Writer:
         made.meta = dict(node.meta)
         self.images[node] = made
 
-    def _masked_conv(self, step: Step, conv: Conv) -> None:
+    def _image_conv(self, step: Step, conv: Conv) -> None:
         """A convolution on images; of a sum the mask is a part, and costs no pass of its own."""
         first, last = step.nodes[0], step.value
         self._copy(first)
+        if step in self.packed:
+            self.images[first].target = IMAGES_CONV
+        if bool(conv.kept.all()):
+            for node in step.nodes[1:]:
+                self._copy(node)
+            return
         made = self.images.pop(first)
         mask = conv.kept[None].to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
         if len(step.inputs) > 1:
@@ -222,7 +233,14 @@ _IN_PLACE = {
     _aten.add.Tensor: _aten.add_.Tensor,
     _aten.mul.Tensor: _aten.mul_.Tensor,
 }
-_FRESH = (_aten.conv2d.default, _aten.add.Tensor, _aten.add_.Tensor, _aten.mul.Tensor, _aten.mul_.Tensor)
+_FRESH = (
+    _aten.conv2d.default,
+    IMAGES_CONV,
+    _aten.add.Tensor,
+    _aten.add_.Tensor,
+    _aten.mul.Tensor,
+    _aten.mul_.Tensor,
+)
 """Operations whose result nobody else keeps. A ReLU is none of them: its gradient needs its result."""
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dcn_plugin.engine import native, reference, triton_kernels
-from dcn_plugin.engine.derived import Derived
+from dcn_plugin.engine.derived import derived
 from dcn_plugin.engine.packing import Packed, Windows, pack_forward, pack_input_grad, pool_windows
 from dcn_plugin.engine.rows import Geometry, Window
 
@@ -22,12 +22,10 @@ __all__ = ["BACKENDS", "Backend", "forget", "packed_conv", "rows_conv", "rows_ma
 Backend = Literal["reference", "c", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-_derived = Derived()
-
 
 def forget(tensors: Iterable[Tensor | None]) -> None:
-    """Drop the lists that were made from these tensors."""
-    _derived.forget(tensors)
+    """Drop what was made from these tensors: lists of rows, packed weights."""
+    derived.forget(tensors)
 
 
 @torch.library.custom_op("dcn_plugin::rows_conv", mutates_args=())
@@ -90,7 +88,7 @@ def packed_conv(
 ) -> Packed:
     """The lists of :func:`rows_conv`, made once for the same tensors."""
     named = (weight, bias, in_index, out_index, kept, residual_index)
-    packed: Packed = _derived(("conv", geometry), named, lambda: pack_forward(*named, geometry))
+    packed: Packed = derived(("conv", geometry), named, lambda: pack_forward(*named, geometry))
     return packed
 
 
@@ -118,7 +116,7 @@ def rows_conv_input_grad(
     if backend == "reference":
         return reference.conv_input_grad(grad, weight, in_index, out_index, kept, geometry, rows)
     named = (weight, in_index, out_index, kept)
-    packed: Packed = _derived(("grad", geometry), named, lambda: pack_input_grad(*named, geometry))
+    packed: Packed = derived(("grad", geometry), named, lambda: pack_input_grad(*named, geometry))
     # Rows that the forward pass does not read have no gradient.
     make = grad.new_empty if len(packed.writes) == rows else grad.new_zeros
     out = make(rows, grad.shape[1])
@@ -136,7 +134,7 @@ def rows_residual_grad(grad: Tensor, residual_index: Tensor, out_index: Tensor, 
     """The gradient of :func:`rows_conv` with respect to its residual, as rows; arguments as there."""
     # An operator of its own: torch.compile must not look into what is derived and kept.
     named = (residual_index, out_index)
-    readers: Tensor = _derived(("residual", rows), named, lambda: _readers(residual_index, out_index, rows))
+    readers: Tensor = derived(("residual", rows), named, lambda: _readers(residual_index, out_index, rows))
     return torch.cat([grad, grad.new_zeros(1, grad.shape[1])]).index_select(0, readers)
 
 
@@ -160,13 +158,13 @@ def to_rows(images: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
     Rows that ``index`` does not name are 0: a mask on rows leaves them behind, and they have no gradient.
     """
     if backend == "triton":
-        cells, places = _derived(("places",), (index,), lambda: _places(index))
+        cells, places = derived(("places",), (index,), lambda: _places(index))
         made = images.flatten(1).index_select(1, cells).t()
         return images.new_zeros(rows, len(images)).index_copy_(0, places, made)
     if backend == "reference":
         return reference.to_rows(images, index, rows)
     images = images.contiguous(memory_format=torch.channels_last)
-    named: int = _derived(("named",), (index,), lambda: int((index >= 0).sum()))
+    named: int = derived(("named",), (index,), lambda: int((index >= 0).sum()))
     return native.to_rows(images, _by_position(index), rows, named)
 
 
@@ -219,7 +217,7 @@ def rows_max_pool(
     if backend != "c":
         return reference.max_pool(x, in_index, out_index, window, rows)
     named = (in_index, out_index)
-    windows: Windows = _derived(("pool", window), named, lambda: pool_windows(*named, window))
+    windows: Windows = derived(("pool", window), named, lambda: pool_windows(*named, window))
     return native.run_maxima(windows, x.contiguous())
 
 
@@ -327,7 +325,7 @@ def _places(index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_position(index: Tensor) -> Any:
-    return _derived(("cells",), (index,), lambda: index.permute(1, 2, 0).contiguous().numpy().ravel())
+    return derived(("cells",), (index,), lambda: index.permute(1, 2, 0).contiguous().numpy().ravel())
 
 
 def _runner(backend: str) -> Callable[..., None]:

@@ -16,8 +16,8 @@ class LayerPlan:
         shape: (C, H, W) of its output.
         dense: multiply-adds of one image, without defects.
         live: multiply-adds that have a live input and a live output.
-        packed_bytes: memory of its lists of rows; 0 where it runs on images.
-        dense_ms: milliseconds a batch on images; None: not measured.
+        packed_bytes: memory of its lists of rows; on images that of its weights where they are laid out anew, or 0.
+        dense_ms: milliseconds a batch on images, as it would run there; None: not measured.
         rows_ms: milliseconds a batch on rows; None: not measured.
         backend: what runs it: "reference", "c", "triton", or "dense".
         reason: why.
@@ -44,7 +44,8 @@ class Plan:
         batch_size: that was measured with.
         dense_ms: milliseconds a batch of the whole model on images, batch norm folded; None: not measured.
         compact_ms: the same, as planned.
-        least_batch: smaller batches run on images.
+        least_batch: smaller batches run on images, as PyTorch runs them.
+        chunk: so many images at a time are fastest; None: the whole batch.
         note: what else there is to say, such as why another backend was not taken.
     """
 
@@ -54,11 +55,12 @@ class Plan:
     dense_ms: float | None
     compact_ms: float | None
     least_batch: int
+    chunk: int | None = None
     note: str = ""
 
     @property
     def packed_bytes(self) -> int:
-        """Memory of all lists of rows."""
+        """Memory of all lists of rows, and of weights that are laid out anew."""
         return sum(layer.packed_bytes for layer in self.layers)
 
     @property
@@ -74,7 +76,7 @@ class Plan:
             "dense MMAC",
             "live MMAC",
             "share",
-            "lists KiB",
+            "packed KiB",
             "dense ms",
             "rows ms",
             "runs on",
@@ -108,9 +110,14 @@ class Plan:
         return "\n".join([*lines, "", *self._summary()])
 
     def _summary(self) -> list[str]:
+        on_images = sum(layer.packed_bytes for layer in self.layers if layer.backend == "dense")
+        weights = f"; weights laid out once: {on_images / 2**20:.1f} MiB" if on_images else ""
+        lists = f"lists of rows: {(self.packed_bytes - on_images) / 2**20:.1f} MiB"
+        chunk = f"; {self.chunk} images at a time" if self.chunk is not None else ""
         lines = [
-            f"backend {self.backend}, batch {self.batch_size}; smaller batches than {self.least_batch} run on images",
-            f"multiply-adds: {self.ideal:.2f} times fewer; lists of rows: {self.packed_bytes / 2**20:.1f} MiB",
+            f"backend {self.backend}, batch {self.batch_size}{chunk}; "
+            f"smaller batches than {self.least_batch} run on images",
+            f"multiply-adds: {self.ideal:.2f} times fewer; {lists}{weights}",
         ]
         if self.dense_ms is not None and self.compact_ms is not None:
             ratio = self.dense_ms / self.compact_ms

@@ -14,7 +14,7 @@ from dcn_plugin.engine import ops
 from dcn_plugin.engine.plan import Plan
 from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError
 
-__all__ = ["AskedBackend", "CompactModel"]
+__all__ = ["AskedBackend", "CompactModel", "in_chunks"]
 
 AskedBackend = Literal["auto", "reference", "c", "triton"]
 
@@ -75,9 +75,13 @@ class CompactModel(nn.Module):
             )
         if images.dtype != self.dtype:
             raise ImageRangeError("A compact model computes in one dtype.", str(images.dtype), str(self.dtype))
-        rows = torch.compiler.is_compiling() or (len(images) >= self.plan.least_batch and not _is_transformed(images))
-        result: Tensor = (self.on_rows if rows else self.on_images)(images)
-        return result
+        if torch.compiler.is_compiling():
+            compiled: Tensor = self.on_rows(images)
+            return compiled
+        if len(images) < self.plan.least_batch or _is_transformed(images):
+            plain: Tensor = self.on_images(images)
+            return plain
+        return in_chunks(self.on_rows, images, self.plan.chunk)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Weights and masks of the model that was compacted, under its own names."""
@@ -120,6 +124,15 @@ class CompactModel(nn.Module):
     def _forget_with_me(self) -> None:
         """The lists of rows go when the model goes."""
         weakref.finalize(self, ops.forget, list(self.on_rows.buffers()))
+
+
+def in_chunks(graph: nn.Module, images: Tensor, chunk: int | None) -> Tensor:
+    """The graph's output for (N, C, H, W), computed ``chunk`` images at a time, or fewer; None: all at once."""
+    parts = 1 if chunk is None else -(-len(images) // chunk)
+    if parts <= 1:
+        whole: Tensor = graph(images)
+        return whole
+    return torch.cat([graph(part) for part in images.tensor_split(parts)])
 
 
 def _is_transformed(images: Tensor) -> bool:

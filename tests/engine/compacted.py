@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -92,3 +94,18 @@ def assert_equal_and_defective(compact: dcn.CompactModel, model: nn.Module, give
 def rows(compact: dcn.CompactModel) -> list[str]:
     """Names of the layers that run on rows."""
     return [layer.name for layer in compact.plan.layers if layer.backend != "dense"]
+
+
+def assert_close(found: Tensor, expected: Tensor, limit: float = LIMIT) -> None:
+    """Relative to the largest value."""
+    largest = expected.abs().max()
+    assert largest > 0
+    assert (found - expected).abs().max() <= limit * largest
+
+
+def input_gradient(model: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+    given = given.clone().requires_grad_()
+    logits = model(given)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=logits.dtype)
+    (found,) = torch.autograd.grad((logits * weights).sum(), given)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
-from dcn_plugin.engine import cost, ops
+from dcn_plugin.engine import cost
 from dcn_plugin.engine.cost import Counted, Measured, choose, multiply_adds, timed
+from dcn_plugin.engine.derived import derived
 from dcn_plugin.engine.rows import Geometry
 from dcn_plugin.engine.steps import Conv, Kind, Step
 from tests.engine.cases import Layer, make_layer, needs_c
@@ -107,6 +108,7 @@ class Fake:
     on_images: dict[Step, float]
     on_rows: dict[Step, float | None]
     changes: dict[fx.Node, tuple[float, float]]
+    packing: dict[Step, float] = field(default_factory=dict)
 
     def images(self, step: Step) -> float:
         return self.on_images[step]
@@ -116,6 +118,9 @@ class Fake:
 
     def conversion(self, node: fx.Node) -> tuple[float, float]:
         return self.changes[node]
+
+    def saved_by_packing(self, step: Step) -> float:
+        return self.packing.get(step, 0.0)
 
     def total(self, steps: list[Step], chosen: frozenset[Step]) -> float:
         """What an assignment costs, conversions included."""
@@ -237,7 +242,7 @@ def test_steps_without_a_convolution_do_not_go_to_rows() -> None:
 
 @needs_c
 def test_everything_is_measured_once_and_leaves_no_lists_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, calls = set(ops._derived._entries), []
+    before, calls = set(derived._entries), []
 
     def watch(run: Callable[[], object], device: torch.device) -> float:
         run()
@@ -245,6 +250,7 @@ def test_everything_is_measured_once_and_leaves_no_lists_behind(monkeypatch: pyt
         return float(len(calls))
 
     monkeypatch.setattr(cost, "timed", watch)
+    monkeypatch.setattr(cost, "can_pack", lambda *_: False)
     step, live = one_layer(make_layer(densities=(0.3, 0.3, None)))
     costs = Measured(live, 16, torch.device("cpu"), "c")
     for _ in range(2):
@@ -253,7 +259,7 @@ def test_everything_is_measured_once_and_leaves_no_lists_behind(monkeypatch: pyt
         assert costs.conversion(step.value) == (3.0, 4.0)
     assert len(calls) == 4
     assert costs.times == {step: (1.0, 2.0)}
-    assert set(ops._derived._entries) == before
+    assert set(derived._entries) == before
 
 
 @needs_c

@@ -6,7 +6,7 @@ import copy
 import gc
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.engine import model as engine_model
-from dcn_plugin.engine import native, ops
+from dcn_plugin.engine import native
 from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError, NotDefectiveError, SpecError, TraceError
 from tests.engine.cases import BACKENDS, needs_c
 from tests.engine.compacted import (
     LIMIT,
     SIZE,
+    assert_close,
     assert_equal_and_defective,
     created,
     error,
     images,
+    input_gradient,
     randomised,
     rows,
     small,
@@ -223,21 +225,6 @@ def test_the_memory_format_of_the_images_does_not_matter(model: nn.Module, compa
 # --- gradients
 
 
-def assert_close(found: Tensor, expected: Tensor, limit: float = LIMIT) -> None:
-    """Relative to the largest value."""
-    largest = expected.abs().max()
-    assert largest > 0
-    assert (found - expected).abs().max() <= limit * largest
-
-
-def input_gradient(model: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-    given = given.clone().requires_grad_()
-    logits = model(given)
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=logits.dtype)
-    (found,) = torch.autograd.grad((logits * weights).sum(), given)
-    return found
-
-
 def test_the_input_gradient_is_the_models_in_float64() -> None:
     model = small(torch.float64)
     made, given = dcn.compact(model, backend="reference"), images().double()
@@ -358,14 +345,6 @@ def test_a_copy_gives_the_same_and_outlives_its_original(copied: Callable[[Any],
     assert torch.equal(other(images()), expected)
 
 
-@pytest.fixture
-def lists() -> Iterator[Callable[[], int]]:
-    """How many lists are kept for models of this test."""
-    gc.collect()
-    before = set(ops._derived._entries)
-    yield lambda: len(set(ops._derived._entries) - before)
-
-
 @pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("auto", marks=slow)])
 def test_the_lists_are_freed_with_the_model(backend: Any, model: nn.Module, lists: Callable[[], int]) -> None:
     made = dcn.compact(model, backend=backend)
@@ -390,6 +369,7 @@ def test_a_plan_that_was_slower_is_not_kept_and_nor_are_its_lists(
     # The layers on their own promise much; the whole does not keep it.
     monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
     monkeypatch.setattr(engine_model, "_race", race)
+    monkeypatch.setattr(engine_model, "_best_chunk", lambda graph, whole_ms, *_: (None, whole_ms))
     made = dcn.compact(model)
     assert made.plan.backend == "dense"
     assert not rows(made)
@@ -404,6 +384,7 @@ def test_a_plan_that_was_slower_is_not_kept_and_nor_are_its_lists(
 def test_batches_that_were_slower_on_rows_run_on_images(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
     monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 8))
+    monkeypatch.setattr(engine_model, "_best_chunk", lambda graph, whole_ms, *_: (None, whole_ms))
     made = dcn.compact(model)
     assert "smaller batches than 8 run on images" in str(made.plan)
     calls = []
@@ -412,6 +393,44 @@ def test_batches_that_were_slower_on_rows_run_on_images(model: nn.Module, monkey
     for count in (7, 8):
         assert error(made, model, images(count)) < LIMIT
     assert calls == ["images", "rows"]
+
+
+@needs_c
+def test_a_batch_runs_in_as_many_chunks_as_were_fastest(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (4, 0.5))
+    made = dcn.compact(model)
+    assert "4 images at a time" in str(made.plan)
+    assert made.plan.compact_ms == 0.5
+    assert error(made, model, images(11)) < LIMIT
+    assert_close(input_gradient(made, images(11)), input_gradient(model, images(11)))
+    counts: list[int] = []
+    for graph in (made.on_rows, made.on_images):
+        graph.register_forward_hook(lambda _, given, made: counts.append(len(made)))
+    made(images(11))
+    assert counts == [4, 4, 3]
+    made(images(4))
+    assert counts[3:] == [4]
+
+
+def test_the_best_chunk_is_found_among_halves_and_a_small_gain_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {16: 10.0, 8: 8.0, 4: 7.0, 2: 9.0, 1: 1.0}
+    asked: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(len(x))
+            return x
+
+    def clock(run: Callable[[], object], device: torch.device) -> float:
+        run()
+        return times[asked[-1]]
+
+    monkeypatch.setattr(engine_model, "timed", clock)
+    place = ((1, 2, 2), 16, torch.device("cpu"))
+    # It stops where it gets slower: one image at a time is not asked for.
+    assert engine_model._best_chunk(Counting(), 10.0, *place) == (4, 7.0)
+    assert asked == [8] * 2 + [4] * 4 + [2] * 8
+    assert engine_model._best_chunk(Counting(), 7.1, *place) == (None, 7.1)
 
 
 # --- torch.compile and torch.export

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dcn_plugin.engine import native, ops
+from dcn_plugin.engine.derived import derived
 from dcn_plugin.engine.ops import rows_conv, rows_conv_input_grad, rows_to_dense, to_rows
 from dcn_plugin.engine.rows import Window, expand, gather, number_rows
 from tests.engine.cases import (
@@ -31,7 +32,7 @@ from tests.engine.cases import (
 def no_lists_left_over() -> Iterator[None]:
     """Lists live as long as their tensors; these tests make thousands."""
     yield
-    ops._derived._entries.clear()
+    derived._entries.clear()
 
 
 def assert_close(found: Tensor, expected: Tensor, scale: float) -> None:
