@@ -107,7 +107,7 @@ class CheckpointError(DcnError, RuntimeError):
 
 
 class PretrainedError(DcnError, ValueError):
-    """Pretrained weights were asked for where none exist."""
+    """Pretrained weights do not exist, cannot be had here, or their card is not usable."""
 
 
 class DataError(DcnError, ValueError):

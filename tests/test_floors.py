@@ -24,7 +24,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "F2": (("norms", "convs", "layers", "trace", "sites", "blocks", "selection"),),
     "F3": (("surgery", "inspection", "checkpoint", "engine/"),),
     "F4": (("models/",), ("data/",), ("attacks/",)),
-    "F5": (("evaluate/", "training/"), ("adapters/",)),
+    "F5": (("evaluate/", "training/", "pretrained/"), ("adapters/",)),
     "F6": (("report/",), ("experiments/",)),
     "F7": (("cli/",),),
 }

@@ -1,24 +1,19 @@
 """The demonstration: do defective nets resist transfer attacks and noise, on real handwritten digits?
 
 A run trains a source, a standard net and a defective net for every keep probability, attacks the source, and
-shows the images to the others. The targets of one run start from the same weights and see the same batches; only
-their masks differ. The source is another training run. No target is treated in a way of its own.
-
-Network and schedule were chosen by hand among about 25 settings, on other training seeds and another split, by
-looking at clean accuracy and at the transfer result itself, on test images that overlap the demonstration's: a
-setting was wanted that trains in seconds and shows the effect. Under weaker weight decay, or with fewer blocks at the
-bottom, the same comparison gave smaller differences; between single runs it varies by ten points and more.
+shows the images to the others; or it takes the networks that come with the package. See
+:mod:`dcn_plugin.experiments.demo_networks` for the networks and :mod:`dcn_plugin.experiments.demo_spec` for how the
+settings were chosen.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,57 +29,30 @@ from dcn_plugin.evaluate import (
     Examples,
     Result,
     ResultFile,
-    code_hash,
     gaussian,
     measure_targets,
     predict,
 )
+from dcn_plugin.experiments.demo_networks import (
+    BASELINE,
+    SHIPPED,
+    SHIPPED_KEEP,
+    SHIPPED_SEED,
+    SOURCE,
+    network_names,
+    shipped_networks,
+    train_network,
+)
+from dcn_plugin.experiments.demo_spec import DemoSpec
 from dcn_plugin.experiments.seeds import FinishedSeed, fixed_threads, now
 from dcn_plugin.layers import DefectMask2d
-from dcn_plugin.models import cifar_resnet
-from dcn_plugin.surgery import defectify
-from dcn_plugin.training import TrainConfig, isolated_rng, train
+from dcn_plugin.pretrained import pretrained_card
+from dcn_plugin.training import TrainConfig
 
 __all__ = ["BASELINE", "DemoOutcome", "DemoSpec", "run_demo"]
 
-BASELINE = "standard"
-SOURCE = "source"
+_SEEDS = (0, 1, 2)
 _EXAMPLES = 6
-
-
-@dataclass(frozen=True)
-class DemoSpec:
-    """The settings of the demonstration; the defaults are those of ``defective demo``.
-
-    Args:
-        size: height and width of the images.
-        width: channels of the ResNet's stem.
-        layers: basic blocks in its four layers.
-        blocks: where the masks go, as in :func:`dcn_plugin.defectify`.
-        keep: keep probabilities of the defective nets.
-        training: of every net alike; its seed is replaced.
-        eps: radii of the PGD attack, in units of [0, 1] images.
-        steps: steps of the attack.
-        sigmas: of the Gaussian noise, in the same units.
-        threads: torch's threads. With one, the numbers do not depend on the number of cores.
-    """
-
-    size: int = 16
-    width: int = 16
-    layers: tuple[int, int, int, int] = (2, 2, 1, 1)
-    blocks: str = "bottom"
-    keep: tuple[float, ...] = (0.5, 0.3, 0.1)
-    training: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8, weight_decay=5e-3, shift=1))
-    eps: tuple[float, ...] = (0.1, 0.2, 0.3)
-    steps: int = 20
-    sigmas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    threads: int = 1
-
-    def to_json(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """All that the numbers depend on, but for the machine and the versions, as JSON values."""
-        own = dataclasses.asdict(self)
-        del own["training"]["seed"]
-        return dict(json.loads(json.dumps({"name": "demo", **own, "seeds": list(seeds), "code": code_hash()})))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +90,7 @@ class DemoOutcome:
         training, seconds = spec["training"], self.file.run["seconds"].values()
         return {
             "Network": f"ResNet, {spec['width']} channels in the stem, {spec['layers']} blocks",
+            **_origin(spec.get("pretrained")),
             "Masks": f"{spec['blocks']} blocks",
             "Choice of settings": "by hand, to show the effect: about 25 were tried on other training seeds and "
             "another split, whose test images overlap these; under others the differences were smaller",
@@ -135,6 +104,14 @@ class DemoOutcome:
         }
 
 
+def _origin(shipped: Mapping[str, str] | None) -> dict[str, str]:
+    """Where networks come from that this run did not train."""
+    if shipped is None:
+        return {}
+    files = ", ".join(f"{name} (SHA-256 {digest[:16]})" for name, digest in shipped.items())
+    return {"Not trained in this run": f"they come with the package, with float16 weights: {files}"}
+
+
 def _telling(training: Mapping[str, Any]) -> dict[str, Any]:
     """The epochs, and the options that are not the default."""
     usual = json.loads(TrainConfig().to_json())
@@ -144,20 +121,23 @@ def _telling(training: Mapping[str, Any]) -> dict[str, Any]:
 def run_demo(
     out: str | os.PathLike[str],
     *,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] | None = None,
     spec: DemoSpec | None = None,
+    pretrained: bool = False,
     progress: bool = False,
     fresh: bool = False,
 ) -> DemoOutcome:
     """Run the demonstration and write ``results.json``.
 
-    Each seed's results are written to ``out/seeds`` as soon as they are there, and reused by a later run with the same
-    settings, code, versions and machine: a run that was killed goes on where it stopped.
+    Each trained seed's results are written to ``out/seeds`` as soon as they are there, and reused by a later run with
+    the same settings, code, versions and machine: a run that was killed goes on where it stopped.
 
     Args:
         out: folder for the results; made if need be.
-        seeds: one run each, different from each other, >= 0.
+        seeds: one run each, different from each other, >= 0; 0, 1 and 2 by default.
         spec: the settings.
+        pretrained: take the networks that come with the package, trained with seed 0 and p = 0.3, and train none. It
+            takes seconds, so that nothing is kept for reuse, and what is in ``out/seeds`` stays as it is.
         progress: show a progress bar on stderr, if that is a terminal.
         fresh: reuse nothing.
 
@@ -167,39 +147,41 @@ def run_demo(
     Raises:
         MissingExtraError: scikit-learn is not installed.
         DataError: ``out`` is a file.
-        SpecError: no seed, a seed twice, or a negative one.
+        SpecError: no seed, a seed twice, or a negative one; with ``pretrained``, seeds or settings of other networks.
     """
     from tqdm import tqdm
 
-    spec = spec or DemoSpec()
-    seeds = tuple(seeds)
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise SpecError("The seeds are not usable.", seeds, "one or more different ints >= 0")
+    spec = spec or (dataclasses.replace(DemoSpec(), keep=SHIPPED_KEEP) if pretrained else DemoSpec())
+    seeds = _checked(seeds, pretrained=pretrained)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise DataError("Results go into a folder.", str(folder), "a folder, or a name that is free")
+    shipped = shipped_networks(spec) if pretrained else None
+    hashes = {name: pretrained_card(name).sha256 for name in SHIPPED.values()} if pretrained else None
     splits = load_digits(size=spec.size)
     finished: dict[int, FinishedSeed] = {}
     reused = []
-    stages = len(_names(spec)) + len(spec.eps) + 1
+    stages = (0 if pretrained else len(network_names(spec))) + len(spec.eps) + 1
     bar = tqdm(
         total=stages * len(seeds), disable=None if progress else True, unit="stage", leave=False, dynamic_ncols=True
     )
     with fixed_threads(spec.threads), bar:
         for seed in seeds:
-            known = None if fresh else FinishedSeed.read(folder, seed, spec.to_json([seed]))
+            settings = spec.to_json([seed], shipped=hashes)
+            known = None if fresh or pretrained else FinishedSeed.read(folder, seed, settings)
             if known is None:
                 start = time.perf_counter()
-                results, examples = _run_seed(spec, seed, splits, bar)
+                results, examples = _run_seed(spec, seed, splits, bar, shipped)
                 run = {"created": now(), "seconds": round(time.perf_counter() - start, 2)}
-                known = FinishedSeed(ResultFile(spec.to_json([seed]), tuple(results), run), examples)
-                known.write(folder, seed)
+                known = FinishedSeed(ResultFile(settings, tuple(results), run), examples)
+                if not pretrained:
+                    known.write(folder, seed)
             else:
                 reused.append(seed)
                 bar.update(stages)
             finished[seed] = known
     whole = ResultFile(
-        spec.to_json(seeds),
+        spec.to_json(seeds, shipped=hashes),
         tuple(result for one in finished.values() for result in one.file.results),
         {"created": now(), "seconds": {str(seed): one.file.run.get("seconds") for seed, one in finished.items()}},
     )
@@ -207,12 +189,31 @@ def run_demo(
     return DemoOutcome(whole, finished[seeds[0]].examples, tuple(reused))
 
 
-def _run_seed(spec: DemoSpec, seed: int, splits: Splits, bar: Any) -> tuple[list[Result], Examples]:
-    nets: dict[str, nn.Module] = {}
-    for name, keep in _names(spec).items():
-        bar.set_description(f"seed {seed}, training {name}")
-        nets[name] = _trained(spec, seed, name, keep, splits, progress=not bar.disable)
-        bar.update()
+def _checked(seeds: Sequence[int] | None, *, pretrained: bool) -> tuple[int, ...]:
+    if pretrained:
+        if seeds is not None and tuple(seeds) != (SHIPPED_SEED,):
+            raise SpecError(
+                "The networks that come with the package were trained with one seed.",
+                tuple(seeds),
+                f"({SHIPPED_SEED},), or no seeds at all",
+                "leave the seeds out, or train the networks: without --pretrained (pretrained=False)",
+            )
+        return (SHIPPED_SEED,)
+    given = _SEEDS if seeds is None else tuple(seeds)
+    if not given or len(set(given)) < len(given) or min(given) < 0:
+        raise SpecError("The seeds are not usable.", given, "one or more different ints >= 0")
+    return given
+
+
+def _run_seed(
+    spec: DemoSpec, seed: int, splits: Splits, bar: Any, shipped: Mapping[str, nn.Module] | None
+) -> tuple[list[Result], Examples]:
+    nets = dict(shipped or {})
+    for name in network_names(spec):
+        if name not in nets:
+            bar.set_description(f"seed {seed}, training {name}")
+            nets[name] = train_network(spec, seed, name, splits, progress=not bar.disable)
+            bar.update()
     targets = {name: net for name, net in nets.items() if name != SOURCE}
     results = []
     made = []
@@ -226,32 +227,6 @@ def _run_seed(spec: DemoSpec, seed: int, splits: Splits, bar: Any) -> tuple[list
     results += gaussian(targets, splits.test, spec.sigmas, seed=seed)
     bar.update()
     return results, _examples(nets, made)
-
-
-def _names(spec: DemoSpec) -> dict[str, float | None]:
-    """Name of every net -> its keep probability, None for a standard one."""
-    return {SOURCE: None, BASELINE: None, **{f"defective p={p:g}": p for p in spec.keep}}
-
-
-def _trained(spec: DemoSpec, seed: int, name: str, keep: float | None, splits: Splits, *, progress: bool) -> nn.Module:
-    role = SOURCE if name == SOURCE else "target"
-    channels, height, width = splits.train.shape
-    net: nn.Module
-    with isolated_rng(_derived(seed, role, "weights")):
-        net = cifar_resnet(spec.layers, num_classes=splits.train.num_classes, in_chans=channels, width=spec.width)
-    if keep is not None:
-        net = defectify(
-            net, spec.blocks, keep, input_size=(channels, height, width), seed=_derived(seed, role, "masks")
-        )
-    config = dataclasses.replace(spec.training, seed=_derived(seed, role, "order"))
-    train(net, splits.train, config, progress=progress, name=name)
-    return net
-
-
-def _derived(seed: int, role: str, what: str) -> int:
-    """Independent seeds from one: 62 bits of a hash."""
-    digest = hashlib.blake2b(f"demo|{seed}|{role}|{what}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2
 
 
 def _examples(nets: dict[str, nn.Module], made: Sequence[AdversarialSet]) -> Examples:

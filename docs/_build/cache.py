@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["cached", "fingerprint"]
 
-_SOURCES = ("*.py", "*.c", "*.h", "*.html", "*.j2", "*.css")
+_SOURCES = ("*.py", "*.c", "*.h", "*.html", "*.j2", "*.css", "*.json", "*.safetensors")
 _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "matplotlib", "torchattacks", "adversarial-robustness-toolbox")
 
 

@@ -18,6 +18,8 @@ from dcn_plugin.errors import DataError, SpecError
 from dcn_plugin.evaluate import ResultFile, code_hash
 from dcn_plugin.experiments import BASELINE, DemoOutcome, run_demo
 from dcn_plugin.experiments import demo as module
+from dcn_plugin.experiments.demo_networks import SHIPPED
+from dcn_plugin.pretrained import pretrained_card
 from tests.cli.test_main import TINY
 
 
@@ -92,9 +94,9 @@ def test_finished_seeds_are_reused_and_the_file_is_the_same(
 # The hash of the code is passed on, so that a file saved meanwhile does not fail the test.
 KILLED = """
 import sys
-from dcn_plugin.experiments import demo, run_demo
+from dcn_plugin.experiments import demo_spec, run_demo
 from tests.cli.test_main import TINY
-demo.code_hash = lambda: sys.argv[2]
+demo_spec.code_hash = lambda: sys.argv[2]
 run_demo(sys.argv[1], seeds=range(50), spec=TINY)
 """
 
@@ -197,3 +199,57 @@ def test_the_defaults_are_those_the_issue_asks_for() -> None:
     spec = module.DemoSpec()
     assert (spec.keep, spec.eps, spec.steps) == ((0.5, 0.3, 0.1), (0.1, 0.2, 0.3), 20)
     assert (spec.sigmas, spec.size, spec.blocks) == ((0.1, 0.2, 0.3, 0.4, 0.5), 16, "bottom")
+
+
+QUICK = module.DemoSpec(keep=(0.3,), eps=(0.2,), steps=2, sigmas=(0.3,))
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoOutcome]:
+    out = tmp_path_factory.mktemp("shipped")
+    (out / "seeds").mkdir()
+    (out / "seeds" / "seed-0.json").write_text("of a run that trained")
+    return out, run_demo(out, spec=QUICK, pretrained=True)
+
+
+def test_the_networks_of_the_package_are_attacked_without_training(
+    shipped: tuple[Path, DemoOutcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(module, "train_network", refuse)
+    outcome = run_demo(tmp_path, spec=QUICK, pretrained=True, seeds=[0])
+    assert [(r.seed, r.protocol, r.target) for r in outcome.file.results] == [
+        (0, protocol, target) for protocol in ("transfer", "gaussian") for target in (BASELINE, "defective p=0.3")
+    ]
+    assert all((r.n_clean_correct or 0) > 400 for r in outcome.file.results), "they are trained"
+    assert without_run(tmp_path / "results.json") == without_run(shipped[0] / "results.json")
+
+
+def test_without_training_the_results_of_trained_seeds_stay_as_they_are(shipped: tuple[Path, DemoOutcome]) -> None:
+    assert (shipped[0] / "seeds" / "seed-0.json").read_text() == "of a run that trained"
+    assert shipped[1].reused == ()
+
+
+def test_the_record_names_the_files_of_networks_that_were_not_trained(
+    shipped: tuple[Path, DemoOutcome], two_seeds: tuple[Path, DemoOutcome]
+) -> None:
+    spec, facts = shipped[1].file.spec, shipped[1].facts
+    assert spec["pretrained"] == {name: pretrained_card(name).sha256 for name in SHIPPED.values()}
+    assert spec["pretrained"]["digits_resnet.source"][:16] in facts["Not trained in this run"]
+    assert "pretrained" not in two_seeds[1].file.spec
+    assert "Not trained in this run" not in two_seeds[1].facts
+
+
+@pytest.mark.parametrize("seeds", [(1,), (0, 1), ()])
+def test_the_networks_of_the_package_have_one_seed(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    with pytest.raises(SpecError, match="one seed"):
+        run_demo(tmp_path, seeds=seeds, spec=QUICK, pretrained=True)
+
+
+def test_settings_of_other_networks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"other settings.*'keep': \(0\.5,\).*keep=\(0\.3,\)"):
+        run_demo(tmp_path, spec=dataclasses.replace(QUICK, keep=(0.5,)), pretrained=True)
+    with pytest.raises(SpecError, match="width"):
+        run_demo(tmp_path, spec=dataclasses.replace(QUICK, width=8), pretrained=True)
