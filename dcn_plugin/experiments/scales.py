@@ -83,7 +83,7 @@ _TRAINING = ("epochs", "batch", "lr", "amp")
 
 
 def _imagenet() -> TrainConfig:
-    """100 epochs are the authors'; learning rate, batch and schedule, which they do not give, are torchvision's."""
+    """Epochs, crops, flip and PCA colour are the authors', the rest, which they do not give, torchvision's."""
     return TrainConfig(
         epochs=100,
         batch_size=256,
@@ -93,6 +93,7 @@ def _imagenet() -> TrainConfig:
         weight_decay=1e-4,
         flip=True,
         min_scale=0.08,
+        pca_color=0.1,
     )
 
 

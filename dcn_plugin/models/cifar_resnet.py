@@ -26,6 +26,7 @@ def cifar_resnet(
     width: int = 64,
     widths: Sequence[int] | None = None,
     project_first: bool = False,
+    stem_reduction: Literal[1, 4] = 1,
     global_pool: str = "avg",
     act_layer: LayerType = nn.ReLU,
     norm_layer: LayerType = nn.BatchNorm2d,
@@ -34,7 +35,7 @@ def cifar_resnet(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> ResNet:
-    """Build a post-activation ResNet with a 3x3 stride-1 stem and no max-pool.
+    """Build a post-activation ResNet with a 3x3 stem, for small images of stride 1 and without a max-pool.
 
     The children are timm's (conv1, bn1, layer1 .. layer4, fc), and so is ``feature_info``, with the
     reductions that hold here. Weights have PyTorch's default initialisation, as in the authors' code; timm's own
@@ -50,14 +51,17 @@ def cifar_resnet(
         widths: channels of the stem and of each layer, all >= 1, instead of ``width``.
         project_first: give the first block of layer1 a projection (1x1 convolution and norm) for a shortcut even
             where its channels agree, as the authors' networks of other widths have it.
+        stem_reduction: how many times smaller than the images the maps of layer1 are. 4 is the authors' network for
+            ImageNet: the stem has stride 2, and timm's 3x3 max-pool of stride 2 follows it.
         global_pool: as in timm, and so are ``act_layer``, ``norm_layer``, ``drop_rate``, ``drop_path_rate``,
             ``device`` and ``dtype``.
 
     Returns:
-        timm's ResNet: (N, in_chans, H, W) -> logits (N, num_classes), for H and W of 8 and more.
+        timm's ResNet: (N, in_chans, H, W) -> logits (N, num_classes), for H and W of 8 and more (32 and more where the
+        stem reduces by 4).
 
     Raises:
-        SpecError: a size is too small, or ``layers`` and ``widths`` do not fit together.
+        SpecError: a size is too small, an option unknown, or ``layers`` and ``widths`` do not fit together.
 
     Source: paper, appendix C.1, C.2, C.6; FACTS of the authors' code (kuangliu-style ResNet).
     """
@@ -66,6 +70,8 @@ def cifar_resnet(
         raise SpecError(
             "A ResNet here has three or four layers of at least one block.", tuple(layers), "3 or 4 ints >= 1"
         )
+    if stem_reduction not in (1, 4):
+        raise SpecError("Unknown reduction of a stem.", stem_reduction, "1, 4")
     if block not in ("basic", "bottleneck"):
         raise SpecError("Unknown block.", block, "'basic', 'bottleneck'")
     stem, *channels = widths or (width, *(width * 2**i for i in range(len(layers))))
@@ -94,9 +100,11 @@ def cifar_resnet(
         **parts,
     )
     placed = {"device": device, "dtype": dtype}
-    model.conv1 = nn.Conv2d(in_chans, stem, kernel_size=3, padding=1, bias=False, **placed)  # type: ignore[assignment, arg-type]
+    stride = 1 if stem_reduction == 1 else 2
+    model.conv1 = nn.Conv2d(in_chans, stem, 3, stride=stride, padding=1, bias=False, **placed)  # type: ignore[assignment, arg-type]
     model.bn1 = parts["norm_layer"](stem, **placed)
-    model.maxpool = nn.Identity()  # type: ignore[assignment]
+    if stem_reduction == 1:
+        model.maxpool = nn.Identity()  # type: ignore[assignment]
     # timm fixes the width of its one-convolution stem at 64, so layer1 is made again for the true width.
     stages, _ = make_blocks((block_class,) * len(layers), tuple(channels), tuple(layers), inplanes=stem, **parts)
     model.layer1 = stages[0][1]
@@ -105,9 +113,9 @@ def cifar_resnet(
         first.downsample = downsample_conv(stem, out, 1, norm_layer=parts["norm_layer"], **placed)  # type: ignore[arg-type]
     default_init(model)
     model.feature_info = [
-        {"num_chs": stem, "reduction": 1, "module": "act1"},
+        {"num_chs": stem, "reduction": stride, "module": "act1"},
         *(
-            {"num_chs": c * block_class.expansion, "reduction": 2**i, "module": f"layer{i + 1}"}
+            {"num_chs": c * block_class.expansion, "reduction": stem_reduction * 2**i, "module": f"layer{i + 1}"}
             for i, c in enumerate(channels)
         ),
     ]

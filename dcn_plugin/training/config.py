@@ -15,6 +15,10 @@ __all__ = ["Schedule", "Select", "TrainConfig", "smoothing_for"]
 Schedule = Literal["one-cycle", "steps"]
 Select = Literal["val", "test", "last"]
 
+# Options that came after runs had been kept. At their default they stand in no text, so that what a run is known by
+# (its folder's plan, the name of a recipe's network) is what it was before there was the option. Add new ones here.
+_LATER = ("pca_color",)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -38,6 +42,8 @@ class TrainConfig:
         flip: half of the images are mirrored left to right.
         min_scale: None: the images are held in memory as they are. Otherwise every image is a random resized crop
             of its file with at least this share of its area, decoded anew in every epoch; 0.08 is ImageNet's custom.
+        pca_color: colours are shifted along the principal axes of ImageNet's, by factors of this standard deviation;
+            0.1 is the custom, 0 shifts nothing. RGB images only.
         ema_decay: average the weights with this decay, in (0, 1), rising to it from 0 in the first steps. The average
             is then what is validated, saved and returned.
         clip_norm: largest L2 norm of the gradient.
@@ -66,6 +72,7 @@ class TrainConfig:
     shift: int = 0
     flip: bool = False
     min_scale: float | None = None
+    pca_color: float = 0.0
     ema_decay: float | None = None
     clip_norm: float | None = None
     amp: bool = False
@@ -95,6 +102,7 @@ class TrainConfig:
             "label_smoothing": (0 <= self.label_smoothing < 1, "a number in [0, 1)"),
             "shift": (self.shift >= 0 and not (self.shift and self.min_scale), "an int >= 0, 0 with min_scale"),
             "min_scale": (self.min_scale is None or 0 < self.min_scale <= 1, "a number in (0, 1], or None"),
+            "pca_color": (0 <= self.pca_color < math.inf, "a number >= 0"),
             "ema_decay": (self.ema_decay is None or 0 < self.ema_decay < 1, "a number in (0, 1), or None"),
             "clip_norm": (self.clip_norm is None or 0 < self.clip_norm < math.inf, "a number > 0, or None"),
             "select": (self.select in get_args(Select), ", ".join(map(repr, get_args(Select)))),
@@ -137,8 +145,14 @@ class TrainConfig:
         return dataclasses.replace(self, epochs=epochs, milestones=stones)
 
     def to_json(self) -> str:
-        """Serialise to JSON text; :meth:`from_json` is the exact inverse."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Serialise to JSON text; :meth:`from_json` is the exact inverse.
+
+        Options that are younger than this format (``pca_color``) are left out where they have their default.
+        """
+        defaults = {item.name: item.default for item in dataclasses.fields(self)}
+        raw = dataclasses.asdict(self)
+        kept = {name: value for name, value in raw.items() if name not in _LATER or value != defaults[name]}
+        return json.dumps(kept, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:

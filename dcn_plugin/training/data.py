@@ -16,6 +16,7 @@ from dcn_plugin.data import EvalTransform, ImageFiles, LabelledImages
 from dcn_plugin.data.augment import Moves, draw_moves
 from dcn_plugin.data.decode import decode
 from dcn_plugin.errors import SpecError
+from dcn_plugin.training.color import check_colored, draw_colors, shift_colors
 from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.rng import isolated_rng
 
@@ -31,7 +32,8 @@ class Batch(NamedTuple):
         images: float32 (B, C, H, W) in [0, 1], augmented, on the model's device.
         labels: int64 (B,), on the model's device.
         places: int64 (B,), the place of each image in its data set, on the CPU.
-        moves: how the images were moved, where that can be repeated on others; None for random resized crops.
+        moves: how the images were moved, where that is all that was done to them and can be repeated on others; None
+            for random resized crops and shifted colours.
         weights: float (B,) of mean 1, each image's weight in the loss, on the model's device; None: all alike.
     """
 
@@ -109,14 +111,16 @@ class HeldImages:
         data: the images. They are held as uint8 where they are exactly 8-bit images, and as float32 otherwise.
         shift: see :class:`TrainConfig`.
         flip: see there.
+        pca_color: see there.
 
     Raises:
-        SpecError: they would take more than 8 GiB.
+        SpecError: they would take more than 8 GiB, or have no colours to shift.
     """
 
-    def __init__(self, data: LabelledImages, *, shift: int = 0, flip: bool = False) -> None:
+    def __init__(self, data: LabelledImages, *, shift: int = 0, flip: bool = False, pca_color: float = 0.0) -> None:
+        check_colored(data.shape, pca_color)
         self.name, self.num_classes, self.shape = data.name, data.num_classes, data.shape
-        self.shift, self.flip = shift, flip
+        self.shift, self.flip, self.pca_color = shift, flip, pca_color
         self._pixels, self._labels = _held(data)
 
     def __len__(self) -> int:
@@ -135,12 +139,15 @@ class HeldImages:
         self._pixels, self._labels = self._pixels.to(device), self._labels.to(device)
         for places in plan_epoch(len(self), batch_size, generator=generator):
             moves = draw_moves(len(places), pixels=self.shift, flip=self.flip, generator=generator)
+            colors = draw_colors(len(places), std=self.pca_color, generator=generator) if self.pca_color else None
             own = places[shard.rows]
             chosen = own.to(device)
             moves = moves[shard.rows]
             pixels = moves(self._pixels[chosen])
             images = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
-            yield Batch(images, self._labels[chosen], own, moves)
+            if colors is not None:
+                images = shift_colors(images, colors[shard.rows])
+            yield Batch(images, self._labels[chosen], own, moves if colors is None else None)
 
 
 class StreamedImages:
@@ -150,14 +157,21 @@ class StreamedImages:
         files: the images; the crop takes the place of their own transform, its size is theirs.
         min_scale: least share of an image's area that a crop covers, in (0, 1]; its aspect ratio is in [3/4, 4/3].
         flip: mirror half of the images left to right.
+        pca_color: see :class:`TrainConfig`.
         workers: processes that decode; 0 decodes in this one.
+
+    Raises:
+        SpecError: the images have no colours to shift.
 
     Source: torchvision's transforms v2, RandomResizedCrop; Szegedy et al. 2015 for its ranges.
     """
 
-    def __init__(self, files: ImageFiles, *, min_scale: float, flip: bool = False, workers: int = 4) -> None:
+    def __init__(
+        self, files: ImageFiles, *, min_scale: float, flip: bool = False, pca_color: float = 0.0, workers: int = 4
+    ) -> None:
+        check_colored(files.shape, pca_color)
         self.name, self.num_classes, self.shape = files.name, files.num_classes, files.shape
-        self._files = files
+        self._files, self.pca_color = files, pca_color
         self._plan: list[list[tuple[int, int]]] = []
         self._workers = min(workers, os.cpu_count() or 1)
         self._crops = _Crops(files, min_scale, flip)
@@ -176,6 +190,7 @@ class StreamedImages:
         plan = [places[shard.rows] for places in plan_epoch(len(self), batch_size, generator=generator)]
         # One seed an image and epoch: a crop depends neither on the worker that makes it nor on the process.
         seeds = torch.randint(2**62, (len(self),), generator=generator)
+        colors = draw_colors(len(self), std=self.pca_color, generator=generator) if self.pca_color else None
         # The list is the loader's own, so that its workers live on from epoch to epoch.
         self._plan[:] = [list(zip(places.tolist(), seeds[places].tolist(), strict=True)) for places in plan]
         if self._loader is None:
@@ -189,6 +204,8 @@ class StreamedImages:
             )
         for places, pixels in zip(plan, self._loader, strict=True):
             images = pixels.to(device, non_blocking=True).float().div_(255)
+            if colors is not None:
+                images = shift_colors(images, colors[places])
             yield Batch(images, self._files.labels[places].to(device), places)
 
 
@@ -224,23 +241,26 @@ def as_train_data(data: LabelledImages | TrainData, config: TrainConfig, *, work
 
     Args:
         data: what is a :class:`TrainData` already is taken as it is.
-        config: its ``shift``, ``flip`` and ``min_scale``.
+        config: its ``shift``, ``flip``, ``min_scale`` and ``pca_color``.
         workers: processes that decode files, where they are streamed.
 
     Raises:
-        SpecError: random resized crops of images that are no files; or images too many to be held.
+        SpecError: random resized crops of images that are no files; images too many to be held, or without colours to
+            shift.
     """
     if hasattr(data, "epoch"):
         return cast(TrainData, data)
     if config.min_scale is None:
-        return HeldImages(data, shift=config.shift, flip=config.flip)
+        return HeldImages(data, shift=config.shift, flip=config.flip, pca_color=config.pca_color)
     if not isinstance(data, ImageFiles):
         raise SpecError(
             "Random resized crops are made of image files.",
             {"data": type(data).__name__, "min_scale": config.min_scale},
             "an image folder, or min_scale=None",
         )
-    return StreamedImages(data, min_scale=config.min_scale, flip=config.flip, workers=workers)
+    return StreamedImages(
+        data, min_scale=config.min_scale, flip=config.flip, pca_color=config.pca_color, workers=workers
+    )
 
 
 def _held(data: LabelledImages) -> tuple[Tensor, Tensor]:

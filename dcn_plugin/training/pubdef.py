@@ -47,7 +47,7 @@ def pubdef(
 
     Raises:
         SpecError: no images at all, or an option is out of range. In training: images that do not belong to the
-            training set, or a training set whose augmentation cannot be repeated (streamed image files).
+            training set, or a training set whose augmentation cannot be repeated (streamed files, shifted colours).
         ImageRangeError: images of another type, shape or range.
 
     Source: Sitawarin et al. 2024, arXiv 2310.17645, and the code of its authors: one pair an image, equal weights of
@@ -136,8 +136,8 @@ class PubDef:
             raise SpecError(
                 "PubDef moves attacked images as the clean ones are moved, and these data do not say how.",
                 "Batch.moves is None",
-                "images that are held in memory, without random resized crops",
-                "train with min_scale=None",
+                "images that are held in memory, without random resized crops and with their own colours",
+                "train with min_scale=None and pca_color=0",
             )
         if list(batch.images.shape[1:]) != shape or int(batch.places.max()) >= count:
             raise SpecError(

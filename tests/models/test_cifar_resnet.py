@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -89,6 +90,7 @@ def test_timms_options_reach_every_layer() -> None:
     [
         lambda: cifar_resnet((2, 2)),
         lambda: cifar_resnet((2, 2, 2, 2), block="wide"),
+        lambda: cifar_resnet((2, 2, 2, 2), stem_reduction=2),
         lambda: cifar_resnet((2, 2, 2, 2), widths=(4, 4, 4, 4)),
         lambda: cifar_resnet((2, 2, 2, 2), widths=(4, 4, 0, 4, 4)),
         lambda: cifar_resnet((2, 0, 2, 2)),
@@ -101,3 +103,25 @@ def test_sizes_that_make_no_network_are_refused(build: object) -> None:
     assert callable(build)
     with pytest.raises(SpecError):
         build()
+
+
+def test_a_stem_that_reduces_by_four_makes_timms_network_with_another_first_convolution() -> None:
+    model = cifar_resnet(num_classes=7, stem_reduction=4).eval()
+    other = timm.create_model("resnet18", num_classes=7).eval()
+    other.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+    other.load_state_dict(model.state_dict())
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x), other(x))
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    assert [64 // info["reduction"] for info in model.feature_info] == [m.shape[-1] for m in maps] == [32, 16, 8, 4, 2]
+
+
+def test_at_imagenet_size_the_paper_masks_ten_places() -> None:
+    model = timm.create_model(
+        "defective_resnet18_cifar", num_classes=1000, img_size=224, stem_reduction=4, blocks="paper", p=0.1
+    )
+    sites = defect_spec(model).sites
+    assert [site.shape for site in sites] == [(64, 112, 112)] + [(64, 56, 56)] * 4 + [(128, 28, 28)] * 5
+    assert [site.name for site in sites][-5:] == [
+        *("layer2.0.bn1", "layer2.0.bn2", "layer2.0.downsample.1", "layer2.1.bn1", "layer2.1.bn2")
+    ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -45,6 +46,8 @@ PAPER = TrainConfig.paper_cifar()
         {"shift": 4, "min_scale": 0.5},
         {"flip": "yes"},
         {"min_scale": 0.0},
+        {"pca_color": -0.1},
+        {"pca_color": float("inf")},
         {"ema_decay": 1.0},
         {"clip_norm": 0.0},
         {"select": "best"},
@@ -64,11 +67,17 @@ def test_options_out_of_range_are_refused_by_name(change: dict[str, Any]) -> Non
         TrainConfig.fast(),
         PAPER,
         TrainConfig.paper_mnist(),
-        TrainConfig(ema_decay=0.99, clip_norm=1, min_scale=0.08, select="test", amp=True),
+        TrainConfig(ema_decay=0.99, clip_norm=1, min_scale=0.08, pca_color=0.1, select="test", amp=True),
     ],
 )
 def test_a_configuration_survives_json(config: TrainConfig) -> None:
     assert TrainConfig.from_json(config.to_json()) == config
+
+
+def test_younger_options_stand_in_the_text_only_where_they_are_used() -> None:
+    names = {item.name for item in dataclasses.fields(TrainConfig)}
+    assert json.loads(TrainConfig().to_json()).keys() == names - {"pca_color"}
+    assert json.loads(TrainConfig(pca_color=0.1).to_json()).keys() == names
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"epoch": 3}', '{"epochs": 0}', '{"milestones": 3}'])
