@@ -11,14 +11,20 @@ DOCS_BIN := $(DOCS_VENV)/bin
 # Processes of one test run, and further arguments for it or for the demo: make demo ARGS="--seeds 1"
 JOBS ?= 2
 ARGS ?=
+# make reproduce-small: the data set, the folder for the results, the scale of the recipes.
+DATA ?=
+OUT ?= reproduce-small
+SCALE ?= small
 # mkdocs-material prints a banner about its successor on every run.
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint docs docs-serve clean
+.PHONY: help install demo reproduce-small need-data test test-all lint docs docs-serve clean
 
 help:
 	@echo "make demo        train and attack small nets on real digits, results in demo-out/"
+	@echo "make reproduce-small DATA=ROOT"
+	@echo "                 table 5 and figure 4 with small networks on CIFAR-10, hours; goes on where it stopped"
 	@echo "make test        lint, then the fast tests"
 	@echo "make test-all    lint, every test, the docs"
 	@echo "make lint        ruff and mypy"
@@ -47,6 +53,17 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/defective demo --out demo-out $(ARGS)
+
+# Before anything is installed or trained.
+need-data:
+	@test -n "$(DATA)" || { \
+	  echo "make reproduce-small needs CIFAR-10: make reproduce-small DATA=ROOT" >&2; \
+	  echo "ROOT holds cifar-10-batches-py/ (torchvision's), or train/<class>/*.png and test/<class>/*.png" >&2; exit 1; }
+
+reproduce-small: need-data $(STAMP)
+	$(BIN)/defective recipe run table05 figure04 --scale "$(SCALE)" --data "$(DATA)" --out "$(OUT)" $(ARGS)
+	$(BIN)/defective report "$(OUT)/table05/$(SCALE)/record.json" --baseline Standard
+	$(BIN)/defective report "$(OUT)/figure04/$(SCALE)/record.json" --baseline Standard
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

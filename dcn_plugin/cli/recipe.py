@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.processes import launched, open_accelerator
 from dcn_plugin.errors import DcnError
 
 if TYPE_CHECKING:
     from dcn_plugin.experiments.recipe import RecipeSpec
+    from dcn_plugin.experiments.run import Plan
 
 __all__ = ["add"]
 
@@ -38,12 +41,19 @@ def _add_list(actions: Commands) -> None:
 def _add_run(actions: Commands) -> None:
     parser = actions.add_parser(
         "run",
-        help="train and measure what a recipe needs",
-        description="Train the networks that are missing, measure, print the table; writes record.json and table.md "
-        "into OUT/RECIPE/SCALE. Finished networks and cells are kept as they come and shared by all recipes of OUT: "
-        "a run that was stopped goes on with the same command.",
+        help="train and measure what recipes need",
+        description="Train the networks that are missing, measure, print table and verdict; writes record.json and "
+        "table.md into OUT/RECIPE/SCALE. Finished networks and cells are kept as they come and shared by all recipes "
+        "of OUT: a run that was stopped goes on with the same command. Several processes, started with accelerate "
+        "launch -m dcn_plugin.cli recipe run ... or torchrun -m dcn_plugin.cli recipe run ..., train and measure "
+        "together.",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="its name (see 'recipe list'), or the path of a recipe.toml")
+    parser.add_argument(
+        "recipe",
+        nargs="+",
+        metavar="RECIPE",
+        help="name (see 'recipe list'), or path of a recipe.toml; several run one after the other",
+    )
     parser.add_argument(
         "--scale",
         default="smoke",
@@ -66,33 +76,69 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.experiments.recipe import load_recipe
-    from dcn_plugin.experiments.run import plan_recipe, run_recipe
 
-    def tell(line: str) -> None:
-        print(f"defective: {line}", file=sys.stderr, flush=True)
-
-    spec = load_recipe(args.recipe, args.recipes)
-    seeds = range(args.seed, args.seed + args.seeds)
-    plan = plan_recipe(spec, args.scale, data=args.data, out=args.out, seeds=seeds)
-    tell(str(plan))
-    if plan.missing:
-        tell(f"expected time on this machine: {plan.expect()}")
-    if args.dry_run:
-        for title in [f"train {job.title}, seed {job.seed}" for job in plan.train]:
-            print(title)
-        for cell in plan.missing:
-            print(f"measure {cell.title}")
-        return 0
-    shown = not args.no_progress
-    outcome = run_recipe(plan, command=_command(args, spec.name), progress=shown, tell=tell if shown else None)
-    print(outcome.markdown)
-    for file in outcome.files:
-        print(f"Wrote {file}")
+    accelerator = open_accelerator(None) if launched() else None
+    first = accelerator is None or accelerator.is_main_process
+    # All are planned before the first is run: what is misspelt or not there shows now, and not after hours.
+    specs = [load_recipe(name, args.recipes) for name in dict.fromkeys(args.recipe)]
+    plans = [_plan(args, spec, accelerator) for spec in specs]
+    if first:
+        _tell_plans(plans)
+    if args.dry_run and first:
+        _show_missing(plans)
+    for number, plan in enumerate(plans if not args.dry_run else []):
+        # What recipes share, an earlier one has trained by now.
+        _run_one(args, _plan(args, plan.spec, accelerator) if number else plan, show=first)
+    if accelerator is not None:
+        accelerator.end_training()
     return 0
 
 
+def _plan(args: argparse.Namespace, spec: RecipeSpec, accelerator: Any) -> Plan:
+    from dcn_plugin.experiments.run import plan_recipe
+
+    seeds = range(args.seed, args.seed + args.seeds)
+    return plan_recipe(spec, args.scale, data=args.data, out=args.out, seeds=seeds, accelerator=accelerator)
+
+
+def _tell_plans(plans: Sequence[Plan]) -> None:
+    """What each needs, and the time of all together: a network that several need is trained once."""
+    from dcn_plugin.experiments.timing import estimate
+
+    for plan in plans:
+        _tell(str(plan))
+    cells = [cell for plan in plans for cell in plan.missing]
+    if cells:
+        jobs = {job.name: job for plan in plans for job in plan.train}
+        _tell(f"expected time on this machine: {estimate(list(jobs.values()), cells, plans[0].device)}")
+
+
+def _show_missing(plans: Sequence[Plan]) -> None:
+    for title in dict.fromkeys(f"train {job.title}, seed {job.seed}" for plan in plans for job in plan.train):
+        print(title)
+    for plan in plans:
+        for cell in plan.missing:
+            print(f"measure {cell.title}")
+
+
+def _run_one(args: argparse.Namespace, plan: Plan, *, show: bool) -> None:
+    from dcn_plugin.experiments.run import run_recipe
+
+    progress, command = not args.no_progress, _command(args, plan.spec.name)
+    outcome = run_recipe(plan, command=command, progress=progress, tell=_tell if progress else None)
+    if not show:
+        return
+    print(outcome.markdown)
+    for file in outcome.files:
+        print(f"Wrote {file}")
+
+
+def _tell(line: str) -> None:
+    print(f"defective: {line}", file=sys.stderr, flush=True)
+
+
 def _command(args: argparse.Namespace, name: str) -> str:
-    """The command without paths of this machine."""
+    """The command for one recipe, without paths of this machine."""
     parts = ["defective", "recipe", "run", name, "--scale", args.scale]
     parts += ["--data", "ROOT"] if args.data is not None else []
     parts += ["--seeds", str(args.seeds)] if args.seeds != 1 else []
@@ -109,7 +155,7 @@ def _list(args: argparse.Namespace) -> int:
     for name in names:
         spec = load_recipe(name, root)
         print(f"{name:<{width}}  {spec.reproduces}: {spec.title}")
-        print(f"{'':<{width}}  scales: {_scales(spec)}; record: {_state(root / name)}")
+        print(f"{'':<{width}}  scales: {_scales(spec)}; record: {_state(spec, root / name)}")
     print()
     for line in _layouts():
         print(line)
@@ -122,18 +168,21 @@ def _scales(spec: RecipeSpec) -> str:
     return ", ".join(f"{scale} ({spec.data_at(scale)})" for scale in SCALES)
 
 
-def _state(folder: Path) -> str:
+def _state(spec: RecipeSpec, folder: Path) -> str:
     """What the committed record of a recipe holds."""
     from dcn_plugin.evaluate import ResultFile
+    from dcn_plugin.experiments.comparison import Number
+    from dcn_plugin.experiments.verdict import verdict_of
 
     try:
         file = ResultFile.read(folder / "record.json")
-        numbers, scale = file.spec["numbers"], file.spec["scale"]
-        filled = sum(number["ours"] is not None for number in numbers)
+        numbers, scale = [Number(**number) for number in file.spec["numbers"]], file.spec["scale"]
+        filled = sum(number.ours is not None for number in numbers)
         made = str(file.run.get("finished", ""))[:10]
         return (
             f"{scale['name']}, width {scale['width']}, {scale['training']['epochs']} epochs, {filled} of "
-            f"{len(numbers)} numbers, {len(file.spec['seeds'])} seed(s), {made}"
+            f"{len(numbers)} numbers, {len(file.spec['seeds'])} seed(s), {made}; "
+            f"verdict: {verdict_of(spec, numbers, file.results).short}"
         )
     except FileNotFoundError:
         return "none"

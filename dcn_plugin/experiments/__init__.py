@@ -4,6 +4,7 @@ from dcn_plugin.experiments.demo import BASELINE, DemoOutcome, DemoSpec, run_dem
 from dcn_plugin.experiments.numbers import PaperTable, paper_numbers
 from dcn_plugin.experiments.recipe import RecipeSpec, list_recipes, load_recipe
 from dcn_plugin.experiments.run import Outcome, Plan, plan_recipe, run_recipe
+from dcn_plugin.experiments.verdict import Verdict, verdict_of
 
 __all__ = [
     "BASELINE",
@@ -13,10 +14,12 @@ __all__ = [
     "PaperTable",
     "Plan",
     "RecipeSpec",
+    "Verdict",
     "list_recipes",
     "load_recipe",
     "paper_numbers",
     "plan_recipe",
     "run_demo",
     "run_recipe",
+    "verdict_of",
 ]

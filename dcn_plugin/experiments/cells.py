@@ -16,6 +16,7 @@ from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import (
     Result,
     RunDirectory,
+    Team,
     amplitude,
     gaussian,
     minimal_distance,
@@ -213,6 +214,7 @@ def measure(
     store: RunDirectory,
     *,
     pictures: Path,
+    accelerator: Any = None,
     progress: bool = False,
 ) -> list[Entry]:
     """Measure a cell; what the store has of it is reused.
@@ -222,11 +224,13 @@ def measure(
         networks: where they are.
         data: the images.
         store: where measurements and adversarial images are kept.
-        pictures: folder for images to look at.
+        pictures: folder for images to look at; of several processes the first writes them.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; all of them end with the same
+            numbers. None: this process alone.
         progress: show progress bars.
     """
     columns, rows = columns_of(cell), tuple(cell.rows)
-    found = list(_records(cell, networks, data, store, pictures=pictures, progress=progress))
+    found = list(_records(cell, networks, data, store, pictures=pictures, accelerator=accelerator, progress=progress))
     labels = [(row, column) for column in columns for row in rows]
     if cell.measure.protocol in _WHITEBOX:  # its records come network by network
         labels = [(row, column) for row in rows for column in columns]
@@ -255,13 +259,20 @@ def _records(
     store: RunDirectory,
     *,
     pictures: Path,
+    accelerator: Any,
     progress: bool,
 ) -> Iterable[Result]:
     one, scale = cell.measure, cell.scale
     targets = {label: networks.open(jobs) for label, jobs in cell.rows.items()}
     sources = {label: networks.open(jobs) for label, jobs in cell.sources.items()}
     images, attacks = data.test(cell.images), list(_attacks(cell).values())
-    common: dict[str, Any] = {"seed": cell.seed, "batch_size": scale.batch_size, "store": store, "progress": progress}
+    common: dict[str, Any] = {
+        "seed": cell.seed,
+        "batch_size": scale.batch_size,
+        "store": store,
+        "accelerator": accelerator,
+        "progress": progress,
+    }
     if one.protocol == "transfer":
         yield from transfer(sources, targets, attacks, images, rounding=one.rounding, **common)
     elif one.protocol == "tapm":
@@ -281,7 +292,7 @@ def _records(
         yield from amplitude(targets, images, **common) if pair is None else stylized(targets, *pair, **common)
     else:
         yield from whitebox(targets, attacks, images, rounding=one.rounding, **common)
-        if cell.writes_pictures:
+        if cell.writes_pictures and Team.of(accelerator).leads:  # the store has the images of all processes
             write_pictures(one, targets, attacks, images, store, pictures, scale, seed=cell.seed)
 
 

@@ -112,8 +112,18 @@ def _paper(spec: RecipeSpec, row: str, column: str) -> tuple[float | None, bool]
     return known.values.get(column), known.inferred or column in spec.numbers.inferred_columns
 
 
-def to_markdown(spec: RecipeSpec, scale: Scale, numbers: Sequence[Number], *, facts: Mapping[str, str]) -> str:
-    """The table: in each cell ours, and in brackets the paper's and the difference."""
+def to_markdown(
+    spec: RecipeSpec, scale: Scale, numbers: Sequence[Number], *, verdict: str = "", facts: Mapping[str, str]
+) -> str:
+    """The table: in each cell ours, and in brackets the paper's and the difference.
+
+    Args:
+        spec: the recipe.
+        scale: of the run.
+        numbers: of the table.
+        verdict: a sentence that sums them up, see :func:`dcn_plugin.experiments.verdict_of`.
+        facts: what else has to be known, by name.
+    """
     columns = list(dict.fromkeys(number.column for number in numbers))
     by_place = {(number.row, number.column): number for number in numbers}
     marked = {number.row for number in numbers if number.inferred and _row_inferred(spec, number.row)}
@@ -127,6 +137,7 @@ def to_markdown(spec: RecipeSpec, scale: Scale, numbers: Sequence[Number], *, fa
         known = None if spec.numbers is None else spec.numbers.row(label)
         shown = [f"({known.values[c]:g})" if known and known.values.get(c) is not None else "" for c in columns]
         lines.append(_line([f"{label}: {why}", *shown]))
+    lines += ["", verdict] if verdict else []
     lines += ["", caveats(spec, scale)]
     if any(number.inferred for number in numbers):
         lines += ["", "\\* inferred: the paper's text lost the label, or states the number outside of its tables."]

@@ -120,8 +120,8 @@ class RecipeData:
     def title(self) -> str:
         """As it has to be called: an image folder of JPEG files is no CIFAR-10 as published."""
         if self.kind == "folder" and self.name == "cifar10":
-            first = next((path for path in _images_below(self.root, ("test",)) if path.suffix), None)
-            copied = first is not None and first.suffix.lower() in (".jpg", ".jpeg")
+            endings = (os.path.splitext(path)[1].lower() for path in _images_below(self.root, ("test",)))
+            copied = next(filter(None, endings), "") in (".jpg", ".jpeg")
             return "CIFAR-10 (JPEG copy)" if copied else "CIFAR-10 (image folder)"
         return "MNIST (test images split 8,000 / 2,000)" if self.kind == "t10k" else self.info.title
 
@@ -132,9 +132,11 @@ class RecipeData:
         Names, sizes and times of the files; for what comes along, its name.
         """
         found = hashlib.sha256(f"{self.name} {self.kind}".encode())
-        for path in sorted(_images_below(self.root, ("train", "test", "val", "stylized"))):
-            status = path.stat()
-            found.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        below = _images_below(self.root, ("train", "test", "val", "stylized"))
+        # By their parts, as pathlib orders paths; of text, for a Path each would take the time of the rest.
+        for path in sorted(below, key=lambda path: path.split(os.sep)):
+            status = os.stat(path)
+            found.update(f"{os.path.basename(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
         return found.hexdigest()
 
     def train(self, limit: int | None = None) -> Images:
@@ -219,13 +221,13 @@ def _kind(name: str, root: Path) -> str | None:
     return "folder" if all((root / part).is_dir() for part in ("train", test)) else None
 
 
-def _images_below(root: Path | None, parts: Sequence[str]) -> Iterable[Path]:
+def _images_below(root: Path | None, parts: Sequence[str]) -> Iterable[str]:
     if root is None:
         return
     below = [root / part for part in parts if (root / part).is_dir()] or [root]
     for start in below:
         for folder, _, names in os.walk(start):
-            yield from (Path(folder, name) for name in names)
+            yield from (os.path.join(folder, name) for name in names)
 
 
 def _first(images: Images, limit: int | None) -> Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tomllib
@@ -13,6 +14,7 @@ from typing import Any, Literal, get_args
 import dcn_plugin.errors as errors
 from dcn_plugin.experiments.attack_names import AttackSpec, read_attack
 from dcn_plugin.experiments.datasets import DATA
+from dcn_plugin.experiments.finding import FINDING, Finding, read_finding
 from dcn_plugin.experiments.names import check_known, closest
 from dcn_plugin.experiments.networks import NETS, SOURCE, Network, read_network
 from dcn_plugin.experiments.numbers import CLEAN, PaperTable, paper_numbers
@@ -28,7 +30,8 @@ Protocol = Literal[
 _NEEDS_SOURCES = ("transfer", "tapm")
 _NEEDS_ATTACKS = ("transfer", "tapm", "whitebox", "distance", "images", "user-study")
 _KEYS = (
-    *("like", "reproduces", "title", "numbers", "only", "data", "net", "inferred", "skip", "stated", "rows", "measure"),
+    *("like", "reproduces", "title", "numbers", "only", "data", "net", "inferred", "skip", "stated", "rows", "against"),
+    "measure",
     *SCALES,
 )
 _MEASURE_KEYS = (
@@ -89,8 +92,10 @@ class RecipeSpec:
         numbers: the paper's, where it has some.
         stated: row -> column -> a number that the paper's text states.
         skip: row of the paper -> why it is not rerun.
+        against: row -> the row that it is held against in a verdict, where that does not follow from the networks.
         inferred: what neither paper nor code states, in sentences.
         scales: scale -> what this recipe changes in it.
+        finding: what people add to its committed record, if there is one.
         raw: the TOML as it was read.
     """
 
@@ -103,8 +108,10 @@ class RecipeSpec:
     numbers: PaperTable | None = None
     stated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
+    against: Mapping[str, str] = field(default_factory=dict)
     inferred: tuple[str, ...] = ()
     scales: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    finding: Finding | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
 
     def scale(self, name: str) -> Scale:
@@ -182,7 +189,8 @@ def load_recipe(name: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         raw = {**_parse(path.parent.parent / str(raw["like"]) / FILE), **raw}
     own = path.parent.name if path.name == FILE else path.stem
     try:
-        return _read(own, raw, numbers)
+        finding = read_finding(path.with_name(FINDING)) if path.name == FILE else None
+        return dataclasses.replace(_read(own, raw, numbers), finding=finding)
     except SpecError as error:
         raise SpecError(f"{own}: {error.what}", error.got, error.allowed, error.fix) from error
     except errors.DataError:
@@ -223,6 +231,7 @@ def _read(name: str, raw: Mapping[str, Any], folder: Path) -> RecipeSpec:
         numbers=numbers,
         stated={row: dict(values) for row, values in raw.get("stated", {}).items()},
         skip=skip,
+        against=dict(raw.get("against", {})),
         inferred=(raw["inferred"],) if isinstance(raw.get("inferred"), str) else tuple(raw.get("inferred", ())),
         scales=scales,
         raw=json.loads(json.dumps(raw)),
@@ -233,6 +242,9 @@ def _read(name: str, raw: Mapping[str, Any], folder: Path) -> RecipeSpec:
             check_known(f"row of scale {scale}", label, rows)
     for label in spec.stated:
         check_known("row with a stated number", label, rows)
+    for pair in spec.against.items():
+        for label in pair:
+            check_known("row to hold against another", label, rows)
     return spec
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from dcn_plugin.errors import CheckpointError, DataError, SpecError
-from dcn_plugin.evaluate import ResultFile, RunDirectory, hardware, package_versions
+from dcn_plugin.evaluate import ResultFile, RunDirectory, Team, hardware, package_versions
 from dcn_plugin.experiments.cells import Cell, CellFolder, Entry, cells_of, measure
 from dcn_plugin.experiments.comparison import Number, caveats, compare, to_markdown
 from dcn_plugin.experiments.datasets import RecipeData, open_data
@@ -33,6 +33,7 @@ from dcn_plugin.experiments.recipe import RecipeSpec
 from dcn_plugin.experiments.seeds import now
 from dcn_plugin.experiments.timing import Estimate, estimate
 from dcn_plugin.experiments.trained import TrainedNetworks, shortened
+from dcn_plugin.experiments.verdict import verdict_of
 from dcn_plugin.files import write_atomic
 
 __all__ = ["Outcome", "Plan", "plan_recipe", "run_recipe"]
@@ -49,6 +50,7 @@ class Plan:
         out: the output folder.
         data: the images.
         device: where the networks compute.
+        accelerator: see :func:`plan_recipe`.
         cells: all cells.
         finished: place of a cell -> its numbers, of the finished ones.
         train: networks that have to be trained, in that order.
@@ -60,6 +62,7 @@ class Plan:
     out: Path
     data: RecipeData
     device: torch.device
+    accelerator: Any
     cells: tuple[Cell, ...]
     finished: dict[int, list[Entry]]
     train: tuple[Job, ...]
@@ -75,7 +78,7 @@ class Plan:
         return [cell for place, cell in enumerate(self.cells) if place not in self.finished]
 
     def expect(self) -> Estimate:
-        """How long that takes here: a step of every kind of network is timed."""
+        """How long that takes one process here: a step of every kind of network is timed."""
         return estimate(self.train, self.missing, self.device)
 
     def __str__(self) -> str:
@@ -114,6 +117,7 @@ def plan_recipe(
     out: str | os.PathLike[str] = "recipe-runs",
     seeds: Sequence[int] = (0,),
     device: torch.device | None = None,
+    accelerator: Any = None,
 ) -> Plan:
     """Find out what a run needs; no network and no image is opened.
 
@@ -123,10 +127,14 @@ def plan_recipe(
         data: root of its data set; not needed for "smoke".
         out: the output folder; other recipes may have written into it.
         seeds: one replicate each.
-        device: where the networks compute; CUDA where there is one by default.
+        device: where the networks compute; by default the accelerator's, or CUDA where there is one.
+        accelerator: an :class:`accelerate.Accelerator` whose processes plan, train and measure together. Each of them
+            calls this function and then :func:`run_recipe` with the same arguments, on folders that all of them see;
+            the first one looks for what is finished, and writes. None: this process alone.
 
     Raises:
-        SpecError: an unknown scale, or no usable seeds.
+        SpecError: an unknown scale, no usable seeds, or an accelerator that computes in another precision than the
+            recipe says.
         DataError: the data are not there, or ``out`` is a file.
     """
     chosen = tuple(seeds)
@@ -136,18 +144,25 @@ def plan_recipe(
     if folder.exists() and not folder.is_dir():
         raise DataError("Results go into a folder.", str(folder), "a folder, or a name that is free")
     images = open_data(spec.data_at(scale), data)
-    where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own = _device(accelerator)
+    where = device or own
     cells = tuple(cells_of(spec, scale, chosen, copy=images.title))
-    known = CellFolder(folder / "cells")
-    finished: dict[int, list[Entry]] = {}
-    for place, cell in enumerate(cells):
-        entries = known.read(cell.key(images.stamp, where))
-        if entries is not None and (not cell.writes_pictures or any(_pictures(folder, spec, scale).glob("*"))):
-            finished[place] = entries
     store = RunDirectory(folder / "store")
     networks = TrainedNetworks(folder / "networks", images, device=where, store=store)
-    needed = [job for place, cell in enumerate(cells) if place not in finished for job in cell.jobs]
-    return Plan(spec, scale, chosen, folder, images, where, cells, finished, tuple(networks.missing(needed)))
+    known = CellFolder(folder / "cells")
+
+    def look() -> tuple[dict[int, list[Entry]], tuple[Job, ...]]:
+        finished: dict[int, list[Entry]] = {}
+        for place, cell in enumerate(cells):
+            entries = known.read(cell.key(images.stamp, where))
+            if entries is not None and (not cell.writes_pictures or any(_pictures(folder, spec, scale).glob("*"))):
+                finished[place] = entries
+        needed = [job for place, cell in enumerate(cells) if place not in finished for job in cell.jobs]
+        return finished, tuple(networks.missing(needed))
+
+    # For all processes: a file that comes between two looks would send them on different ways.
+    finished, train = Team.of(accelerator).first(look)
+    return Plan(spec, scale, chosen, folder, images, where, accelerator, cells, finished, train)
 
 
 def run_recipe(
@@ -159,16 +174,27 @@ def run_recipe(
         plan: see :func:`plan_recipe`.
         command: how the run was started, for the record.
         progress: show progress bars on stderr, if that is a terminal.
-        tell: gets a line before each network and each cell; by default nothing is said.
+        tell: gets a line before each network and each cell, from the first process; by default nothing is said.
+
+    Returns:
+        The same on all processes.
 
     Raises:
         DcnError: as training and measuring do; what is finished is kept.
         OSError: no room on the disk; likewise.
     """
-    say = tell or (lambda line: None)
+    team, accelerator = Team.of(plan.accelerator), plan.accelerator
+    say = tell if tell is not None and team.leads else lambda line: None
     started = time.perf_counter()
     store = RunDirectory(plan.out / "store")
-    networks = TrainedNetworks(plan.out / "networks", plan.data, device=plan.device, store=store, progress=progress)
+    networks = TrainedNetworks(
+        plan.out / "networks",
+        plan.data,
+        device=plan.device,
+        store=store,
+        accelerator=accelerator,
+        progress=progress,
+    )
     for number, job in enumerate(plan.train, 1):
         say(f"[{number}/{len(plan.train)}] training {job.title}, seed {job.seed}")
         networks.train(job)
@@ -178,15 +204,18 @@ def run_recipe(
     for number, cell in enumerate(missing, 1):
         say(f"[{number}/{len(missing)}] measuring {cell.title}")
         pictures = _pictures(plan.out, plan.spec, plan.scale)
-        entries = measure(cell, networks, plan.data, store, pictures=pictures, progress=progress)
-        known.write(cell.key(plan.data.stamp, plan.device), entries)
+        entries = measure(
+            cell, networks, plan.data, store, pictures=pictures, accelerator=accelerator, progress=progress
+        )
+        if team.leads:
+            known.write(cell.key(plan.data.stamp, plan.device), entries)
         finished[plan.cells.index(cell)] = entries
     entries = [entry for place in range(len(plan.cells)) for entry in finished[place]]
     scale = plan.spec.scale(plan.scale)
     numbers = compare(plan.spec, scale, entries)
     seconds = round(time.perf_counter() - started, 2)
-    files = _write(plan, numbers, entries, networks, command=command, seconds=seconds)
-    return Outcome(tuple(numbers), files[1].read_text(encoding="utf-8"), files, len(plan.train), len(missing))
+    markdown, files = team.first(lambda: _write(plan, numbers, entries, networks, command=command, seconds=seconds))
+    return Outcome(tuple(numbers), markdown, files, len(plan.train), len(missing))
 
 
 def _write(
@@ -197,7 +226,8 @@ def _write(
     *,
     command: str,
     seconds: float,
-) -> tuple[Path, ...]:
+) -> tuple[str, tuple[Path, ...]]:
+    """The table, and the files."""
     spec, scale = plan.spec, plan.spec.scale(plan.scale)
     record, table = plan.folder / "record.json", plan.folder / "table.md"
     facts = {
@@ -230,9 +260,11 @@ def _write(
     # One record may be a number of several columns.
     unique = {json.dumps(entry.result.to_dict(), sort_keys=True): entry.result for entry in entries}
     ResultFile(content, tuple(unique.values()), run).write(record)
-    write_atomic(table, to_markdown(spec, scale, numbers, facts=facts))
+    verdict = verdict_of(spec, numbers, [entry.result for entry in entries])
+    markdown = to_markdown(spec, scale, numbers, verdict=verdict.sentence, facts=facts)
+    write_atomic(table, markdown)
     pictures = _pictures(plan.out, spec, plan.scale)
-    return (record, table, *sorted(pictures.glob("*")))
+    return markdown, (record, table, *sorted(pictures.glob("*")))
 
 
 def _networks(plan: Plan, networks: TrainedNetworks) -> list[dict[str, Any]]:
@@ -258,3 +290,16 @@ def _networks(plan: Plan, networks: TrainedNetworks) -> list[dict[str, Any]]:
 
 def _pictures(out: Path, spec: RecipeSpec, scale: str) -> Path:
     return out / spec.name / scale / "pictures"
+
+
+def _device(accelerator: Any) -> torch.device:
+    precision = getattr(accelerator, "mixed_precision", "no")
+    if precision != "no":
+        raise SpecError(
+            "This Accelerator's precision is not the recipe's.",
+            precision,
+            "'no': the scale says whether networks are trained in bfloat16",
+            "launch without --mixed_precision",
+        )
+    own: torch.device | None = getattr(accelerator, "device", None)
+    return own or torch.device("cuda" if torch.cuda.is_available() else "cpu")

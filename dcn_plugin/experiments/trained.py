@@ -6,20 +6,20 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import PGD, EnsembleSource
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate import AdversarialSet, RunDirectory
+from dcn_plugin.evaluate import RunDirectory, Team
 from dcn_plugin.experiments.datasets import DATA, DataInfo, RecipeData
 from dcn_plugin.experiments.networks import PUBLIC, Job, Network
 from dcn_plugin.files import write_atomic
 from dcn_plugin.layers import Normalized
 from dcn_plugin.models.paper_variants import build_variant
-from dcn_plugin.training import isolated_rng, load_network, train
+from dcn_plugin.training import isolated_rng, load_network, public_images, train
 from dcn_plugin.training.baselines import BASELINES, apply_baseline, training_config, training_hook
 from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.history import History
@@ -87,9 +87,14 @@ def _imagenet(job: Job, info: DataInfo) -> nn.Module:
         return timm.create_model(base, num_classes=info.num_classes)
     # timm's SE-ResNet is no network of the paper: its bottom half stands for it.
     blocks = "bottom" if one.net == "senet18" else "paper"
-    return timm.create_model(
-        f"defective_{base}", num_classes=info.num_classes, p=variant.bottom, blocks=blocks, seed=job.masks_seed
-    )
+    options: dict[str, Any] = {"num_classes": info.num_classes, "p": variant.bottom, "blocks": blocks}
+    if one.net != "resnet18":
+        return timm.create_model(f"defective_{base}", seed=job.masks_seed, **options)
+    # The authors' defective ResNet-18 has a 3x3 stem, which no ResNet of timm's has by itself.
+    options |= {"img_size": info.shape[1:], "stem_reduction": 4}
+    made: Any = timm.create_model("defective_resnet18_cifar", seed=job.masks_seed, **options)
+    made.init_weights()  # as timm starts the standard one
+    return cast(nn.Module, made)
 
 
 def public_jobs(job: Job) -> list[Job]:
@@ -107,13 +112,23 @@ class TrainedNetworks:
         data: what they are trained on.
         device: where they compute.
         store: where the images for PubDef are kept.
+        accelerator: an :class:`accelerate.Accelerator` whose processes train together, on one folder that all of them
+            see; the first one writes. None: this process alone.
         progress: show progress bars.
     """
 
     def __init__(
-        self, folder: Path, data: RecipeData, *, device: torch.device, store: RunDirectory, progress: bool = False
+        self,
+        folder: Path,
+        data: RecipeData,
+        *,
+        device: torch.device,
+        store: RunDirectory,
+        accelerator: Any = None,
+        progress: bool = False,
     ) -> None:
         self.folder, self.data, self.device, self.store, self.progress = folder, data, device, store, progress
+        self.accelerator, self._team = accelerator, Team.of(accelerator)
         self._opened: dict[str, nn.Module] = {}
 
     def path(self, job: Job) -> Path:
@@ -138,7 +153,8 @@ class TrainedNetworks:
         """Train a network, or go on where its training was stopped.
 
         Raises:
-            CheckpointError: its folder holds a run on other images.
+            CheckpointError: its folder holds a run on other images, or of another number of processes.
+            SpecError: a batch cannot be shared out among the processes.
         """
         folder, net = self.path(job), build(job).to(self.device)
         images = self.data.train(job.scale.train_images)
@@ -147,9 +163,21 @@ class TrainedNetworks:
         if defence is not None:
             config = training_config(defence, config, num_classes=self.data.info.num_classes)
         hook = self._hook(job)
-        write_atomic(folder / "network.json", json.dumps({"title": job.title, **job.key}, indent=1) + "\n")
-        train(net, images, config, out=folder, step_images=hook, progress=self.progress, name=job.title)
-        (folder / "state.safetensors").unlink()  # to go on from, three times as large as the network
+        if self._team.leads:
+            write_atomic(folder / "network.json", json.dumps({"title": job.title, **job.key}, indent=1) + "\n")
+        train(
+            net,
+            images,
+            config,
+            out=folder,
+            step_images=hook,
+            accelerator=self.accelerator,
+            progress=self.progress,
+            name=job.title,
+        )
+        self._team.gather([])  # all have read the state and are done with it, and the network is there for all
+        if self._team.leads:
+            (folder / "state.safetensors").unlink()  # to go on from, three times as large as the network
 
     def history(self, job: Job) -> History:
         """How it was trained."""
@@ -183,16 +211,16 @@ class TrainedNetworks:
 
     def _public_images(self, job: Job) -> list[Tensor]:
         """The training images, attacked through each public network; made once."""
-        images = self.data.train(job.scale.train_images)
         steps = min(PUBLIC_STEPS, job.scale.max_steps or PUBLIC_STEPS)
-        attack = PGD(8 / 255, steps=steps)
-        made = []
-        for public in public_jobs(job):
-            batches = AdversarialSet(
-                public.title, self.open([public]), attack, images, "8bit", job.scale.batch_size, self.store
-            )
-            made.append(torch.cat([(batch.images * 255).round().byte() for batch in batches]))
-        return made
+        return public_images(
+            {public.title: self.open([public]) for public in public_jobs(job)},
+            [PGD(8 / 255, steps=steps)],
+            self.data.train(job.scale.train_images),
+            batch_size=job.scale.batch_size,
+            store=self.store,
+            accelerator=self.accelerator,
+            progress=self.progress,
+        )
 
 
 def shortened(config: TrainConfig) -> str:

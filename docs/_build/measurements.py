@@ -16,7 +16,9 @@ MEASURED = {
     "bench_masks": "What masks cost",
     "bench_engine": "Compact inference",
     "bench_training": "What the training loop costs",
+    "bench_recipes": "A recipe's second run",
     "bench_attacks": "Attacks beside Foolbox and ART",
+    "pretrained": "The networks that come with the package",
 }
 _CLOSEST = ("DeepFool", "HopSkipJump", "Boundary")
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")

@@ -6,14 +6,19 @@ Ours come from the committed ``recipes/<name>/record.json`` and from nowhere els
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dcn_plugin.experiments import RecipeSpec, list_recipes, load_recipe
+from dcn_plugin.evaluate import Result
+from dcn_plugin.experiments import RecipeSpec, Verdict, list_recipes, load_recipe, verdict_of
+from dcn_plugin.experiments.comparison import Number
 from dcn_plugin.experiments.datasets import DATA
+from dcn_plugin.experiments.effects import Effect
 from dcn_plugin.experiments.scales import SCALES
+from dcn_plugin.experiments.verdict import signed
 
 __all__ = ["paper_pages"]
 
@@ -41,11 +46,12 @@ def _record(path: Path) -> dict[str, Any] | None:
 def _overview(specs: Mapping[str, RecipeSpec], records: Mapping[str, dict[str, Any] | None]) -> str:
     lines = [_INTRO, f"{sum(r is not None for r in records.values())} of {len(specs)} recipes have a committed record.", ""]
     for group in _GROUPS:
-        lines += [f"## {group}", "", "| of the paper | what it shows | recipe | our numbers |", "|---|---|---|---|"]
+        heads = "| of the paper | what it shows | recipe | our numbers | verdict |"
+        lines += [f"## {group}", "", heads, "|---|---|---|---|---|"]
         for name, spec in sorted(specs.items(), key=lambda item: _place(item[1])):
             if _group(spec) == group:
                 shown = f"| {_cell(spec.reproduces)} | {_cell(spec.title)} | [{name}]({name}.md) |"
-                lines.append(f"{shown} {_state(records[name])} |")
+                lines.append(f"{shown} {_state(records[name])} | {_word(spec, records[name])} |")
         lines.append("")
     lines += [_NOT_RERUN, "## What the paper leaves open", "", _OPEN]
     lines += [f"- [{name}]({name}.md): {text}" for name, spec in specs.items() for text in _own(spec, specs)]
@@ -78,14 +84,23 @@ def _state(record: dict[str, Any] | None) -> str:
     return f"scale {spec['scale']['name']}, {filled} numbers"
 
 
+def _word(spec: RecipeSpec, record: Mapping[str, Any] | None) -> str:
+    return "" if record is None else _verdict(spec, record).short
+
+
+def _verdict(spec: RecipeSpec, record: Mapping[str, Any]) -> Verdict:
+    numbers = [Number(**number) for number in record["spec"]["numbers"]]
+    return verdict_of(spec, numbers, map(Result.from_dict, record["results"]))
+
+
 def _page(spec: RecipeSpec, record: dict[str, Any] | None) -> str:
     title = spec.title if spec.title.endswith("?") else f"{spec.title}."
     lines = [f"# {spec.reproduces}", "", f"{title} Back to the [paper map](map.md).", "", *_commands(spec)]
-    lines += ["## Numbers", ""]
     if record is None:
-        lines += [f"**Ours: {NO_RECORD}.** The command above makes one.", ""]
+        lines += ["## Numbers", "", f"**Ours: {NO_RECORD}.** The command above makes one.", ""]
         lines += [*_paper_table(spec), *_paper_source(spec)]
     else:
+        lines += [*_verdict_lines(spec, _verdict(spec, record)), "## Numbers", ""]
         lines += [*_both_table(record), *_paper_source(spec), *_provenance(spec, record)]
     if spec.inferred or spec.skip:
         lines += ["## What to know", ""]
@@ -134,6 +149,34 @@ def _paper_source(spec: RecipeSpec) -> Iterator[str]:
         yield from (f"Source of the paper's numbers: arXiv 1911.08432; {spec.numbers.comment}", "")
         if spec.numbers.inferred_columns or any(row.inferred for row in spec.numbers.rows):
             yield from ("\\* our reading of a label that the paper's text lost.", "")
+
+
+def _verdict_lines(spec: RecipeSpec, verdict: Verdict) -> Iterator[str]:
+    yield from ("## Verdict", "", _cell(verdict.sentence), "")
+    if spec.finding is not None:
+        yield from (f"Likely reason: {spec.finding.reason}", "")
+    if not verdict.effects:
+        return
+    yield from (_EFFECTS, "")
+    columns = list(dict.fromkeys(one.column for one in verdict.effects))
+    by_place = {(one.row, one.column): one for one in verdict.effects}
+    yield from _table(["effect", *columns], (
+        [f"{row} against {against}", *(_effect(verdict, by_place.get((row, column))) for column in columns)]
+        for row, against in dict.fromkeys((one.row, one.against) for one in verdict.effects)
+    ))
+
+
+def _effect(verdict: Verdict, one: Effect | None) -> str:
+    if one is None:
+        return ""
+    known = [] if math.isinf(one.high - one.low) else [f"{_bare(one.low, one)} to {_bare(one.high, one)}"]
+    known += [] if one.paper is None else [f"paper {_bare(one.paper, one)}"]
+    word = verdict.words.get(one)
+    return _bare(one.ours, one) + (f" ({'; '.join(known)})" if known else "") + (f": {word}" if word else "")
+
+
+def _bare(value: float, one: Effect) -> str:
+    return signed(value, one.unit).removesuffix(" points")
 
 
 def _both_table(record: dict[str, Any]) -> Iterator[str]:
@@ -195,8 +238,14 @@ The paper's numbers are shown with or without one.
 
 A recipe has three scales: `smoke` (embedded digits, seconds: does it run?), `small` (two CPU cores, hours: smaller networks,
 fewer epochs) and `full` (the paper's networks and schedule). Numbers of another scale than `full` are no attempt to hit the
-paper's; look at the order of the rows.
+paper's. What is compared is the effect, a row less its standard row: the column *verdict* says whether ours agrees with the
+paper's, is weaker or stronger, contradicts it, or is undecided by what was measured. The pages hold the figures and the likely
+reason.
 """
+
+_EFFECTS = """An effect is a number less that of the row it is held against, in percentage points; of distances it is the
+ratio (x). In brackets: its 95 % interval, and the effect of the paper's numbers. With one seed the interval is that of the
+images, and says nothing about other training runs. The rule for the words stands at the top of `dcn_plugin/experiments/verdict.py`."""
 
 _NOT_RERUN = """## Figures without numbers
 

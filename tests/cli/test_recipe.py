@@ -101,3 +101,45 @@ def test_no_room_on_the_disk_is_a_named_error(
     path = write_recipe(tmp_path, TINY)
     assert cli.main(["recipe", "run", str(path), "--out", str(tmp_path / "out"), "--no-progress"]) == 2
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_several_recipes_run_one_after_the_other_and_share_their_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_recipe(tmp_path), write_recipe(tmp_path, TINY.replace("fgsm(16)", "fgsm(8)"), name="other")]
+    out = tmp_path / "out"
+    arguments = ["recipe", "run", *map(str, paths), "--out", str(out)]
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    planned = capsys.readouterr()
+    assert planned.out.count("train ") == 3 and planned.out.count("measure ") == 2
+    assert cli.main([*arguments, "--no-progress"]) == 0
+    printed = capsys.readouterr()
+    # Both are planned, and the time of both is told, before the first begins; the second trains nothing.
+    head, _, rest = printed.err.partition("expected time on this machine: about")
+    assert "tiny (Table 4)" in head and "other (Table 4)" in head and "expected time" not in rest
+    assert len(list((out / "networks").iterdir())) == 3
+    for name, trained in (("tiny", 3), ("other", 0)):
+        record = json.loads((out / name / "smoke" / "record.json").read_text())
+        assert record["run"]["networks_trained"] == trained
+        assert record["run"]["command"] == f"defective recipe run {name} --scale smoke"
+
+
+def test_of_several_recipes_a_wrong_one_is_named_before_the_first_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cli.main(["recipe", "run", str(write_recipe(tmp_path)), "tabel04", "--out", str(out)]) == 2
+    assert "did you mean table04" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_verdict_is_printed_below_the_table_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = write_recipe(tmp_path), tmp_path / "out"
+    assert cli.main(["recipe", "run", str(path), "--out", str(out), "--no-progress"]) == 0
+    assert "Not compared: scale smoke shows that the recipe runs" in capsys.readouterr().out
+    record = json.loads((out / "tiny" / "smoke" / "record.json").read_text())
+    for number in record["spec"]["numbers"]:
+        number |= {"scale": "small", "seeds": 1, "counted": 500, "ours": 90.0 if "0.3" in number["row"] else 10.0}
+    path.with_name("record.json").write_text(json.dumps(record))
+    assert cli.main(["recipe", "list", "--recipes", str(tmp_path)]) == 0
+    assert "verdict: agrees (agrees 1)" in capsys.readouterr().out

@@ -89,7 +89,7 @@ def test_a_number_of_ours_is_shown_with_its_spread_and_the_papers(recipes: Path)
         "versions": {"torch": "2"},
         "hardware": {"processor": "abacus"},
     }
-    record = {"spec": spec, "run": {"command": "make it", "finished": "today"}}
+    record = {"spec": spec, "run": {"command": "make it", "finished": "today"}, "results": []}
     (recipes / "table06" / "record.json").write_text(json.dumps(record))
     pages = paper_pages(recipes)
     assert "| scale small, 2 numbers |" in pages["map.md"]
@@ -99,6 +99,26 @@ def test_a_number_of_ours_is_shown_with_its_spread_and_the_papers(recipes: Path)
     assert cells_of(page, "A row of ours") == ["0.50"]
     for text in ("`make it`", "Smaller networks.", "torch 2", "abacus", "today", "records/table06.json"):
         assert text in page
+
+
+def test_a_record_is_shown_with_its_verdict_its_effects_and_the_likely_reason(recipes: Path) -> None:
+    rest = {"figure": "median_distance", "seeds": 2, "counted": 9, "difference": 0.0, "inferred": False}
+    rest |= {"column": "median_squared_l2_per_element", "scale": "small", "width": 16, "epochs": 8}
+    numbers = [
+        Number(row="Standard CNN", ours=1e-5, spread=2e-8, paper=7.3e-06, **rest),
+        Number(row="Defective CNN", ours=1.1e-5, spread=2e-8, paper=3.5e-05, **rest),
+    ]
+    spec = {"numbers": [number.to_json() for number in numbers], "scale": {"name": "small"}, "caveats": "", "data": ""}
+    spec |= {"seeds": [0, 1], "versions": {}, "hardware": {}}
+    (recipes / "table06" / "record.json").write_text(json.dumps({"spec": spec, "run": {}, "results": []}))
+    (recipes / "table06" / "finding.toml").write_text('reason = "The toys are small."\n')
+    pages = paper_pages(recipes)
+    assert "| scale small, 2 numbers | weaker (weaker 1) |" in pages["map.md"]
+    page = pages["table06.md"]
+    assert "Weaker than the paper (width 16, 8 epochs, 2 seeds): its one effect is weaker;" in page
+    assert "Likely reason: The toys are small." in page
+    (cell,) = cells_of(page, "Defective CNN against Standard CNN")
+    assert re.fullmatch(r"x 1\.10 \(x 1\.\d\d to x 1\.\d\d; paper x 4\.79\): weaker", cell)
 
 
 @pytest.mark.slow

@@ -126,6 +126,7 @@ def test_the_key_covers_the_tutorial_and_the_whole_package(tmp_path: Path) -> No
     package, source = tmp_path / "package", tmp_path / "toy.py"
     (package / "engine").mkdir(parents=True)
     parts = {source: "x = 1", package / "a.py": "a = 1", package / "engine" / "kernel.c": "int x;"}
+    parts[package / "net.safetensors"] = "weights"
     for path, text in parts.items():
         path.write_text(text)
     keys = [fingerprint([source], package)]
@@ -133,7 +134,7 @@ def test_the_key_covers_the_tutorial_and_the_whole_package(tmp_path: Path) -> No
         path.write_text(f"{text} ")
         keys.append(fingerprint([source], package))
         path.write_text(text)
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
     assert fingerprint([source], package) == keys[0]
 
 

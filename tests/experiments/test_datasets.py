@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def test_the_stamp_changes_with_the_files_and_with_nothing_else(tmp_path: Path) 
     assert open_data("cifar10", root).stamp == before
     Image.new("RGB", (32, 32)).save(root / "test" / "cat" / "more.png")
     assert open_data("cifar10", root).stamp != before
+
+
+def test_the_stamp_is_that_of_the_files_in_pathlibs_order(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    # "cat-2" comes before "cat/..." as text and behind it as a path.
+    for name in ("cat-2", "cat 2"):
+        (root / "train" / name).mkdir()
+        Image.new("RGB", (32, 32)).save(root / "train" / name / "0.png")
+    expected = hashlib.sha256(b"cifar10 folder")
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        expected.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    assert open_data("cifar10", root).stamp == expected.hexdigest()
 
 
 def test_mnists_test_images_alone_are_split(tmp_path: Path) -> None:

@@ -106,6 +106,20 @@ def test_networks_for_imagenet_are_timms_with_masks_at_224_pixels(net: str) -> N
     assert not dcn.is_defective(build(jobs(net, data="imagenet", full=True)[0]))
 
 
+def test_resnet18_for_imagenet_has_the_authors_stem_where_it_is_defective() -> None:
+    defective = build(jobs("0.1-Bottom", data="imagenet", full=True)[0])
+    standard = build(jobs("Standard", data="imagenet", full=True)[0])
+    found = {name: module for name, module in defective.named_modules() if name == "model.conv1"}
+    assert [(one.kernel_size, one.stride) for one in found.values()] == [((3, 3), (2, 2))]
+    assert standard.get_submodule("model.conv1").kernel_size == (7, 7)
+    assert [row.shape for row in dcn.summary(defective).rows][:2] == [(64, 112, 112), (64, 56, 56)]
+    # Both start as timm starts: the last norm of a block at zero, convolutions from a normal distribution.
+    for net in (defective, standard):
+        assert not net.get_submodule("model.layer1.0.bn2").weight.any()
+        weight = net.get_submodule("model.layer3.0.conv1").weight
+        assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
+
+
 def test_a_variant_without_a_version_for_imagenet_is_refused() -> None:
     with pytest.raises(SpecError, match="ImageNet"):
         build(jobs("0.3-Top", data="imagenet", full=True)[0])

@@ -1,0 +1,195 @@
+"""What a recipe finds: every row held against the row without masks, ours beside the paper's, with an interval.
+
+Absolute numbers of small networks differ from the paper's for a trivial reason. What can be compared is the effect: a
+row less its reference in the same column, in percentage points; for distances their ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dcn_plugin.evaluate import Result, wilson
+from dcn_plugin.experiments.comparison import Number
+from dcn_plugin.experiments.networks import Network
+from dcn_plugin.experiments.recipe import RecipeSpec, is_rate
+
+__all__ = ["Effect", "Unit", "effects_of", "newcombe", "references"]
+
+Unit = Literal["points", "factor"]
+
+Interval = tuple[float, float]
+_ANYTHING: Interval = (-math.inf, math.inf)
+# 97.5 % quantiles of Student's t, by degrees of freedom; more of them use the last, which is a little too wide.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One number of a table less its reference.
+
+    Args:
+        row: of the number.
+        against: the reference's row.
+        column: of both.
+        unit: "points": difference of percentages; "factor": natural logarithm of a ratio.
+        ours: the effect.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        paper: the paper's effect, None where it lacks one of the two numbers.
+        inferred: a label or setting of the paper's numbers is our reading.
+    """
+
+    row: str
+    against: str
+    column: str
+    unit: Unit
+    ours: float
+    low: float
+    high: float
+    paper: float | None
+    inferred: bool = False
+
+
+def references(spec: RecipeSpec) -> dict[str, str]:
+    """Which row each row is held against.
+
+    The recipe's own choice (``[against]``), else the first row that differs by its masks only (same network, defence
+    and number of members), else the standard row of the same network. A row that has none of them is not in it.
+    """
+    without: dict[tuple[object, ...], str] = {}
+    for label, networks in spec.rows.items():
+        if not any(_masked(one) for one in networks):
+            without.setdefault(tuple(map(_kind, networks)), label)
+    found = {}
+    for label, networks in spec.rows.items():
+        nets = {one.net for one in networks}
+        standard = without.get(((*nets, None, 1),)) if len(nets) == 1 else None
+        against = spec.against.get(label) or without.get(tuple(map(_kind, networks)), standard)
+        if against == label:  # a defence without masks is its own twin
+            against = standard
+        if against not in (None, label):
+            found[label] = str(against)
+    return found
+
+
+def _kind(one: Network) -> tuple[str, str | None, int]:
+    return one.net, one.defence, one.variant.members
+
+
+def _masked(one: Network) -> bool:
+    """Whether anything is missing in the network: neurons, or the channels of DC."""
+    return one.variant.bottom is not None or one.variant.top is not None or bool(one.defects)
+
+
+def effects_of(spec: RecipeSpec, numbers: Sequence[Number], results: Iterable[Result] = ()) -> list[Effect]:
+    """The effects of a table, in its order.
+
+    The interval of a difference of shares is Newcombe's, on the images of one seed: more seeds see the same images.
+    Over several seeds it is widened to Student's t on their spread, with the smaller number of degrees of freedom; one
+    seed says nothing about other training runs. Pairing, of seeds and of images, is not made use of, so that the
+    intervals are rather too wide. That of a ratio of medians combines the two intervals as Newcombe does, on the
+    logarithm; over several seeds it is Student's alone.
+
+    Args:
+        spec: the recipe.
+        numbers: ours, as :func:`dcn_plugin.experiments.comparison.compare` or a record has them.
+        results: the records behind them: the intervals of medians stand there.
+
+    Source: Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10; Zou and
+    Donner 2008, "Construction of confidence limits about effect measures", for its use beyond proportions.
+    """
+    found, by_place, records = [], {(one.row, one.column): one for one in numbers}, list(results)
+    chosen = references(spec)
+    for one in numbers:
+        base = by_place.get((chosen.get(one.row, ""), one.column))
+        unit: Unit = "points" if is_rate(one.figure) else "factor"
+        ours = None if base is None else _less(one.ours, base.ours, unit)
+        if base is None or ours is None:
+            continue
+        low, high = _difference(one, base) if unit == "points" else _ratio(one, base, records)
+        paper = _less(one.paper, base.paper, unit)
+        inferred = paper is not None and (one.inferred or base.inferred)
+        found.append(Effect(one.row, base.row, one.column, unit, ours, low, high, paper, inferred))
+    return found
+
+
+def _less(one: float | None, base: float | None, unit: Unit) -> float | None:
+    """One number less its reference; None where one is missing, or a distance of zero has no ratio."""
+    if one is None or base is None or (unit == "factor" and min(one, base) <= 0):
+        return None
+    return one - base if unit == "points" else math.log(one / base)
+
+
+def newcombe(one: tuple[int, int], other: tuple[int, int]) -> Interval:
+    """95 % interval of the difference of two independent proportions, ``one`` less ``other``.
+
+    Args:
+        one: (successes, trials).
+        other: likewise.
+
+    Returns:
+        (low, high) in [-1, 1].
+
+    Source: Newcombe 1998, method 10: the Wilson intervals of both, combined by squares.
+    """
+    shares = (one[0] / one[1], other[0] / other[1])
+    return _combined(shares, (wilson(*one), wilson(*other)))
+
+
+def _combined(values: tuple[float, float], intervals: tuple[Interval, Interval]) -> Interval:
+    """Interval of a difference from those of its two parts, which are independent."""
+    (a, b), ((a_low, a_high), (b_low, b_high)) = values, intervals
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
+
+
+def _difference(one: Number, base: Number) -> Interval:
+    assert one.ours is not None and base.ours is not None
+    low, high = (100 * end for end in newcombe(_counts(one), _counts(base)))
+    over_seeds = _student((one.spread, one.seeds), (base.spread, base.seeds))
+    if over_seeds is None:
+        return low, high
+    ours = one.ours - base.ours
+    return min(low, ours - over_seeds), max(high, ours + over_seeds)
+
+
+def _counts(number: Number) -> tuple[int, int]:
+    """(successes, images) of one seed."""
+    assert number.ours is not None
+    images = max(1, number.counted // number.seeds)
+    return round(number.ours / 100 * images), images
+
+
+def _ratio(one: Number, base: Number, results: Sequence[Result]) -> Interval:
+    assert one.ours is not None and base.ours is not None
+    ours = math.log(one.ours / base.ours)
+    spreads = [None if number.spread is None else number.spread / (number.ours or 1) for number in (one, base)]
+    over_seeds = _student((spreads[0], one.seeds), (spreads[1], base.seeds))
+    if over_seeds is not None:
+        return ours - over_seeds, ours + over_seeds
+    intervals = _median_interval(one, results), _median_interval(base, results)
+    if intervals[0] is None or intervals[1] is None:
+        return _ANYTHING
+    return _combined((math.log(one.ours), math.log(base.ours)), (intervals[0], intervals[1]))
+
+
+def _median_interval(number: Number, results: Sequence[Result]) -> Interval | None:
+    """Logarithms of the interval that the record of a median distance holds; None for another figure."""
+    for result in results:
+        figures = result.figures
+        if result.target == number.row and figures.get(number.figure) == number.ours:
+            low, high = figures.get("distance_low"), figures.get("distance_high")
+            if number.figure == "median_distance" and isinstance(low, float) and isinstance(high, float):
+                return (math.log(low) if low > 0 else -math.inf), math.log(high)
+    return None
+
+
+def _student(one: tuple[float | None, int], other: tuple[float | None, int]) -> float | None:
+    """Half the 95 % interval of a difference of two means over seeds; None where one is of a single seed."""
+    if one[0] is None or other[0] is None:
+        return None
+    freedom = min(one[1], other[1]) - 1
+    quantile = _STUDENT[min(freedom, len(_STUDENT)) - 1]
+    return quantile * math.hypot(one[0] / math.sqrt(one[1]), other[0] / math.sqrt(other[1]))
