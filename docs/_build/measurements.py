@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MEASURED", "measured_pages", "whitebox_table"]
+__all__ = ["MEASURED", "adaptive_table", "measured_pages", "whitebox_table"]
 
 MEASURED = {
     "coverage": "Every CNN of timm and torchvision",
@@ -79,6 +79,28 @@ def whitebox_table(record: Path) -> str:
         "[under ART's attacks](../measured/art_evaluation.md)."
     )
     return "\n".join([*lines, "", source, "", distances]) + "\n"
+
+
+def adaptive_table(record: Path) -> str:
+    """Accuracy under images from standard and from defective sources, from the record of ``modern_transfer``."""
+    if not record.is_file():
+        return "Our own figures will stand here as soon as there is a committed record.\n"
+    read: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    spec, run = read["spec"], read["run"]
+    numbers = {(number["row"], number["column"]): number["ours"] for number in spec["numbers"]}
+    rows, columns = (list(dict.fromkeys(place[at] for place in numbers)) for at in (0, 1))
+    lines = ["| accuracy, in % | " + " | ".join(rows) + " |", "|:--|" + "--:|" * len(rows)]
+    for column in columns:
+        found = [numbers.get((row, column)) for row in rows]
+        lines.append(f"| {column} | " + " | ".join("" if one is None else f"{one:.1f}" for one in found) + " |")
+    scale = spec["scale"]
+    source = (
+        f"The columns are networks under attack; \"adaptive\" is a source with masks of its own. {spec['data']}, the first "
+        f"{scale['images']} test images, width {scale['width']}, {scale['training']['epochs']} epochs, seed "
+        f"{', '.join(map(str, spec['seeds']))}. Made by `{run['command']}`; more on its "
+        "[page of the paper map](../paper/modern_transfer.md)."
+    )
+    return "\n".join([*lines, "", source]) + "\n"
 
 
 def _distance(results: list[dict[str, Any]], attack: str, target: str) -> float:

@@ -19,7 +19,7 @@ from docs._build.cli_reference import cli_page
 from docs._build.demo import demo_snippet
 from docs._build.folders import RECIPES
 from docs._build.mask_picture import CHANNELS, SIZE, STEPS, draws
-from docs._build.measurements import MEASURED, measured_pages, whitebox_table
+from docs._build.measurements import MEASURED, adaptive_table, measured_pages, whitebox_table
 from docs._build.paper_map import NO_RECORD, paper_pages
 
 RECIPE = """
@@ -186,6 +186,24 @@ def test_the_white_box_table_holds_the_counts_of_the_record(tmp_path: Path) -> N
         "`make it` (seed 7" in table and "Of the 1 attacks that look for the closest image (DeepFool), 1 found" in table
     )
     assert "clean" not in table
+
+
+def test_the_table_of_adaptive_attackers_comes_from_the_record_alone(tmp_path: Path) -> None:
+    assert "as soon as there is a committed record" in adaptive_table(tmp_path / "record.json")
+    numbers = [
+        {"row": "Standard", "column": "standard: pgd", "ours": 12.5},
+        {"row": "0.3-Bottom", "column": "standard: pgd", "ours": 50.0},
+        {"row": "0.3-Bottom", "column": "adaptive: pgd", "ours": 7.25},
+    ]
+    scale = {"images": 200, "width": 16, "training": {"epochs": 8}}
+    record = {
+        "spec": {"numbers": numbers, "scale": scale, "data": "CIFAR-10", "seeds": [4]},
+        "run": {"command": "make it"},
+    }
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    table = adaptive_table(tmp_path / "record.json")
+    assert cells_of(table, "standard: pgd") == ["12.5", "50.0"] and cells_of(table, "adaptive: pgd") == ["", "7.2"]
+    assert "first 200 test images, width 16, 8 epochs, seed 4" in table and "`make it`" in table
 
 
 def test_measured_folders_become_pages_and_missing_ones_say_so(tmp_path: Path) -> None:
