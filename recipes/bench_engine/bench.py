@@ -252,8 +252,8 @@ def _details(record: dict[str, Any]) -> Iterator[str]:
     idle = {name: f"{part['speedup']:.2f}x" for name, part in record["nothing_to_skip"].items()}
     yield from (
         "",
-        "Not all of it is sparsity. Where a network keeps every neuron, p = 1, compact() still lays weights out once and "
-        f"runs batches in chunks where that is faster: {idle['whole']} for the whole ResNet-18, {idle['batch_1']} at "
+        "Not all of it is sparsity. Where a network keeps every neuron, p = 1, compact() still lays weights out once "
+        f"and runs batches in chunks where that is faster: {idle['whole']} for the whole ResNet-18, {idle['batch_1']} at "
         f"batch 1, {idle['large']} for ResNet-50.",
     )
     moves = ", ".join(
