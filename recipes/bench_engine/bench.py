@@ -253,8 +253,8 @@ def _details(record: dict[str, Any]) -> Iterator[str]:
     yield from (
         "",
         "Not all of it is sparsity. Where a network keeps every neuron, p = 1, compact() still lays weights out once "
-        f"and runs batches in chunks where that is faster: {idle['whole']} for the whole ResNet-18, {idle['batch_1']} at "
-        f"batch 1, {idle['large']} for ResNet-50.",
+        f"and runs batches in chunks where that is faster: {idle['whole']} for the whole ResNet-18, {idle['batch_1']} "
+        f"at batch 1, {idle['large']} for ResNet-50.",
     )
     moves = ", ".join(
         f"{part['to_rows_ms']:.2f} and {part['to_images_ms']:.2f} ms at p = {p}" for p, part in record["layer"].items()
