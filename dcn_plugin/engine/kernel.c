@@ -28,6 +28,15 @@
 #define BLOCK 6
 /* Bytes of input rows that all outputs of a group read before the next ones; a part of the second cache. */
 #define CACHE 131072
+/* Reads from the fetch of an input row to its use: about as long as the third cache takes. */
+#define AHEAD 32
+#if defined(__GNUC__) || defined(__clang__)
+#define FETCH(address) __builtin_prefetch(address)
+#define FETCH_TO_WRITE(address) __builtin_prefetch(address, 1)
+#else
+#define FETCH(address) ((void)0)
+#define FETCH_TO_WRITE(address) ((void)0)
+#endif
 #define MAX_THREADS 256
 
 /* One sparse convolution; the layout of the lists is in packing.py. Without a residual, `residual_rows` is NULL. */
@@ -233,10 +242,11 @@ typedef int32_t JOIN(bits_, LANES) __attribute__((vector_size(LANES * 4), aligne
 
 /* `outs` x `width` vectors of sums, over the input rows from `start` to `end`; the first part begins with the bias, the
  * last one of the `n` ends with residual and ReLU, between them the sums rest in the output. `outs` and `width` are
- * constants wherever it is inlined, so that the sums are registers. `at`: first image of the tile. */
+ * constants wherever it is inlined, so that the sums are registers; so is `fetch`: rows up to `there`, which are to be read
+ * later, are fetched into the caches. `at`: first image of the tile. */
 static inline __attribute__((always_inline)) TARGET void JOIN(tile_, LANES)(
-    const dcn_gemm *job, const int outs, const int width, int64_t n, int64_t start, int64_t end, const int32_t *reads,
-    int64_t first, int64_t at) {
+    const dcn_gemm *job, const int outs, const int width, const int fetch, int64_t n, int64_t there, int64_t start,
+    int64_t end, const int32_t *reads, int64_t first, int64_t at) {
     /* With one vector an output there are registers for two turns of sums, and an addition need not wait for the last. */
     const int turns = width == 1 ? 2 : 1;
     VEC sum[2][BLOCK][WIDTHS];
@@ -260,6 +270,10 @@ static inline __attribute__((always_inline)) TARGET void JOIN(tile_, LANES)(
     {                                                                                         \
         const float *row = x + reads[2 * (k + turn)] * batch;                                 \
         const int64_t tap = reads[2 * (k + turn) + 1];                                        \
+        if (fetch && k + turn + AHEAD < there) {                                              \
+            const float *later = x + reads[2 * (k + turn + AHEAD)] * batch;                   \
+            for (int v = 0; v < width; v++) FETCH(later + v * LANES);                         \
+        }                                                                                     \
         VEC value[WIDTHS];                                                                    \
         for (int v = 0; v < width; v++) value[v] = *(const VEC *)(row + v * LANES);           \
         for (int o = 0; o < outs; o++)                                                        \
@@ -292,15 +306,23 @@ static inline __attribute__((always_inline)) TARGET void JOIN(tile_, LANES)(
     }
 }
 
-#define CASE(N)                                                              \
-    case N:                                                                  \
-        JOIN(tile_, LANES)(job, N, width, n, start, end, reads, first, at);  \
+/* All outputs of a group read the same rows: the first ones fetch. */
+#define CASE(N)                                                                           \
+    case N:                                                                               \
+        if (first == job->write_start[group])                                             \
+            JOIN(tile_, LANES)(job, N, width, 1, n, there, start, end, reads, first, at); \
+        else                                                                              \
+            JOIN(tile_, LANES)(job, N, width, 0, n, there, start, end, reads, first, at); \
         break;
 /* A tile of the batch, for all outputs of a group. */
 static inline __attribute__((always_inline)) TARGET void JOIN(group_, LANES)(
     const dcn_gemm *job, int64_t group, const int width, int64_t at) {
     const int64_t n = job->read_start[group + 1] - job->read_start[group];
+    const int64_t there = job->read_start[job->chunks[job->chunk_count]] - job->read_start[group];
     const int32_t *reads = job->reads + 2 * job->read_start[group];
+    /* A line that is written has to be there first; these come while the sums are made. */
+    for (int64_t o = job->write_start[group]; o < job->write_start[group + 1]; o++)
+        for (int v = 0; v < width; v++) FETCH_TO_WRITE(job->out + job->writes[2 * o] * job->batch + at + v * LANES);
     /* As even as possible: 7 outputs are 4 and 3, not 6 and 1; and so many reads as CACHE holds. */
     const int64_t most = CACHE / (width * LANES * (int64_t)sizeof(float));
     const int64_t parts = n > most ? (n + most - 1) / most : 1, part = (n + parts - 1) / parts;
