@@ -398,6 +398,7 @@ def test_batches_that_were_slower_on_rows_run_on_images(model: nn.Module, monkey
 @needs_c
 def test_a_batch_runs_in_as_many_chunks_as_were_fastest(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (4, 0.5))
+    monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 1))
     made = dcn.compact(model)
     assert "4 images at a time" in str(made.plan)
     assert made.plan.compact_ms == 0.5
