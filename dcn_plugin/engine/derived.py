@@ -37,7 +37,7 @@ class Derived:
 def _place(tensor: Tensor | None) -> tuple[Any, ...] | None:
     if tensor is None:
         return None
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 derived = Derived()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dcn_plugin.engine.packing import Packed, Windows
 
-__all__ = ["lanes", "native_problem", "run_gemm", "run_maxima", "to_dense", "to_rows"]
+__all__ = ["Gemm", "lanes", "native_problem", "run_maxima", "to_dense", "to_rows"]
 
 _POINTERS = (
     ("x", "weights", "bias", "residual", "out"),
@@ -120,29 +120,36 @@ def _at(array: NDArray[np.generic] | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
-def run_gemm(packed: Packed, x: Tensor, out: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> None:
-    """Fill the rows of ``out`` that ``packed`` computes.
+class Gemm:
+    """Lists as the kernel takes them: their addresses are looked up once, which takes longer than a small layer.
 
     Args:
-        packed: its rows lie within ``x``, ``residual`` and ``out``.
-        x: float32 (rows, N), contiguous, on the CPU; ``residual`` and ``out`` too.
-        out: overwritten.
-        residual: added before ``relu``; if and only if packed with its rows.
-        relu: negative values become 0.
+        packed: the lists.
     """
-    batch = x.shape[1]
-    if batch == 0 or not len(packed.writes):
-        return
-    job = _Gemm(
-        x=x.data_ptr(),
-        residual=None if residual is None else residual.data_ptr(),
-        out=out.data_ptr(),
-        chunk_count=len(packed.chunks) - 1,
-        batch=batch,
-        relu=relu,
-        **{name: _at(getattr(packed, name)) for name in ("weights", "bias", *_POINTERS[1], *_POINTERS[2])},
-    )
-    _loaded().dcn_run_gemm(ctypes.byref(job), _lanes_for(batch), torch.get_num_threads())
+
+    def __init__(self, packed: Packed) -> None:
+        self.packed = packed  # keeps alive what the addresses point to
+        lists = ("weights", "bias", *_POINTERS[1], *_POINTERS[2])
+        self._blank = _Gemm(chunk_count=len(packed.chunks) - 1, **{name: _at(getattr(packed, name)) for name in lists})
+
+    def __call__(self, x: Tensor, out: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> None:
+        """Fill the rows of ``out`` that the lists compute.
+
+        Args:
+            x: float32 (rows, N), contiguous, on the CPU; ``residual`` and ``out`` too. The rows that the lists name lie
+                within them.
+            out: overwritten.
+            residual: added before ``relu``; if and only if packed with its rows.
+            relu: negative values become 0.
+        """
+        batch = x.shape[1]
+        if batch == 0 or not len(self.packed.writes):
+            return
+        job = _Gemm.from_buffer_copy(self._blank)  # its own: threads may run the same layer
+        job.x, job.out, job.batch, job.relu = x.data_ptr(), out.data_ptr(), batch, relu
+        if residual is not None:
+            job.residual = residual.data_ptr()
+        _loaded().dcn_run_gemm(ctypes.byref(job), _lanes_for(batch), torch.get_num_threads())
 
 
 def to_rows(images: Tensor, row_of_cell: NDArray[np.int32], rows: int, named: int) -> Tensor:

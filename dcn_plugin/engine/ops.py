@@ -6,6 +6,7 @@ beside, made at compaction or at the first call, and never saved.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
@@ -70,10 +71,10 @@ def rows_conv(
         return reference.conv(
             x, residual, weight, bias, in_index, out_index, kept, residual_index, geometry, relu, rows
         )
-    packed = packed_conv(weight, bias, in_index, out_index, kept, residual_index, geometry)
+    named = (weight, bias, in_index, out_index, kept, residual_index)
+    run = derived((backend, geometry), named, lambda: _RUNNERS[backend](packed_conv(*named, geometry)))
     out = x.new_empty(rows, x.shape[1])
-    residual = None if residual is None else residual.contiguous()
-    _runner(backend)(packed, x.contiguous(), out, residual=residual, relu=relu)
+    run(x.contiguous(), out, residual=None if residual is None else residual.contiguous(), relu=relu)
     return out
 
 
@@ -116,11 +117,11 @@ def rows_conv_input_grad(
     if backend == "reference":
         return reference.conv_input_grad(grad, weight, in_index, out_index, kept, geometry, rows)
     named = (weight, in_index, out_index, kept)
-    packed: Packed = derived(("grad", geometry), named, lambda: pack_input_grad(*named, geometry))
+    packed, run = derived(("grad", backend, geometry), named, lambda: _packed_grad(backend, *named, geometry))
     # Rows that the forward pass does not read have no gradient.
     make = grad.new_empty if len(packed.writes) == rows else grad.new_zeros
     out = make(rows, grad.shape[1])
-    _runner(backend)(packed, grad.contiguous(), out)
+    run(grad.contiguous(), out)
     return out
 
 
@@ -328,5 +329,15 @@ def _by_position(index: Tensor) -> Any:
     return derived(("cells",), (index,), lambda: index.permute(1, 2, 0).contiguous().numpy().ravel())
 
 
-def _runner(backend: str) -> Callable[..., None]:
-    return {"c": native.run_gemm, "triton": triton_kernels.run_gemm}[backend]
+_RUNNERS: dict[str, Callable[[Packed], Callable[..., None]]] = {
+    "c": native.Gemm,
+    "triton": lambda packed: functools.partial(triton_kernels.run_gemm, packed),
+}
+"""Backend -> what makes of lists a call that runs them."""
+
+
+def _packed_grad(
+    backend: str, weight: Tensor, in_index: Tensor, out_index: Tensor, kept: Tensor, geometry: Geometry
+) -> tuple[Packed, Callable[..., None]]:
+    packed = pack_input_grad(weight, in_index, out_index, kept, geometry)
+    return packed, _RUNNERS[backend](packed)

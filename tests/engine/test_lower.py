@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
+from dcn_plugin.engine.derived import derived
 from dcn_plugin.engine.liveness import live_neurons
 from dcn_plugin.engine.lower import lower, write_in_place
 from dcn_plugin.engine.steps import find_steps
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def no_lists_left_over() -> Iterator[None]:
     yield
-    ops._derived._entries.clear()
+    derived._entries.clear()
 
 
 def on_rows(
