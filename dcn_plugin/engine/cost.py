@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from dcn_plugin.engine.packing import packed_bytes
 from dcn_plugin.engine.rows import number_rows
 from dcn_plugin.engine.steps import Conv, Step
 
-__all__ = ["WORTH", "Choice", "Counted", "Measured", "choose", "multiply_adds", "timed"]
+__all__ = ["WORTH", "Choice", "Counted", "Measured", "choose", "multiply_adds", "sure_gain", "timed"]
 
 WORTH = 0.97
 """What takes a larger share of the time of the plain way is not worth its memory."""
+PAIRS = 7
+"""Rounds of a comparison in turn."""
 
 Live = dict[fx.Node, Tensor]
 
@@ -255,6 +258,21 @@ def timed(run: Callable[[], object], device: torch.device, *, least_calls: int =
         if calls:
             least, spent = min(least, taken), spent + taken
     return least
+
+
+def sure_gain(plain: Callable[[], object], other: Callable[[], object], device: torch.device) -> float:
+    """How many times faster ``other`` is in three rounds of four; both run in turn, as the machine's speed changes.
+
+    Args:
+        plain: a call.
+        other: what might take its place.
+        device: that they compute on.
+    """
+    ratios = []
+    for _ in range(PAIRS):
+        times = [timed(call, device, least_calls=1, least_ms=0.0) for call in (plain, other)]
+        ratios.append(times[0] / times[1])
+    return statistics.quantiles(ratios, n=4)[0]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import fx
 
 from dcn_plugin.engine import cost
-from dcn_plugin.engine.cost import Counted, Measured, choose, multiply_adds, timed
+from dcn_plugin.engine.cost import PAIRS, Counted, Measured, choose, multiply_adds, sure_gain, timed
 from dcn_plugin.engine.derived import derived
 from dcn_plugin.engine.rows import Geometry
 from dcn_plugin.engine.steps import Conv, Kind, Step
@@ -302,3 +302,11 @@ def test_a_depthwise_layer_is_counted_group_by_group() -> None:
     layer = make_layer(groups=4, inputs=1, outputs=1, kernel=(1, 1), padding=(0, 0), densities=(0.5, 0.5, None))
     assert layer.geometry == Geometry(padding=(0, 0), groups=4)
     assert multiply_adds(*one_layer(layer))[1] == int((layer.in_live & layer.kept).sum())
+
+
+def test_a_gain_is_sure_only_if_three_rounds_in_four_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Twice as fast in the first rounds, no faster in the later ones.
+    for faster, expected in ((PAIRS, 2.0), (PAIRS - 1, 2.0), (PAIRS // 2, 1.0)):
+        times = iter([t for number in range(PAIRS) for t in ((4.0, 2.0) if number < faster else (4.0, 4.0))])
+        monkeypatch.setattr(cost, "timed", lambda call, device, times=times, **_: next(times))
+        assert sure_gain(lambda: None, lambda: None, torch.device("cpu")) == expected

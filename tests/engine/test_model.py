@@ -369,7 +369,7 @@ def test_a_plan_that_was_slower_is_not_kept_and_nor_are_its_lists(
     # The layers on their own promise much; the whole does not keep it.
     monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
     monkeypatch.setattr(engine_model, "_race", race)
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda graph, whole_ms, *_: (None, whole_ms))
+    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
     made = dcn.compact(model)
     assert made.plan.backend == "dense"
     assert not rows(made)
@@ -384,7 +384,7 @@ def test_a_plan_that_was_slower_is_not_kept_and_nor_are_its_lists(
 def test_batches_that_were_slower_on_rows_run_on_images(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
     monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 8))
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda graph, whole_ms, *_: (None, whole_ms))
+    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
     made = dcn.compact(model)
     assert "smaller batches than 8 run on images" in str(made.plan)
     calls = []
@@ -397,7 +397,7 @@ def test_batches_that_were_slower_on_rows_run_on_images(model: nn.Module, monkey
 
 @needs_c
 def test_a_batch_runs_in_as_many_chunks_as_were_fastest(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (4, 0.5))
+    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (4, 2.0))
     monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 1))
     made = dcn.compact(model)
     assert "4 images at a time" in str(made.plan)
@@ -414,24 +414,26 @@ def test_a_batch_runs_in_as_many_chunks_as_were_fastest(model: nn.Module, monkey
 
 
 def test_the_best_chunk_is_found_among_halves_and_a_small_gain_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {16: 10.0, 8: 8.0, 4: 7.0, 2: 9.0, 1: 1.0}
-    asked: list[int] = []
-
     class Counting(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             asked.append(len(x))
             return x
 
-    def clock(run: Callable[[], object], device: torch.device) -> float:
-        run()
-        return times[asked[-1]]
+    def gain(plain: Callable[[], object], other: Callable[[], object], device: torch.device) -> float:
+        plain()
+        assert asked.pop() == 16
+        other()
+        return gains[asked[-1]]
 
-    monkeypatch.setattr(engine_model, "timed", clock)
+    asked: list[int] = []
+    monkeypatch.setattr(engine_model, "sure_gain", gain)
     place = ((1, 2, 2), 16, torch.device("cpu"))
     # It stops where it gets slower: one image at a time is not asked for.
-    assert engine_model._best_chunk(Counting(), 10.0, *place) == (4, 7.0)
+    gains = {8: 1.2, 4: 1.4, 2: 1.1, 1: 9.0}
+    assert engine_model._best_chunk(Counting(), *place) == (4, 1.4)
     assert asked == [8] * 2 + [4] * 4 + [2] * 8
-    assert engine_model._best_chunk(Counting(), 7.1, *place) == (None, 7.1)
+    gains = {8: 1.02, 4: 9.0}
+    assert engine_model._best_chunk(Counting(), *place) == (None, 1.0)
 
 
 # --- torch.compile and torch.export

@@ -106,7 +106,7 @@ def rigged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e6)
     monkeypatch.setattr(Measured, "_on_images", lambda self, step, packed=False: 1.0 if packed else 2.0)
     monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 1))
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda graph, whole_ms, *_: (None, whole_ms))
+    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
 
 
 def compacted(**options: Any) -> dcn.CompactModel:
