@@ -321,8 +321,13 @@ static inline __attribute__((always_inline)) TARGET void JOIN(group_, LANES)(
     const int64_t there = job->read_start[job->chunks[job->chunk_count]] - job->read_start[group];
     const int32_t *reads = job->reads + 2 * job->read_start[group];
     /* A line that is written has to be there first; these come while the sums are made. */
-    for (int64_t o = job->write_start[group]; o < job->write_start[group + 1]; o++)
-        for (int v = 0; v < width; v++) FETCH_TO_WRITE(job->out + job->writes[2 * o] * job->batch + at + v * LANES);
+    for (int64_t o = job->write_start[group]; o < job->write_start[group + 1]; o++) {
+        const int32_t from = job->residual_rows ? job->residual_rows[o] : -1;
+        for (int v = 0; v < width; v++) {
+            FETCH_TO_WRITE(job->out + job->writes[2 * o] * job->batch + at + v * LANES);
+            if (from >= 0) FETCH(job->residual + from * job->batch + at + v * LANES);
+        }
+    }
     /* As even as possible: 7 outputs are 4 and 3, not 6 and 1; and so many reads as CACHE holds. */
     const int64_t most = CACHE / (width * LANES * (int64_t)sizeof(float));
     const int64_t parts = n > most ? (n + most - 1) / most : 1, part = (n + parts - 1) / parts;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from typing import Any
 
@@ -94,8 +95,11 @@ class _Writer:
         if step in self.packed:
             self.images[first].target = IMAGES_CONV
         if bool(conv.kept.all()):
-            for node in step.nodes[1:]:
-                self._copy(node)
+            for before, node in itertools.pairwise(step.nodes):
+                if node.target is _aten.mul.Tensor:  # a mask that keeps everything
+                    self.images[node] = self.images[before]
+                else:
+                    self._copy(node)
             return
         made = self.images.pop(first)
         mask = conv.kept[None].to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
