@@ -232,7 +232,7 @@ def test_a_smoke_run_and_rows_without_a_standard_one_get_no_verdict(spec: Recipe
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_every_committed_record_gets_a_verdict_and_a_handful_of_images_decides_nothing_in_it(name: str) -> None:
+def test_every_committed_record_gets_a_verdict_and_a_handful_of_images_confirms_nothing_in_it(name: str) -> None:
     file = ResultFile.read(recipes_root() / name / "record.json")
     numbers = [Number(**one) for one in file.spec["numbers"]]
     found = verdict_of(load_recipe(name), numbers, file.results)
@@ -241,5 +241,6 @@ def test_every_committed_record_gets_a_verdict_and_a_handful_of_images_decides_n
     few = {(one.row, one.column) for one in numbers if one.counted < 30 and one.figure == "defense_rate"}
     for one in found.effects:
         assert one.low <= one.ours <= one.high
-        if (one.row, one.column) in few:
-            assert found.words.get(one, "undecided") == "undecided"
+        if (one.row, one.column) in few and one.paper is not None and one.low <= one.paper <= one.high:
+            # They may exclude a large effect of the paper; they never confirm one by being close to nothing.
+            assert one.low > 0 or one.high < 0 or found.words[one] == "undecided"
