@@ -227,7 +227,7 @@ def _fastest(
 ) -> _Fastest:
     """The chosen graph if it keeps what its layers promise, else the same without rows, else the plain one."""
     note, images_ms = "", None
-    for one in (choice, _without_rows(choice)):
+    for one in (choice, _without_rows(choice)) if choice.on_rows else (choice,):
         if not (one.on_rows or one.packed):
             continue
         graph = write(one)

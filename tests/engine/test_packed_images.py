@@ -176,6 +176,14 @@ def test_packing_that_gains_nothing_is_left(rigged: None, monkeypatch: pytest.Mo
     assert IMAGES_CONV not in convolutions(compacted())
 
 
+@needs_c
+def test_a_graph_that_lost_does_not_race_again(rigged: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    raced = []
+    monkeypatch.setattr(engine_model, "_race", lambda *_: raced.append(1) or (1.0, 0.99, 1))
+    assert IMAGES_CONV not in convolutions(compacted())
+    assert len(raced) == 1
+
+
 def test_what_cannot_be_packed_is_not() -> None:
     assert not can_pack(CPU, torch.float64)
     assert not can_pack(torch.device("cuda"), torch.float32)
