@@ -145,7 +145,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds of each variant (default 20)")
+    parser.add_argument("--rounds", type=int, default=80, help="timed rounds of each variant (default 80)")
     parser.add_argument("--steps", type=int, default=8, help="steps a round (default 8)")
     parser.add_argument("--device", default="cpu", choices=LIMITS)
     parser.add_argument("--quick", action="store_true", help="five rounds of four steps; print, write nothing")
