@@ -12,9 +12,12 @@ from torch import Tensor, fx
 from dcn_plugin.engine.capture import shape_of
 from dcn_plugin.engine.rows import Window
 
-__all__ = ["ACTIVATIONS", "constant_of", "keeps_zero", "live_neurons", "pool_window"]
+__all__ = ["ACTIVATIONS", "Live", "constant_of", "keeps_zero", "live_neurons", "pool_window"]
 
 _aten = torch.ops.aten
+
+Live = dict[fx.Node, Tensor]
+"""Of each node the neurons that may be other than 0: bool (C, H, W)."""
 
 ACTIVATIONS = tuple(
     getattr(_aten, name).default
@@ -25,7 +28,7 @@ ACTIVATIONS = tuple(
 _POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default)
 
 
-def live_neurons(graph: fx.Graph) -> dict[fx.Node, Tensor]:
+def live_neurons(graph: fx.Graph) -> Live:
     """The neurons that may be other than 0, for every node whose value is (N, C, H, W).
 
     A mask kills, a sum is the union, a pool the union over its window, a concatenation stays one; a convolution makes
@@ -34,7 +37,7 @@ def live_neurons(graph: fx.Graph) -> dict[fx.Node, Tensor]:
     Returns:
         bool (C, H, W) for each such node.
     """
-    live: dict[fx.Node, Tensor] = {}
+    live: Live = {}
     for node in graph.nodes:
         shape = shape_of(node)
         if shape is not None and len(shape) == 3:
@@ -44,7 +47,7 @@ def live_neurons(graph: fx.Graph) -> dict[fx.Node, Tensor]:
     return live
 
 
-def _rule(node: fx.Node, live: dict[fx.Node, Tensor]) -> Tensor | None:
+def _rule(node: fx.Node, live: Live) -> Tensor | None:
     target: Any = node.target
     sources = [live.get(one) for one in node.all_input_nodes]
     if node.op != "call_function":
@@ -68,7 +71,7 @@ def _rule(node: fx.Node, live: dict[fx.Node, Tensor]) -> Tensor | None:
     return None
 
 
-def _product(node: fx.Node, live: dict[fx.Node, Tensor]) -> Tensor | None:
+def _product(node: fx.Node, live: Live) -> Tensor | None:
     known = [live[one] for one in node.all_input_nodes if one in live]
     constants = [value for one in node.all_input_nodes if (value := constant_of(one)) is not None]
     if not known or len(known) + len(constants) != len(node.all_input_nodes):

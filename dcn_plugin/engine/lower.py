@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dcn_plugin.engine.liveness import pool_window
+from dcn_plugin.engine.liveness import Live, pool_window
 from dcn_plugin.engine.ops import Backend
 from dcn_plugin.engine.packed_images import IMAGES_CONV
 from dcn_plugin.engine.rows import Geometry, number_rows
@@ -30,7 +30,7 @@ class _Rows:
 def lower(
     captured: fx.GraphModule,
     steps: list[Step],
-    live: dict[fx.Node, Tensor],
+    live: Live,
     on_rows: Collection[Step],
     backend: Backend,
     *,
@@ -55,7 +55,7 @@ class _Writer:
     def __init__(
         self,
         captured: fx.GraphModule,
-        live: dict[fx.Node, Tensor],
+        live: Live,
         on_rows: frozenset[Step],
         packed: frozenset[Step],
         backend: Backend,

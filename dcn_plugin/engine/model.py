@@ -12,13 +12,14 @@ from torch import Tensor, fx, nn
 
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
-from dcn_plugin.engine.cost import WORTH, Choice, Counted, Measured, choose, multiply_adds, sure_gain, timed
-from dcn_plugin.engine.liveness import live_neurons
+from dcn_plugin.engine.cost import Choice, Counted, choose, multiply_adds
+from dcn_plugin.engine.liveness import Live, live_neurons
 from dcn_plugin.engine.lower import lower
+from dcn_plugin.engine.measured import WORTH, Measured, sure_gain, timed
 from dcn_plugin.engine.native import native_problem
 from dcn_plugin.engine.ops import Backend
 from dcn_plugin.engine.plan import LayerPlan, Plan
-from dcn_plugin.engine.snapshot import AskedBackend, CompactModel, in_chunks
+from dcn_plugin.engine.snapshot import AskedBackend, CompactModel, in_chunks, without_gradient
 from dcn_plugin.engine.steps import Step, find_steps
 from dcn_plugin.errors import CompactError, InputSizeError, NotDefectiveError, SpecError
 from dcn_plugin.surgery import defect_spec, image_size, is_defective
@@ -110,9 +111,9 @@ def _compacted(
         on_rows = write(choice)
     else:
         fast = _fastest(choice, write, on_images, size, batch, device)
-        choice, on_rows, images_ms, compact_ms, least_batch, note = fast
+        choice, on_rows, run, images_ms, compact_ms, least_batch, note = fast
         if device.type == "cpu":
-            chunk, gain = _best_chunk(on_rows, size, batch, device)
+            chunk, gain = _best_chunk(run, size, batch, device)
             compact_ms /= gain
     plan = Plan(
         layers=_layers(steps, live, choice, measured, used),
@@ -211,6 +212,7 @@ def _triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 class _Fastest(NamedTuple):
     choice: Choice
     graph: fx.GraphModule
+    run: Callable[[Tensor], Tensor]
     images_ms: float
     compact_ms: float
     least_batch: int
@@ -231,9 +233,10 @@ def _fastest(
         if not (one.on_rows or one.packed):
             continue
         graph = write(one)
-        images_ms, compact_ms, least_batch = _race(on_images, graph, size, batch, device)
+        run = without_gradient(graph, batch)
+        images_ms, compact_ms, least_batch = _race(on_images, run, size, batch, device)
         if compact_ms <= WORTH * images_ms:
-            return _Fastest(one, graph, images_ms, compact_ms, least_batch, note)
+            return _Fastest(one, graph, run, images_ms, compact_ms, least_batch, note)
         ops.forget(graph.buffers())
         if one.on_rows:
             note = f"Rows would take {compact_ms:.2f} ms a batch, images take {images_ms:.2f} ms: all runs on images."
@@ -242,17 +245,21 @@ def _fastest(
             images = torch.rand(batch, *size, device=device)
             images_ms = timed(lambda: on_images(images), device)
     plain = dataclasses.replace(_without_rows(choice), packed=frozenset())
-    return _Fastest(plain, on_images, images_ms, images_ms, 1, note)
+    return _Fastest(plain, on_images, on_images, images_ms, images_ms, 1, note)
 
 
 def _race(
-    on_images: nn.Module, graph: nn.Module, size: tuple[int, int, int], batch: int, device: torch.device
+    on_images: nn.Module,
+    run: Callable[[Tensor], Tensor],
+    size: tuple[int, int, int],
+    batch: int,
+    device: torch.device,
 ) -> tuple[float, float, int]:
-    """Milliseconds of a batch both ways, and the smallest batch from which on the graph is not slower."""
+    """Milliseconds of a batch both ways, and the smallest batch from which on ``run`` is not slower."""
 
     def both(count: int) -> tuple[float, float]:
         images = torch.rand(count, *size, device=device)
-        return timed(lambda: on_images(images), device), timed(lambda: graph(images), device)
+        return timed(lambda: on_images(images), device), timed(lambda: run(images), device)
 
     with torch.inference_mode():
         whole = both(batch)
@@ -266,7 +273,7 @@ def _race(
 
 
 def _best_chunk(
-    graph: nn.Module, size: tuple[int, int, int], batch: int, device: torch.device
+    run: Callable[[Tensor], Tensor], size: tuple[int, int, int], batch: int, device: torch.device
 ) -> tuple[int | None, float]:
     """How many images at a time are fastest, None: the whole batch; and how many times faster that is.
 
@@ -278,8 +285,8 @@ def _best_chunk(
         while count > 1:
             count //= 2
             gain = sure_gain(
-                lambda: graph(images),
-                lambda count=count: in_chunks(graph, images, count),  # type: ignore[misc]
+                lambda: run(images),
+                lambda count=count: in_chunks(run, images, count),  # type: ignore[misc]
                 device,
             )
             if gain < best:
@@ -298,7 +305,7 @@ def _without_rows(choice: Choice) -> Choice:
 
 
 def _layers(
-    steps: list[Step], live: dict[fx.Node, Tensor], choice: Choice, measured: Measured | None, used: Backend | None
+    steps: list[Step], live: Live, choice: Choice, measured: Measured | None, used: Backend | None
 ) -> tuple[LayerPlan, ...]:
     layers = []
     for step in steps:

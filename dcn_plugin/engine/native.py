@@ -152,20 +152,18 @@ class Gemm:
         _loaded().dcn_run_gemm(ctypes.byref(job), _lanes_for(batch), torch.get_num_threads())
 
 
-def to_rows(images: Tensor, row_of_cell: NDArray[np.int32], rows: int, named: int) -> Tensor:
+def to_rows(images: Tensor, row_of_cell: NDArray[np.int32], out: Tensor, named: int) -> None:
     """Images -> rows.
 
     Args:
-        images: float32 (N, C, H, W) in channels_last memory format.
+        images: float32 (N, C, H, W).
         row_of_cell: int32, row or -1 of each cell, by position, then by channel.
-        named: how many rows ``row_of_cell`` names; the others are 0.
-    Returns:
-        (rows, N).
+        out: (rows, N), overwritten.
+        named: how many rows ``row_of_cell`` names; the others become 0.
     """
-    make = images.new_empty if named == rows else images.new_zeros
-    out = make(rows, len(images))
-    _move(images, row_of_cell, out, to_rows=True)
-    return out
+    if named < len(out):
+        out.zero_()
+    _move(images.contiguous(memory_format=torch.channels_last), row_of_cell, out, to_rows=True)
 
 
 def to_dense(x: Tensor, row_of_cell: NDArray[np.int32], shape: tuple[int, int, int]) -> Tensor:
@@ -188,9 +186,8 @@ def _move(images: Tensor, row_of_cell: NDArray[np.int32], rows: Tensor, *, to_ro
         _loaded().dcn_run_move(ctypes.byref(job), torch.get_num_threads())
 
 
-def run_maxima(windows: Windows, x: Tensor) -> Tensor:
-    """Rows (rows, N) -> the rows of their max-pool."""
-    out = x.new_empty(len(windows.with_zero), x.shape[1])
+def run_maxima(windows: Windows, x: Tensor, out: Tensor) -> None:
+    """Rows (rows, N) -> the rows of their max-pool, which ``out`` takes."""
     if out.numel():
         job = _Maxima(
             x=x.data_ptr(),
@@ -202,4 +199,3 @@ def run_maxima(windows: Windows, x: Tensor) -> Tensor:
             batch=x.shape[1],
         )
         _loaded().dcn_run_maxima(ctypes.byref(job), torch.get_num_threads())
-    return out

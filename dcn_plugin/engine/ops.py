@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dcn_plugin.engine import native, reference, triton_kernels
@@ -18,7 +20,19 @@ from dcn_plugin.engine.derived import derived
 from dcn_plugin.engine.packing import Packed, Windows, pack_forward, pack_input_grad, pool_windows
 from dcn_plugin.engine.rows import Geometry, Window
 
-__all__ = ["BACKENDS", "Backend", "forget", "packed_conv", "rows_conv", "rows_max_pool", "rows_to_dense", "to_rows"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "cells_by_position",
+    "conv_runner",
+    "forget",
+    "packed_conv",
+    "pool_lists",
+    "rows_conv",
+    "rows_max_pool",
+    "rows_to_dense",
+    "to_rows",
+]
 
 Backend = Literal["reference", "c", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -72,10 +86,28 @@ def rows_conv(
             x, residual, weight, bias, in_index, out_index, kept, residual_index, geometry, relu, rows
         )
     named = (weight, bias, in_index, out_index, kept, residual_index)
-    run = derived((backend, geometry), named, lambda: _RUNNERS[backend](packed_conv(*named, geometry)))
+    run = conv_runner(*named, geometry, backend)
     out = x.new_empty(rows, x.shape[1])
     run(x.contiguous(), out, residual=None if residual is None else residual.contiguous(), relu=relu)
     return out
+
+
+def conv_runner(
+    weight: Tensor,
+    bias: Tensor,
+    in_index: Tensor,
+    out_index: Tensor,
+    kept: Tensor,
+    residual_index: Tensor | None,
+    geometry: Geometry,
+    backend: str,
+) -> Callable[..., None]:
+    """What :func:`rows_conv` runs; it takes x and out, contiguous (rows, N), then residual= and relu=."""
+    named = (weight, bias, in_index, out_index, kept, residual_index)
+    run: Callable[..., None] = derived(
+        (backend, geometry), named, lambda: _RUNNERS[backend](packed_conv(*named, geometry))
+    )
+    return run
 
 
 def packed_conv(
@@ -164,9 +196,10 @@ def to_rows(images: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
         return images.new_zeros(rows, len(images)).index_copy_(0, places, made)
     if backend == "reference":
         return reference.to_rows(images, index, rows)
-    images = images.contiguous(memory_format=torch.channels_last)
-    named: int = derived(("named",), (index,), lambda: int((index >= 0).sum()))
-    return native.to_rows(images, _by_position(index), rows, named)
+    out = images.new_empty(rows, len(images))
+    cells, named = cells_by_position(index)
+    native.to_rows(images, cells, out, named)
+    return out
 
 
 @to_rows.register_fake
@@ -179,7 +212,8 @@ def rows_to_dense(x: Tensor, index: Tensor, backend: str) -> Tensor:
     """Rows (rows, N) -> images (N, C, H, W) in channels_last memory format, zero where no neuron exists."""
     if backend != "c":
         return reference.to_dense(x, index).contiguous(memory_format=torch.channels_last)
-    return native.to_dense(x.contiguous(), _by_position(index), (index.shape[0], index.shape[1], index.shape[2]))
+    cells, _ = cells_by_position(index)
+    return native.to_dense(x.contiguous(), cells, (index.shape[0], index.shape[1], index.shape[2]))
 
 
 @rows_to_dense.register_fake
@@ -217,9 +251,16 @@ def rows_max_pool(
     window = _window(kernel, stride, padding, dilation, ceil)
     if backend != "c":
         return reference.max_pool(x, in_index, out_index, window, rows)
+    out = x.new_empty(rows, x.shape[1])
+    native.run_maxima(pool_lists(in_index, out_index, window), x.contiguous(), out)
+    return out
+
+
+def pool_lists(in_index: Tensor, out_index: Tensor, window: Window) -> Windows:
+    """The lists of :func:`rows_max_pool`, made once for the same tensors."""
     named = (in_index, out_index)
-    windows: Windows = derived(("pool", window), named, lambda: pool_windows(*named, window))
-    return native.run_maxima(windows, x.contiguous())
+    made: Windows = derived(("pool", window), named, lambda: pool_windows(*named, window))
+    return made
 
 
 @rows_max_pool.register_fake
@@ -325,8 +366,14 @@ def _places(index: Tensor) -> tuple[Tensor, Tensor]:
     return cells, flat[cells]
 
 
-def _by_position(index: Tensor) -> Any:
-    return derived(("cells",), (index,), lambda: index.permute(1, 2, 0).contiguous().numpy().ravel())
+def cells_by_position(index: Tensor) -> tuple[NDArray[np.int32], int]:
+    """Row numbers (C, H, W) as the C kernel takes them, by position, then by channel; and how many are no -1."""
+
+    def make() -> tuple[NDArray[np.int32], int]:
+        return index.permute(1, 2, 0).contiguous().numpy().ravel(), int((index >= 0).sum())
+
+    made: tuple[NDArray[np.int32], int] = derived(("cells",), (index,), make)
+    return made
 
 
 _RUNNERS: dict[str, Callable[[Packed], Callable[..., None]]] = {

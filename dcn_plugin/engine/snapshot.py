@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
 from dcn_plugin.engine import ops
+from dcn_plugin.engine.inference import Inference
 from dcn_plugin.engine.plan import Plan
 from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError
 
-__all__ = ["AskedBackend", "CompactModel", "in_chunks"]
+__all__ = ["AskedBackend", "CompactModel", "in_chunks", "without_gradient"]
 
 AskedBackend = Literal["auto", "reference", "c", "triton"]
 
@@ -23,7 +24,8 @@ class CompactModel(nn.Module):
     """What :func:`~dcn_plugin.compact` returns: a snapshot; weights and masks cannot be changed any more.
 
     Its state dict is that of the model it was made from: weights and masks, no lists of rows. Under torch.func and in
-    forward mode, which PyTorch does not offer to operators of others, it computes on images.
+    forward mode, which PyTorch does not offer to operators of others, it computes on images. Where no gradient is
+    wanted it keeps the memory of its rows from batch to batch, up to batches of the size that it was made for.
 
     Shape:
         - Input: (N, C, H, W), of the size, device and dtype that the model had
@@ -52,6 +54,7 @@ class CompactModel(nn.Module):
         # In a tuple they are no submodules: torch.export would carry along what they hold.
         self._aside = (origin, on_images)
         self.on_rows = on_rows
+        self._inference: Callable[[Tensor], Tensor] | None = None
         self._forget_with_me()
         self.eval()
 
@@ -81,7 +84,12 @@ class CompactModel(nn.Module):
         if len(images) < self.plan.least_batch or _is_transformed(images):
             plain: Tensor = self.on_images(images)
             return plain
-        return in_chunks(self.on_rows, images, self.plan.chunk)
+        return in_chunks(self.on_rows if _is_watched(images) else self._unwatched(), images, self.plan.chunk)
+
+    def _unwatched(self) -> Callable[[Tensor], Tensor]:
+        if self._inference is None:
+            self._inference = without_gradient(self.on_rows, self.plan.batch_size)
+        return self._inference
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Weights and masks of the model that was compacted, under its own names."""
@@ -117,6 +125,10 @@ class CompactModel(nn.Module):
             )
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Memory and addresses are this process's own.
+        return {**self.__dict__, "_inference": None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._forget_with_me()
@@ -126,14 +138,26 @@ class CompactModel(nn.Module):
         weakref.finalize(self, ops.forget, list(self.on_rows.buffers()))
 
 
-def in_chunks(graph: nn.Module, images: Tensor, chunk: int | None) -> Tensor:
-    """The graph's output for (N, C, H, W), computed ``chunk`` images at a time, or fewer; None: all at once."""
+def without_gradient(graph: fx.GraphModule, batch_size: int) -> Callable[[Tensor], Tensor]:
+    """The graph as it runs where no gradient is wanted: itself, unless it has rows that the C kernel computes."""
+    inference = Inference(graph, largest=batch_size)
+    return inference if inference.rows else graph
+
+
+def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, chunk: int | None) -> Tensor:
+    """The output for (N, C, H, W), computed ``chunk`` images at a time, or fewer; None: all at once."""
     parts = 1 if chunk is None else -(-len(images) // chunk)
     if parts <= 1:
-        whole: Tensor = graph(images)
-        return whole
-    return torch.cat([graph(part) for part in images.tensor_split(parts)])
+        return run(images)
+    return torch.cat([run(part) for part in images.tensor_split(parts)])
 
 
 def _is_transformed(images: Tensor) -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(images).tangent is not None
+
+
+def _is_watched(images: Tensor) -> bool:
+    """Whether something needs to see every operation: autograd, a tracer, a mode, a subclass of tensors."""
+    needs_gradient = images.requires_grad and torch.is_grad_enabled()
+    modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    return bool(needs_gradient or modes or torch.jit.is_tracing() or type(images) is not Tensor)

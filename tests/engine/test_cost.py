@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
-from dcn_plugin.engine import cost
-from dcn_plugin.engine.cost import PAIRS, Counted, Measured, choose, multiply_adds, sure_gain, timed
+from dcn_plugin.engine import measured
+from dcn_plugin.engine.cost import Counted, choose, multiply_adds
 from dcn_plugin.engine.derived import derived
+from dcn_plugin.engine.measured import PAIRS, Measured, sure_gain, timed
 from dcn_plugin.engine.rows import Geometry
 from dcn_plugin.engine.steps import Conv, Kind, Step
 from tests.engine.cases import Layer, make_layer, needs_c
@@ -249,8 +250,8 @@ def test_everything_is_measured_once_and_leaves_no_lists_behind(monkeypatch: pyt
         calls.append(run)
         return float(len(calls))
 
-    monkeypatch.setattr(cost, "timed", watch)
-    monkeypatch.setattr(cost, "can_pack", lambda *_: False)
+    monkeypatch.setattr(measured, "timed", watch)
+    monkeypatch.setattr(measured, "can_pack", lambda *_: False)
     step, live = one_layer(make_layer(densities=(0.3, 0.3, None)))
     costs = Measured(live, 16, torch.device("cpu"), "c")
     for _ in range(2):
@@ -308,5 +309,5 @@ def test_a_gain_is_sure_only_if_three_rounds_in_four_show_it(monkeypatch: pytest
     # Twice as fast in the first rounds, no faster in the later ones.
     for faster, expected in ((PAIRS, 2.0), (PAIRS - 1, 2.0), (PAIRS // 2, 1.0)):
         times = iter([t for number in range(PAIRS) for t in ((4.0, 2.0) if number < faster else (4.0, 4.0))])
-        monkeypatch.setattr(cost, "timed", lambda call, device, times=times, **_: next(times))
+        monkeypatch.setattr(measured, "timed", lambda call, device, times=times, **_: next(times))
         assert sure_gain(lambda: None, lambda: None, torch.device("cpu")) == expected

@@ -396,7 +396,8 @@ def test_batches_that_were_slower_on_rows_run_on_images(model: nn.Module, monkey
     made.on_images.register_forward_hook(lambda *_: calls.append("images"))
     for count in (7, 8):
         assert error(made, model, images(count)) < LIMIT
-    assert calls == ["images", "rows"]
+        made(images(count).requires_grad_())
+    assert calls == ["images", "images", "rows"]
 
 
 @needs_c
@@ -411,9 +412,9 @@ def test_a_batch_runs_in_as_many_chunks_as_were_fastest(model: nn.Module, monkey
     counts: list[int] = []
     for graph in (made.on_rows, made.on_images):
         graph.register_forward_hook(lambda _, given, made: counts.append(len(made)))
-    made(images(11))
+    made(images(11).requires_grad_())
     assert counts == [4, 4, 3]
-    made(images(4))
+    made(images(4).requires_grad_())
     assert counts[3:] == [4]
 
 

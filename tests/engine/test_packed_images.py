@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import cost, ops
+from dcn_plugin.engine import measured, ops
 from dcn_plugin.engine import model as engine_model
 from dcn_plugin.engine.capture import capture
-from dcn_plugin.engine.cost import Measured
 from dcn_plugin.engine.liveness import live_neurons
+from dcn_plugin.engine.measured import Measured
 from dcn_plugin.engine.packed_images import IMAGES_CONV, can_pack, images_conv
 from dcn_plugin.engine.steps import find_steps
 from tests.engine.cases import TOLERANCE, Layer, layers, needs_c
@@ -84,7 +84,7 @@ def test_what_packing_saves_is_measured_once_and_leaves_nothing_behind(
         calls.append(run)
         return 1.0 if lists() else 8.0  # packed weights are there while they are timed
 
-    monkeypatch.setattr(cost, "timed", watch)
+    monkeypatch.setattr(measured, "timed", watch)
     monkeypatch.setattr(Measured, "_on_rows", lambda *_: 2.0)
     captured = capture(small(), SIZE)
     live, steps = live_neurons(captured.graph), find_steps(captured.graph)
