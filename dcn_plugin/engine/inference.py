@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +17,7 @@ __all__ = ["Inference"]
 
 _dcn = torch.ops.dcn_plugin
 Fill = Callable[..., None]
+"""Takes rows to be filled, then the values they are computed from."""
 
 
 class Inference:
@@ -36,7 +38,7 @@ class Inference:
         starts, self.rows = _places(graph.graph)
         self._graph = _written(graph, starts)
         self._largest = largest
-        self._spare: list[Tensor] = []
+        self._spare: deque[Tensor] = deque(maxlen=1)
 
     def __call__(self, images: Tensor) -> Tensor:
         """The graph's output for images (N, C, H, W); it does not lie in the memory that is kept."""
@@ -48,14 +50,17 @@ class Inference:
     def _memory(self, count: int) -> Iterator[Tensor]:
         """(rows, count), for the one who asks."""
         size = self.rows * count
-        block = self._spare.pop() if self._spare else None
-        if block is None or len(block) < size:
+        try:
+            block = self._spare.pop()
+        except IndexError:  # not there yet, or another thread has it
+            block = torch.empty(0)
+        if len(block) < size:
             with torch.inference_mode(False):  # others cannot be written to outside of it
-                block = torch.empty(size)
+                block = torch.empty(size, dtype=torch.float32, device="cpu")
         try:
             yield block[:size].view(self.rows, count)
         finally:
-            if len(block) <= self.rows * self._largest and not self._spare:
+            if len(block) <= self.rows * self._largest:
                 self._spare.append(block)
 
 
@@ -69,10 +74,11 @@ def _places(graph: fx.Graph) -> tuple[dict[fx.Node, int], int]:
     ends: dict[fx.Node, tuple[int, int]] = {}  # the last reader, the row behind the last
     total = 0
     for node in graph.nodes:
-        if node.target not in _FILLS or node.args[-1] != "c":
+        operator = _OPERATORS.get(node.target)
+        if operator is None or node.args[-1] != "c":
             continue
         living = sorted((starts[one], end) for one, (last, end) in ends.items() if last >= order[node])
-        start, rows = 0, _FILLS[node.target][0](node)
+        start, rows = 0, operator.rows(node)
         for begin, end in living:
             if start + rows <= begin:
                 break
@@ -105,10 +111,9 @@ def _written(given: fx.GraphModule, starts: dict[fx.Node, int]) -> fx.GraphModul
     memory: fx.Node | None = None
     for node in given.graph.nodes:
         if node in starts:
-            rows_of, fill_of = _FILLS[node.target]
-            name = f"fill_{len(made)}"
-            root.add_module(name, _Filled(fill_of(given, node), starts[node], rows_of(node)))
-            inputs = [made[one] for one in node.args[: _TENSORS[node.target]] if one is not None]
+            operator, name = _OPERATORS[node.target], f"fill_{len(made)}"
+            root.add_module(name, _Filled(operator.fill(given, node), starts[node], operator.rows(node)))
+            inputs = [made[one] for one in node.args[: operator.values] if one is not None]
             assert memory is not None
             made[node] = graph.call_module(name, (memory, *inputs))
         else:
@@ -119,6 +124,23 @@ def _written(given: fx.GraphModule, starts: dict[fx.Node, int]) -> fx.GraphModul
         if not node.users:  # a weight or row numbers, which the lists stand for
             graph.erase_node(node)
     return fx.GraphModule(root, graph)
+
+
+class _Operator(NamedTuple):
+    """What fills the rows of an operator's result.
+
+    Args:
+        fill: makes it, for a node of the graph.
+        values: how many of the first arguments are values, not constants.
+        rows_at: place of the argument that says how many rows there are.
+    """
+
+    fill: Callable[[fx.GraphModule, fx.Node], Fill]
+    values: int
+    rows_at: int
+
+    def rows(self, node: fx.Node) -> int:
+        return cast(int, node.args[self.rows_at])
 
 
 def _conv(graph: fx.GraphModule, node: fx.Node) -> Fill:
@@ -154,15 +176,9 @@ def _value(graph: fx.GraphModule, node: Any) -> Any:
     return None if node is None else graph.get_buffer(str(node.target))
 
 
-def _rows_argument(place: int) -> Callable[[fx.Node], int]:
-    return lambda node: node.args[place]  # type: ignore[return-value]
-
-
-_FILLS: dict[Any, tuple[Callable[[fx.Node], int], Callable[[fx.GraphModule, fx.Node], Fill]]] = {
-    _dcn.rows_conv.default: (_rows_argument(-2), _conv),
-    _dcn.rows_max_pool.default: (_rows_argument(-2), _pool),
-    _dcn.images_to_rows.default: (_rows_argument(2), _to_rows),
+_OPERATORS: dict[Any, _Operator] = {
+    _dcn.rows_conv.default: _Operator(_conv, values=2, rows_at=-2),
+    _dcn.rows_max_pool.default: _Operator(_pool, values=1, rows_at=-2),
+    _dcn.images_to_rows.default: _Operator(_to_rows, values=1, rows_at=2),
 }
-"""Operators whose results lie in the memory: how many rows each has, and what fills them."""
-_TENSORS = {_dcn.rows_conv.default: 2, _dcn.rows_max_pool.default: 1, _dcn.images_to_rows.default: 1}
-"""How many of their first arguments are values, not constants."""
+"""Those whose results lie in the memory."""
