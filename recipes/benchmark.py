@@ -21,9 +21,11 @@ def main(
     quick: Any,
     settable: Iterable[str],
     measure: Callable[[Any, str], dict[str, Any]],
-    page: Callable[[dict[str, Any]], str],
+    page: Callable[[Any], str],
+    script: str = "bench",
+    beside: str | None = None,
 ) -> None:
-    """Measure, and write record.json and README.md.
+    """Measure, and write the record and README.md.
 
     Args:
         here: folder of the benchmark, recipes/NAME.
@@ -31,21 +33,28 @@ def main(
         options: a frozen dataclass; ``quick`` is the same for a smoke test.
         settable: names of its int fields that the command line may set.
         measure: (options, command) -> the record.
-        page: the record as Markdown.
+        page: the record as Markdown; with ``beside`` it takes all records of the folder by the names of their files.
+        script: that was run: "bench" writes record.json, another one a file of its own name.
+        beside: name of another record that the page tells about, if it is there.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test; needs --out")
-    parser.add_argument("--out", type=Path, help="folder for record.json and README.md (default: beside the script)")
+    parser.add_argument("--out", type=Path, help="folder for the record and README.md (default: beside the script)")
     for name in settable:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(options, name)}")
     given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
     is_quick, out = given.pop("quick"), given.pop("out", None)
     if is_quick and out is None:
         parser.error("--quick needs --out: its figures must not replace the record")
-    command = " ".join([f"python -m recipes.{here.name}.bench", *sys.argv[1:]])
+    command = " ".join([f"python -m recipes.{here.name}.{script}", *sys.argv[1:]])
     record = measure(replace(quick if is_quick else options, **given), command)
     folder = here if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "record.json", json.dumps(record, indent=1) + "\n")
-    write_atomic(folder / "README.md", page(record))
-    print(page(record))
+    name = "record" if script == "bench" else script
+    write_atomic(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    told: Any = record
+    if beside is not None:
+        other = folder / f"{beside}.json"
+        told = {name: record} | ({beside: json.loads(other.read_text("utf-8"))} if other.is_file() else {})
+    write_atomic(folder / "README.md", page(told))
+    print(page(told))

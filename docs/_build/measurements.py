@@ -25,7 +25,7 @@ _IMAGE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 
 
 def measured_pages(recipes: Path, out: Path) -> list[str]:
-    """Copy README, record and pictures of every measured folder; a folder without record becomes a page that says so.
+    """Copy README, records and pictures of every measured folder; a folder without record becomes a page that says so.
 
     Args:
         recipes: the recipes folder.
@@ -49,8 +49,10 @@ def measured_pages(recipes: Path, out: Path) -> list[str]:
         for picture in [match for match in _IMAGE.findall(text) if (recipes / name / match).is_file()]:
             shutil.copy(recipes / name / picture, out / name / Path(picture).name)
             text = text.replace(f"]({picture})", f"]({name}/{Path(picture).name})")
-        shutil.copy(record, out / name / "record.json")
-        text += f"\nAll counts: [record.json]({name}/record.json).\n"
+        files = sorted((recipes / name).glob("*.json"))
+        for file in files:
+            shutil.copy(file, out / name / file.name)
+        text += f"\nAll counts: {', '.join(f'[{file.name}]({name}/{file.name})' for file in files)}.\n"
         (out / f"{name}.md").write_text(text, encoding="utf-8")
     table = "\n".join(["| what | folder | record |", "|---|---|---|", *rows])
     (out / "index.md").write_text(f"{_INTRO}\n{table}\n", encoding="utf-8")

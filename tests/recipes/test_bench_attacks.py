@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 pytest.importorskip("foolbox")
 pytest.importorskip("art")
 
-from recipes.bench_attacks import bench
+from recipes.bench_attacks import bench, distances
+from recipes.bench_attacks.nets import _OnlyStart
+from recipes.bench_attacks.page import figures, markdown
 from recipes.bench_attacks.rivals import RIVALS, BudgetSpentError, Watch
 from tests.attack_oracles import Counting, grey, right
 from tests.toys import linear_model
@@ -22,7 +26,7 @@ def setting(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     model = linear_model(16)
     clean = grey(count, dtype=torch.float32)
     truth = right(model, clean)
-    starts = bench._OnlyStart(seed=0)(model, clean, truth).images
+    starts = _OnlyStart(seed=0)(model, clean, truth).images
     return model, clean, truth, starts
 
 
@@ -64,13 +68,24 @@ def test_a_rival_asks_as_much_as_the_budget_says_and_gets_closer(attack: str, to
 
 @pytest.mark.slow
 def test_the_benchmark_runs_and_names_every_limit() -> None:
-    options = replace(bench.QUICK, tiny_images=2, cifar_images=2, budgets=(40, 80, 120), timed_queries=40)
-    record = bench.run(options, "smoke test")
-    lines = bench.figures(record)
+    times = bench.run(replace(bench.QUICK, tiny_images=2, cifar_images=2, timed_queries=40), "smoke test")
+    small = replace(distances.QUICK, tiny_images=2, cifar_images=2, budgets=(40, 80, 120))
+    records = {"record": times, "distances": distances.run(small, "smoke test")}
+    lines = figures(records)
     assert len(lines) == 2 * 7 + 1
     assert all(value > 0 for _, value, _ in lines)
-    page = bench.markdown(record)
+    text = markdown(records)
     for what, _, _ in lines:
-        assert what in page
-    assert page.count("| BoundaryAttack, `coarse=1` | 120 |") == 2
-    assert "a prior for low frequencies" in page
+        assert what in text
+    assert text.count("| BoundaryAttack, `coarse=1` | 120 |") == 2
+    assert "a prior for low frequencies" in text
+    # Each alone makes a page, too.
+    assert [len(figures({name: record})) for name, record in records.items()] == [7, 8]
+    assert "distances.json" not in markdown({"record": times})
+
+
+def test_the_committed_page_is_that_of_the_committed_records() -> None:
+    folder = Path(bench.__file__).parent
+    files = {name: folder / f"{name}.json" for name in ("record", "distances")}
+    records = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.is_file()}
+    assert (folder / "README.md").read_text("utf-8") == markdown(records)

@@ -1,0 +1,85 @@
+"""The networks of the benchmark, and the images they are attacked on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from dcn_plugin.attacks import AttackRun, DecisionAttack
+from dcn_plugin.attacks.base import Rows
+from dcn_plugin.attacks.decision import Asker
+from dcn_plugin.data import ImageSet, load_digits
+from dcn_plugin.models.cifar_resnet import cifar_resnet
+from dcn_plugin.training import TrainConfig, isolated_rng, train
+
+__all__ = ["SHAPES", "Net", "build"]
+
+#: Network -> channels and side of its images.
+SHAPES = {"tiny": (1, 16), "cifar": (3, 32)}
+
+
+@dataclass(frozen=True)
+class Net:
+    """A trained network and the images it is attacked on, all of which it gets right."""
+
+    model: nn.Module
+    data: ImageSet
+    starts: Tensor
+    accuracy: float
+    width: int
+
+    def about(self) -> dict[str, Any]:
+        """What the record says of it."""
+        c, h, w = self.data.images.shape[1:]
+        return {
+            "network": f"CIFAR ResNet-18, width {self.width}, input {c}x{h}x{w}",
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "clean_accuracy": self.accuracy,
+        }
+
+
+class _OnlyStart(DecisionAttack):
+    """Finds an adversarial image by noise and bisection, and stays there."""
+
+    def __init__(self, *, seed: int) -> None:
+        super().__init__(
+            max_queries=1100,
+            steps=None,
+            scouts=1,
+            restarts=0,
+            start_draws=1000,
+            start_grid=1000,
+            start_search="bisection",
+            seed=seed,
+        )
+
+    def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
+        return points
+
+
+def build(kind: str, *, width: int, images: int, epochs: int, seed: int) -> Net:
+    """Train on the embedded digits, enlarged; take the first test images that are right and have a start.
+
+    Args:
+        kind: of :data:`SHAPES`.
+        width: of the network.
+        images: at most so many.
+        epochs: of training.
+        seed: of training and of the starts.
+    """
+    channels, size = SHAPES[kind]
+    splits = load_digits(size=size, seed=seed)
+    train_set, test_set = (
+        ImageSet(part.images.repeat(1, channels, 1, 1), part.labels, part.num_classes, part.name)
+        for part in (splits.train, splits.test)
+    )
+    with isolated_rng(seed):
+        model = cifar_resnet(in_chans=channels, width=width)
+    train(model, train_set, TrainConfig(epochs=epochs, seed=seed))
+    model.eval().requires_grad_(False)
+    begun = _OnlyStart(seed=seed)(model, test_set.images, test_set.labels)
+    chosen = begun.fooled.nonzero().flatten()[:images]
+    data = ImageSet(test_set.images[chosen], test_set.labels[chosen], test_set.num_classes, test_set.name)
+    return Net(model, data, begun.images[chosen], float(begun.correct.double().mean()), width)
