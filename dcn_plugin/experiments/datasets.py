@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +121,7 @@ class RecipeData:
     def title(self) -> str:
         """As it has to be called: an image folder of JPEG files is no CIFAR-10 as published."""
         if self.kind == "folder" and self.name == "cifar10":
-            endings = (os.path.splitext(path)[1].lower() for path in _images_below(self.root, ("test",)))
+            endings = (os.path.splitext(file.name)[1].lower() for file in _files_below(self.root, ("test",)))
             copied = next(filter(None, endings), "") in (".jpg", ".jpeg")
             return "CIFAR-10 (JPEG copy)" if copied else "CIFAR-10 (image folder)"
         return "MNIST (test images split 8,000 / 2,000)" if self.kind == "t10k" else self.info.title
@@ -132,11 +133,9 @@ class RecipeData:
         Names, sizes and times of the files; for what comes along, its name.
         """
         found = hashlib.sha256(f"{self.name} {self.kind}".encode())
-        below = _images_below(self.root, ("train", "test", "val", "stylized"))
-        # By their parts, as pathlib orders paths; of text, for a Path each would take the time of the rest.
-        for path in sorted(below, key=lambda path: path.split(os.sep)):
-            status = os.stat(path)
-            found.update(f"{os.path.basename(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for file in _files_below(self.root, ("stylized", "test", "train", "val")):
+            status = file.stat()
+            found.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
         return found.hexdigest()
 
     def train(self, limit: int | None = None) -> Images:
@@ -221,13 +220,22 @@ def _kind(name: str, root: Path) -> str | None:
     return "folder" if all((root / part).is_dir() for part in ("train", test)) else None
 
 
-def _images_below(root: Path | None, parts: Sequence[str]) -> Iterable[str]:
-    if root is None:
-        return
-    below = [root / part for part in parts if (root / part).is_dir()] or [root]
-    for start in below:
-        for folder, _, names in os.walk(start):
-            yield from (os.path.join(folder, name) for name in names)
+def _files_below(root: Path | None, parts: Sequence[str]) -> Iterator[os.DirEntry[str]]:
+    """The files in these parts of a folder, or in all of it where it has none of them, in the order of ``parts``."""
+    if root is not None:
+        for start in [root / part for part in parts if (root / part).is_dir()] or [root]:
+            yield from _files_of(start)
+
+
+def _files_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """All files, ordered as pathlib orders their paths."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=operator.attrgetter("name"))
+    for entry in entries:
+        if not entry.is_dir():
+            yield entry
+        elif not entry.is_symlink():
+            yield from _files_of(entry.path)
 
 
 def _first(images: Images, limit: int | None) -> Images:
