@@ -1,4 +1,4 @@
-"""The command line that benchmarks with a dataclass of options share."""
+"""What benchmarks with a dataclass of options share: the head of their records, and the command line."""
 
 from __future__ import annotations
 
@@ -6,11 +6,31 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dcn_plugin.evaluate.environment import hardware, package_versions
 from dcn_plugin.files import write_atomic
+
+
+def head(options: Any, command: str, *, schema: int = 1, packages: Iterable[str] = ()) -> dict[str, Any]:
+    """What every record begins with.
+
+    Args:
+        options: a dataclass.
+        command: that made the record.
+        schema: of the record.
+        packages: whose versions it names beside the usual ones.
+    """
+    return {
+        "schema": schema,
+        "command": command,
+        "options": asdict(options),
+        "versions": {**package_versions(), **{name: metadata.version(name) for name in packages}},
+        "hardware": hardware(),
+    }
 
 
 def main(

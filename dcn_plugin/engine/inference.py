@@ -23,8 +23,8 @@ Fill = Callable[..., None]
 class Inference:
     """A graph whose rows are computed by the C kernel, for forward passes alone.
 
-    PyTorch takes large tensors from the operating system and gives them back at once: the pages of a value of 50 MB
-    come anew at every call, which takes longer than the sparse convolution that fills them. Here all values on rows
+    PyTorch takes large tensors from the operating system and gives them back at once: their pages come anew at every
+    call, which may take longer than the sparse convolution that fills them. Here all values on rows
     have their places in one block of memory, which values share that are not needed at the same time, and the kernel
     is called without the operators around it. The block is kept for the next batch; threads that run at the same time
     have a block each.
@@ -51,17 +51,17 @@ class Inference:
         """(rows, count), for the one who asks."""
         size = self.rows * count
         try:
-            block = self._spare.pop()
+            kept = self._spare.pop()
         except IndexError:  # not there yet, or another thread has it
-            block = torch.empty(0)
-        if len(block) < size:
+            kept = torch.empty(0)
+        block = kept
+        if len(kept) < size:
             with torch.inference_mode(False):  # others cannot be written to outside of it
                 block = torch.empty(size, dtype=torch.float32, device="cpu")
         try:
             yield block[:size].view(self.rows, count)
         finally:
-            if len(block) <= self.rows * self._largest:
-                self._spare.append(block)
+            self._spare.append(block if len(block) <= self.rows * self._largest else kept)
 
 
 def _places(graph: fx.Graph) -> tuple[dict[fx.Node, int], int]:

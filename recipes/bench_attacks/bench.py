@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcn_plugin.attacks import PGD, BoundaryAttack
 from dcn_plugin.data import ImageSet
-from dcn_plugin.evaluate.environment import hardware, package_versions
 from dcn_plugin.models.cifar_resnet import cifar_resnet
 from dcn_plugin.training import isolated_rng
 from recipes import benchmark
@@ -101,11 +99,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
         "cifar": build("cifar", width=options.cifar_width, images=options.cifar_images, **shared),
     }
     return {
-        "schema": 2,
-        "command": command,
-        "options": asdict(options),
-        "versions": {**package_versions(), "foolbox": metadata.version("foolbox")},
-        "hardware": hardware(),
+        **benchmark.head(options, command, schema=2, packages=("foolbox",)),
         "transfer": measure_transfer(nets["cifar"], options),
         "nets": {name: measure(net, options) for name, net in nets.items()},
         "seconds": time.perf_counter() - begin,

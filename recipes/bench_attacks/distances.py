@@ -13,14 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dcn_plugin.attacks import BoundaryAttack, DecisionAttack, HopSkipJump
-from dcn_plugin.evaluate.environment import hardware, package_versions
 from recipes import benchmark
 from recipes.bench_attacks.nets import Net, build
 from recipes.bench_attacks.page import RIVAL_NAMES, markdown
@@ -127,13 +125,8 @@ def run(options: Options, command: str) -> dict[str, Any]:
             "BoundaryAttack": compare("BoundaryAttack", net, art_images, options.budgets, options.seed),
             "HopSkipJump": compare("HopSkipJump", net, art_images, options.budgets[:2], options.seed),
         }
-    others = ("foolbox", "adversarial-robustness-toolbox")
     return {
-        "schema": 1,
-        "command": command,
-        "options": given,
-        "versions": {**package_versions(), **{name: metadata.version(name) for name in others}},
-        "hardware": hardware(),
+        **benchmark.head(options, command, packages=("foolbox", "adversarial-robustness-toolbox")),
         "nets": nets,
         "seconds": time.perf_counter() - begin,
     }

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from dcn_plugin.engine.bench import measure_speed
-from dcn_plugin.evaluate.environment import hardware, package_versions
 from recipes import benchmark
 from recipes.bench_engine.cases import attack, bottom_of, compaction, gpu, layer, network
 from recipes.bench_engine.children import peak_memory, with_compiled
@@ -97,12 +96,8 @@ def run(options: Options, command: str) -> dict[str, Any]:
     seed, rounds, batch = options.seed, options.rounds, options.batch
     nets = {p: network(SMALL, p=p, seed=seed, width=options.width) for p in P}
     record: dict[str, Any] = {
-        "schema": 1,
-        "command": command,
+        **benchmark.head(options, command),
         "seed": seed,
-        "options": asdict(options),
-        "versions": package_versions(),
-        "hardware": hardware(),
         "layer": {str(p): layer(p, batch=batch, rounds=rounds, seed=seed) for p in (0.5, *P)},
         "bottom": {
             str(p): measure_speed(bottom_of(net), batch_size=batch, rounds=rounds, seed=seed).to_json()

@@ -81,7 +81,7 @@ def test_what_it_returned_stays_as_it_is() -> None:
 
 
 def test_memory_is_kept_for_the_next_batch_but_not_that_of_larger_batches() -> None:
-    _, inference = both(on_rows(make("PostActivation"), "c"), largest=8)
+    graph, inference = both(on_rows(make("PostActivation"), "c"), largest=8)
     inference(pictures(8))
     (block,) = inference._spare
     assert len(block) == 8 * inference.rows
@@ -89,7 +89,10 @@ def test_memory_is_kept_for_the_next_batch_but_not_that_of_larger_batches() -> N
         inference(pictures(count))
         assert inference._spare[0] is block
     inference(pictures(9))
-    assert not inference._spare
+    assert inference._spare[0] is block
+    other = Inference(graph, largest=8)
+    other(pictures(9))
+    assert len(other._spare[0]) == 0
 
 
 def test_memory_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
