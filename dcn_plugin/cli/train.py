@@ -75,7 +75,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--min-scale", type=float, metavar="X", help="random resized crops, e.g. 0.08 for ImageNet")
     parser.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, e.g. 0.999")
     parser.add_argument("--clip", type=float, metavar="NORM", help="clip the gradient")
-    parser.add_argument("--amp", action="store_true", default=None, help="compute in bfloat16")
+    parser.add_argument("--amp", action="store_true", default=None, help="compute in bfloat16, where the device has it")
     parser.add_argument("--channels-last", action="store_true", default=None, help="memory format")
     parser.add_argument("--compile", action="store_true", default=None, help="use torch.compile")
     parser.add_argument("--select", choices=("val", "test", "last"), help="what the best epoch is chosen on")

@@ -44,7 +44,9 @@ def _processor() -> str:
 
 
 def hardware(device: torch.device | None = None) -> dict[str, str | int | None]:
-    """Name the processor, its cores, the threads torch uses, and the device that computed.
+    """Name the processor, its vector instructions and cores, the threads torch uses, and the device that computed.
+
+    Two processors of one name may differ in their instructions, and then round differently.
 
     Args:
         device: where the models lie; the CPU by default. CUDA is asked for a name only if it is that.
@@ -53,6 +55,7 @@ def hardware(device: torch.device | None = None) -> dict[str, str | int | None]:
     return {
         "processor": _processor(),
         "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu" if device is None else device.type,

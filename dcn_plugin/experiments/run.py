@@ -230,9 +230,11 @@ def _write(
     """The table, and the files."""
     spec, scale = plan.spec, plan.spec.scale(plan.scale)
     record, table = plan.folder / "record.json", plan.folder / "table.md"
+    trained = _networks(plan, networks)
+    precisions = dict.fromkeys(network["precision"] for network in trained if network["precision"])
     facts = {
         "Data": plan.data.title,
-        "Training": shortened(scale.training),
+        "Training": ", ".join([shortened(scale.training), *precisions]),
         "Seeds": ", ".join(map(str, plan.seeds)),
         "Versions": ", ".join(f"{name} {version}" for name, version in package_versions().items()),
         "Machine": ", ".join(f"{name}: {value}" for name, value in hardware(plan.device).items()),
@@ -246,7 +248,7 @@ def _write(
         "seeds": list(plan.seeds),
         "versions": package_versions(),
         "hardware": hardware(plan.device),
-        "networks": _networks(plan, networks),
+        "networks": trained,
         "numbers": [number.to_json() for number in numbers],
         "toml": spec.raw,
     }
@@ -280,10 +282,11 @@ def _networks(plan: Plan, networks: TrainedNetworks) -> list[dict[str, Any]]:
             entry |= {
                 "loss": last.loss,
                 "train_accuracy": last.train_accuracy,
+                "precision": history.precision,
                 "seconds": round(sum(epoch.seconds for epoch in history.epochs), 1),
             }
         except (OSError, ValueError, KeyError, TypeError, IndexError, CheckpointError):
-            entry |= {"loss": None, "train_accuracy": None, "seconds": None}
+            entry |= {"loss": None, "train_accuracy": None, "precision": None, "seconds": None}
         found[job.name] = entry
     return list(found.values())
 

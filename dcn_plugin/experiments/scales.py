@@ -164,7 +164,7 @@ def _training(scale: str, data: str, changes: Mapping[str, Any]) -> TrainConfig:
         config = _PAPER[data]()
     elif scale == "small":
         moved = data != "mnist"  # a mirrored digit is another one
-        # bfloat16 halves the hours where the CPU has it; elsewhere the expected time, printed first, tells.
+        # bfloat16 halves the hours where the CPU has it; elsewhere amp computes in float32.
         config = TrainConfig(
             epochs=8, batch_size=128, lr=0.2, shift=4 if moved else 2, flip=moved, amp=True, channels_last=True
         )

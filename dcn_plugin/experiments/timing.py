@@ -15,6 +15,7 @@ from dcn_plugin.experiments.datasets import DATA
 from dcn_plugin.experiments.networks import Job
 from dcn_plugin.experiments.trained import PUBLIC_STEPS, build, public_jobs
 from dcn_plugin.training.baselines import BASELINES
+from dcn_plugin.training.precision import autocast
 
 __all__ = ["Estimate", "estimate"]
 
@@ -79,7 +80,7 @@ def _time_step(job: Job, device: torch.device) -> float:
     elapsed = []
     for _ in range(4):
         start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+        with autocast(config.amp, device):
             loss = F.cross_entropy(net(images), labels)
         loss.backward()
         if device_of(net).type == "cuda":

@@ -47,8 +47,11 @@ class TrainConfig:
         ema_decay: average the weights with this decay, in (0, 1), rising to it from 0 in the first steps. The average
             is then what is validated, saved and returned.
         clip_norm: largest L2 norm of the gradient.
-        amp: compute in bfloat16 where autocast does.
-        channels_last: keep images and weights in that memory format; the model stays in it.
+        amp: compute in bfloat16 where autocast does, on a device that has instructions for it. On others bfloat16 is
+            slower than float32, which is then used. The history says what a network was trained in.
+        channels_last: keep images and weights in that memory format; the model stays in it. Not for a network with
+            fewer than 8 channels before a 1x1 convolution of stride 2 on an AVX2 processor: oneDNN's gradient of its
+            weights is wrong there (oneDNN issue 6035).
         compile: run the training step through ``torch.compile``.
         select: what the best epoch is chosen on: "val", the validation set; "test", the test set, as the authors of
             the paper did, whose accuracy is then too good; "last", no choice.

@@ -48,7 +48,8 @@ class History:
         plan: what the run depends on; a run with another plan is another run.
         selected_by: what the best epoch is chosen on: "val", "test", or None where none is chosen.
         epochs: in order.
-        sessions: one for each time the run was started: its first epoch, versions and hardware.
+        sessions: one for each time the run was started: its first epoch, the precision it computed in, versions and
+            hardware.
     """
 
     plan: Mapping[str, Any]
@@ -63,10 +64,17 @@ class History:
             return None
         return max(self.epochs, key=lambda record: getattr(record, f"{self.selected_by}_accuracy"))
 
-    def begin(self, device: torch.device) -> None:
-        """Note that the run starts, or goes on, here."""
+    @property
+    def precision(self) -> str | None:
+        """What the epochs were computed in: "float32", "bfloat16", or both; None where none says so."""
+        known = dict.fromkeys(session["precision"] for session in self.sessions if "precision" in session)
+        return ", ".join(known) or None
+
+    def begin(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Note that the run starts, or goes on, here and in this precision."""
         here = {"versions": package_versions(), "hardware": hardware(device)}
-        self.sessions.append({"first_epoch": len(self.epochs), **here})
+        precision = str(dtype).removeprefix("torch.")
+        self.sessions.append({"first_epoch": len(self.epochs), "precision": precision, **here})
 
     def to_json(self) -> str:
         """Serialise to JSON text; :meth:`from_json` is the exact inverse."""

@@ -26,6 +26,7 @@ from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, fil
 from dcn_plugin.training.fit import check_arguments, check_fit, check_masks, masks_hash, structure
 from dcn_plugin.training.folder import Snapshot, TrainFolder
 from dcn_plugin.training.history import EpochRecord, History
+from dcn_plugin.training.precision import autocast, compute_dtype
 from dcn_plugin.training.processes import Accelerated, Alone, Processes
 from dcn_plugin.training.rng import derived_seed, isolated_rng
 from dcn_plugin.training.schedule import learning_rate
@@ -127,7 +128,7 @@ def train(
             run.snapshot.restore(found[0])
             run.history = found[1]
         if len(run.history.epochs) < config.epochs:
-            run.history.begin(processes.device)
+            run.history.begin(processes.device, compute_dtype(config.amp, processes.device))
         bar = progress_bar(run.steps, name, show=progress and processes.shard.rank == 0, unit="step")
         with bar:
             bar.update(len(run.history.epochs) * run.steps_per_epoch)
@@ -229,7 +230,7 @@ class _Run:
             ):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, self.steps_per_epoch)
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+                with autocast(config.amp, device):
                     if self._step_images is not None:
                         batch = self._step_images(self._model, batch, generator)
                     images = batch.images

@@ -13,6 +13,7 @@ def test_versions_and_machine_are_those_of_this_process() -> None:
     assert package_versions()["torch"].startswith(torch.__version__.partition("+")[0])
     assert hardware()["threads"] == torch.get_num_threads()
     assert hardware()["device"] == "cpu"
+    assert hardware()["instructions"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_asking_for_the_machine_does_not_touch_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,8 @@ def test_the_record_says_how_it_was_made(once: tuple[Path, Outcome]) -> None:
         "ResNet-18 Standard (source)",
     ]
     assert all(network["loss"] > 0 for network in record.spec["networks"])
+    assert {network["precision"] for network in record.spec["networks"]} == {"float32"}
+    assert "one-cycle, lr 0.05, float32" in outcome.markdown
     assert len(record.results) == len([number for number in outcome.numbers if number.column != "clean"])
 
 

@@ -159,13 +159,13 @@ def test_one_image_is_too_little() -> None:
         train(SmallNet(), image_set(1), CONFIG)
 
 
-def plain() -> nn.Module:
+def plain(*, width: int = 4) -> nn.Module:
     with isolated_rng(0):
-        return cifar_resnet((1, 1, 1, 1), num_classes=3, in_chans=1, width=4)
+        return cifar_resnet((1, 1, 1, 1), num_classes=3, in_chans=1, width=width)
 
 
-def defective() -> nn.Module:
-    return defectify(plain(), p=0.5, input_size=(1, 8, 8), seed=1)
+def defective(*, width: int = 4) -> nn.Module:
+    return defectify(plain(width=width), p=0.5, input_size=(1, 8, 8), seed=1)
 
 
 SQUARES = image_set(40, shape=(1, 8, 8))
@@ -253,7 +253,8 @@ def test_an_average_is_what_is_returned_and_keeps_the_masks() -> None:
     torch.testing.assert_close(averaged.state_dict()["conv1.weight"], expected, rtol=0, atol=1e-6)
 
 
-def test_bfloat16_computes_in_it_and_keeps_weights_and_masks_as_they_are() -> None:
+def test_bfloat16_computes_in_it_and_keeps_weights_and_masks_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcn_plugin.training.precision.has_bfloat16", lambda device: True)
     model, exact = defective(), defective()
     kinds: list[torch.dtype] = []
     model.conv1.register_forward_hook(lambda _, __, out: kinds.append(out.dtype))  # type: ignore[union-attr]
@@ -266,10 +267,23 @@ def test_bfloat16_computes_in_it_and_keeps_weights_and_masks_as_they_are() -> No
     assert masks_hash(model) == masks
     assert result.losses == pytest.approx(close.losses, rel=0.02)
     assert result.losses != close.losses
+    assert (result.history.precision, close.history.precision) == ("bfloat16", "float32")
+
+
+def test_amp_trains_in_float32_where_bfloat16_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcn_plugin.training.precision.has_bfloat16", lambda device: False)
+    model, plainly = defective(), defective()
+    config = dataclasses.replace(CONFIG, epochs=1)
+    result = train(model, SQUARES, dataclasses.replace(config, amp=True))
+    train(plainly, SQUARES, config)
+    assert result.history.precision == "float32"
+    for mine, theirs in zip(model.parameters(), plainly.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_channels_last_gives_the_same_weights_but_for_rounding() -> None:
-    last, first = defective(), defective()
+    # With fewer than 8 channels oneDNN writes beyond its memory on AVX2 processors (its issue 6035).
+    last, first = defective(width=8), defective(width=8)
     seen: list[bool] = []
     last.conv1.register_forward_pre_hook(  # type: ignore[union-attr]
         lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
