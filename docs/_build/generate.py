@@ -20,7 +20,7 @@ from docs._build.cli_reference import cli_page
 from docs._build.demo import demo_snippet, run_demo
 from docs._build.folders import CACHE, DOCS, OUT, PACKAGE, PAGES, RECIPES, SNIPPETS
 from docs._build.mask_picture import make_picture
-from docs._build.measurements import adaptive_table, measured_pages, whitebox_table
+from docs._build.measurements import adaptive_table, measured_pages, modern_table, whitebox_table
 from docs._build.paper_map import paper_pages
 from docs._build.tutorials import run_tutorial
 
@@ -41,11 +41,12 @@ def generate() -> None:
             place = {"demo": PAGES / "demo", "picture": PAGES / "assets"}.get(name, PAGES / "tutorials")
             shutil.copytree(result, place, dirs_exist_ok=True)
         (SNIPPETS / "demo.md").write_text(demo_snippet(kept["demo"], link="demo"), encoding="utf-8")
-        (SNIPPETS / "whitebox.md").write_text(
-            whitebox_table(RECIPES / "art_evaluation" / "record.json"), encoding="utf-8"
-        )
-        adaptive = adaptive_table(RECIPES / "modern_transfer" / "record.json")
-        (SNIPPETS / "adaptive.md").write_text(adaptive, encoding="utf-8")
+        for name, table, recipe in (
+            ("whitebox", whitebox_table, "art_evaluation"),
+            ("adaptive", adaptive_table, "art_evaluation"),
+            ("modern", modern_table, "modern_transfer"),
+        ):
+            (SNIPPETS / f"{name}.md").write_text(table(RECIPES / recipe / "record.json"), encoding="utf-8")
         (PAGES / "cli.md").write_text(cli_page(), encoding="utf-8")
         measured_pages(RECIPES, PAGES / "measured")
         _paper_map(PAGES / "paper")

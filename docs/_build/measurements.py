@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MEASURED", "adaptive_table", "measured_pages", "whitebox_table"]
+__all__ = ["MEASURED", "adaptive_table", "measured_pages", "modern_table", "whitebox_table"]
 
 MEASURED = {
     "coverage": "Every CNN of timm and torchvision",
@@ -21,6 +22,7 @@ MEASURED = {
     "pretrained": "The networks that come with the package",
 }
 _CLOSEST = ("DeepFool", "HopSkipJump", "Boundary")
+_SOURCES = ("transfer", "adaptive")
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 
 
@@ -64,29 +66,58 @@ def whitebox_table(record: Path) -> str:
     read: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     direct = [result for result in read["results"] if result["threat"] == "direct"]
     targets = list(dict.fromkeys(result["target"] for result in direct))
-    lines = ["| attack on the network itself | " + " | ".join(targets) + " |", "|:--|" + "--:|" * len(targets)]
-    for attack in dict.fromkeys(result["attack"] for result in direct):
-        by_target = {r["target"]: f"{r['n_correct']} / {r['n_total']}" for r in direct if r["attack"] == attack}
-        lines.append(f"| {attack} | " + " | ".join(by_target.get(target, "") for target in targets) + " |")
+    lines = _still_right("attack on the network itself", {result["attack"]: result["attack"] for result in direct}, direct)
     closest = [name for name in _CLOSEST if {r["target"] for r in direct if r["attack"] == name} == set(targets)]
     nearer = [name for name in closest if _distance(direct, name, targets[1]) < _distance(direct, name, targets[0])]
-    versions = ", ".join(f"{name} {read['versions'][name]}" for name in ("art", "torch"))
-    source = (
-        f"Images still right / images attacked. Made by `{read['command']}` (seed {read['seed']}, {versions}; "
-        f"{read['hardware']['processor']}) on `{read['data']}`."
-    )
     distances = (
         f"Of the {len(closest)} attacks that look for the closest image ({', '.join(closest)}), {len(nearer)} found nearer ones "
         f"for {targets[1]} than for {targets[0]} (median distance; few images and small budgets). More on the page "
         "[under ART's attacks](../measured/art_evaluation.md)."
     )
-    return "\n".join([*lines, "", source, "", distances]) + "\n"
+    return "\n".join([*lines, "", _made(read), "", distances]) + "\n"
 
 
 def adaptive_table(record: Path) -> str:
+    """What images from a standard and from a defective source did to both, from the record of ``art_evaluation``."""
+    read: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    sources = {"none": "none: clean images", "transfer": "a standard network", "adaptive": "a defective network"}
+    shown = [{**result, "attack": result["threat"]} for result in read["results"] if result["threat"] in sources]
+    lines = _still_right("the attacker's own network", sources, shown)
+    standard, masked = dict.fromkeys(result["target"] for result in shown)
+    share = {(r["threat"], r["target"]): 100 * r["n_correct"] / r["n_total"] for r in shown}
+    gains = [f"{share[source, masked] - share[source, standard]:+.1f}" for source in _SOURCES]
+    stronger = "standard" if share["transfer", masked] <= share["adaptive", masked] else "defective"
+    found = (
+        f"From a standard source to a defective one, the difference that the masks make ({masked} against {standard}) goes "
+        f"from {gains[0]} to {gains[1]} points. Of the two sources the {stronger} one is the stronger attacker of "
+        f"{masked}: an attacker who tries both leaves it {min(share[source, masked] for source in _SOURCES):.1f} %, and "
+        f"{standard} {min(share[source, standard] for source in _SOURCES):.1f} %, or less. One training run of each network."
+    )
+    return "\n".join([*lines, "", _made(read), "", found]) + "\n"
+
+
+def _still_right(head: str, attacks: Mapping[str, str], results: list[dict[str, Any]]) -> list[str]:
+    """A table of attacks (name -> what the row is called) by targets."""
+    targets = list(dict.fromkeys(result["target"] for result in results))
+    lines = [f"| {head} | " + " | ".join(targets) + " |", "|:--|" + "--:|" * len(targets)]
+    for attack, label in attacks.items():
+        by_target = {r["target"]: f"{r['n_correct']} / {r['n_total']}" for r in results if r["attack"] == attack}
+        lines.append(f"| {label} | " + " | ".join(by_target.get(target, "") for target in targets) + " |")
+    return lines
+
+
+def _made(read: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {read['versions'][name]}" for name in ("art", "torch"))
+    return (
+        f"Images still right / images attacked. Made by `{read['command']}` (seed {read['seed']}, {versions}; "
+        f"{read['hardware']['processor']}) on `{read['data']}`."
+    )
+
+
+def modern_table(record: Path) -> str:
     """Accuracy under images from standard and from defective sources, from the record of ``modern_transfer``."""
     if not record.is_file():
-        return "Our own figures will stand here as soon as there is a committed record.\n"
+        return "There is no committed record of it yet.\n"
     read: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     spec, run = read["spec"], read["run"]
     numbers = {(number["row"], number["column"]): number["ours"] for number in spec["numbers"]}

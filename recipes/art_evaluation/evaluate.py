@@ -1,7 +1,7 @@
 """Standard and defective networks under ART's own attacks, as an ART user would run them.
 
-``python recipes/art_evaluation/evaluate.py`` trains three small networks on scikit-learn's digits, runs the attacks,
-and writes ``record.json`` and ``README.md`` beside itself; about a minute on one core. ``--quick`` is a smoke test that
+``python recipes/art_evaluation/evaluate.py`` trains four small networks on scikit-learn's digits, runs the attacks,
+and writes ``record.json`` and ``README.md`` beside itself; minutes on one core. ``--quick`` is a smoke test that
 writes nothing but to ``--out``.
 """
 
@@ -156,9 +156,14 @@ def whitebox(s: Settings, nets: dict[str, DefectiveClassifier], x: np.ndarray, y
 
 
 def transfer(
-    s: Settings, source: DefectiveClassifier, nets: dict[str, DefectiveClassifier], x: np.ndarray, y: np.ndarray
+    s: Settings,
+    threat: str,
+    source: DefectiveClassifier,
+    nets: dict[str, DefectiveClassifier],
+    x: np.ndarray,
+    y: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """PGD on another training run of the standard network, shown to the networks that it has not seen."""
+    """PGD on a network of the attacker's own, shown to the networks that it has not seen."""
     attack = ProjectedGradientDescent(
         source, eps=s.eps, eps_step=1.25 * s.eps / s.steps, max_iter=s.steps, verbose=False
     )
@@ -169,7 +174,7 @@ def transfer(
         clean, after = right(victim, x, y), right(victim, made, y)
         counted = fooled & clean
         counts = {"n_source_fooled": fooled, "n_counted": counted, "n_defended": counted & after}
-        rows.append(row("transfer", "PGD", target, clean, after, **{k: int(v.sum()) for k, v in counts.items()}))
+        rows.append(row(threat, "PGD", target, clean, after, **{k: int(v.sum()) for k, v in counts.items()}))
     return rows
 
 
@@ -179,7 +184,10 @@ def run(s: Settings) -> dict[str, Any]:
     splits = load_digits(size=SIZE)
     x, y = splits.train.images.numpy(), splits.train.labels.numpy()
     start, start_cpu = time.perf_counter(), time.process_time()
-    source = classifier(s, x, y, seed=s.seed + 1)
+    sources = {
+        "transfer": classifier(s, x, y, seed=s.seed + 1),
+        "adaptive": classifier(s, x, y, seed=s.seed + 1, p=s.p),
+    }
     nets = {
         "standard": classifier(s, x, y, seed=s.seed),
         f"defective p={s.p:g}": classifier(s, x, y, seed=s.seed, p=s.p),
@@ -195,7 +203,7 @@ def run(s: Settings) -> dict[str, Any]:
         "hardware": hardware(),
         "results": [
             *(row("none", "clean", name, right(net, x, y), right(net, x, y)) for name, net in nets.items()),
-            *transfer(s, source, nets, x, y),
+            *(row for threat, source in sources.items() for row in transfer(s, threat, source, nets, x, y)),
             *whitebox(s, nets, x, y),
         ],
         "seconds": round(time.perf_counter() - start, 1),
@@ -205,6 +213,10 @@ def run(s: Settings) -> dict[str, Any]:
 
 def share(part: int, whole: int) -> str:
     return f"{part / whole:.1%} ({part}/{whole})" if whole else "–"
+
+
+def defended(r: dict[str, Any]) -> str:
+    return share(r.get("n_defended", 0), r.get("n_counted", 0))
 
 
 def table(results: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> list[str]:
@@ -234,7 +246,8 @@ def markdown(record: dict[str, Any]) -> str:
         "accuracy": lambda r: share(r["n_correct"], r["n_total"]),
     }
     rows = {
-        threat: [r for r in record["results"] if r["threat"] == threat] for threat in ("none", "transfer", "direct")
+        threat: [r for r in record["results"] if r["threat"] == threat]
+        for threat in ("none", "transfer", "adaptive", "direct")
     }
     return "\n".join(
         [
@@ -260,8 +273,15 @@ def markdown(record: dict[str, Any]) -> str:
             "",
             *table(
                 [*rows["none"], *rows["transfer"]],
-                {**accuracy, "defence rate": lambda r: share(r.get("n_defended", 0), r.get("n_counted", 0))},
+                {**accuracy, "defence rate": defended},
             ),
+            "",
+            "## Adaptive transfer: the attacker knows the method, and not the masks",
+            "",
+            "The same attack on a fourth network: a defective one with weights and masks of its own. It is the source "
+            "that a defective target has to stand up to, once it is known that its masks are there.",
+            "",
+            *table(rows["adaptive"], {**accuracy, "defence rate": defended}),
             "",
             "## Direct: the attacker has the network, or may ask it",
             "",

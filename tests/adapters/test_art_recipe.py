@@ -20,14 +20,14 @@ def check(record: dict[str, Any]) -> None:
     """Both networks under every attack, and counts that can be."""
     targets = {r["target"] for r in record["results"]}
     assert len(targets) == 2 and "standard" in targets
-    expected = {("none", "clean"), ("transfer", "PGD"), *(("direct", name) for name in ATTACKS)}
+    expected = {("none", "clean"), ("transfer", "PGD"), ("adaptive", "PGD"), *(("direct", name) for name in ATTACKS)}
     found = [(r["threat"], r["attack"], r["target"]) for r in record["results"]]
     assert sorted(found) == sorted((*pair, target) for pair in expected for target in targets)
     for r in record["results"]:
         assert 0 <= r["n_correct"] <= r["n_total"] and r["n_total"] > 0
         low, high = r["accuracy_interval"]
         assert low - 1e-4 <= r["n_correct"] / r["n_total"] <= high + 1e-4
-        if r["threat"] == "transfer":
+        if r["threat"] in ("transfer", "adaptive"):
             assert r["n_defended"] <= r["n_counted"] <= min(r["n_source_fooled"], r["n_clean_correct"])
     assert {"art", "torch", "numpy", "dcn-plugin"} <= set(record["versions"])
 

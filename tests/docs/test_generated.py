@@ -19,7 +19,7 @@ from docs._build.cli_reference import cli_page
 from docs._build.demo import demo_snippet
 from docs._build.folders import RECIPES
 from docs._build.mask_picture import CHANNELS, SIZE, STEPS, draws
-from docs._build.measurements import MEASURED, adaptive_table, measured_pages, whitebox_table
+from docs._build.measurements import MEASURED, adaptive_table, measured_pages, modern_table, whitebox_table
 from docs._build.paper_map import NO_RECORD, paper_pages
 
 RECIPE = """
@@ -188,8 +188,33 @@ def test_the_white_box_table_holds_the_counts_of_the_record(tmp_path: Path) -> N
     assert "clean" not in table
 
 
-def test_the_table_of_adaptive_attackers_comes_from_the_record_alone(tmp_path: Path) -> None:
-    assert "as soon as there is a committed record" in adaptive_table(tmp_path / "record.json")
+def test_the_table_of_adaptive_attackers_holds_both_sources(tmp_path: Path) -> None:
+    def result(threat: str, target: str, right: int) -> dict[str, Any]:
+        return {"threat": threat, "attack": "PGD", "target": target, "n_correct": right, "n_total": 10}
+
+    rows = [result("none", "plain", 9), result("none", "masked", 8), result("transfer", "plain", 1)]
+    rows += [result("transfer", "masked", 6), result("adaptive", "plain", 5), result("adaptive", "masked", 2)]
+    record = {
+        "command": "make it",
+        "seed": 7,
+        "data": "toys",
+        "versions": {"art": "1", "torch": "2"},
+        "hardware": {"processor": "abacus"},
+        "results": [*rows, result("direct", "plain", 0)],
+    }
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    table = adaptive_table(tmp_path / "record.json")
+    assert cells_of(table, "none: clean images") == ["9 / 10", "8 / 10"]
+    assert cells_of(table, "a standard network") == ["1 / 10", "6 / 10"]
+    assert cells_of(table, "a defective network") == ["5 / 10", "2 / 10"]
+    assert "0 / 10" not in table and "`make it` (seed 7" in table
+    assert "(masked against plain) goes from +50.0 to -30.0 points" in table
+    assert "the defective one is the stronger attacker of masked" in table
+    assert "leaves it 20.0 %, and plain 10.0 %, or less" in table
+
+
+def test_the_table_of_todays_attacks_comes_from_the_record_alone(tmp_path: Path) -> None:
+    assert "no committed record" in modern_table(tmp_path / "record.json")
     numbers = [
         {"row": "Standard", "column": "standard: pgd", "ours": 12.5},
         {"row": "0.3-Bottom", "column": "standard: pgd", "ours": 50.0},
@@ -201,7 +226,7 @@ def test_the_table_of_adaptive_attackers_comes_from_the_record_alone(tmp_path: P
         "run": {"command": "make it"},
     }
     (tmp_path / "record.json").write_text(json.dumps(record))
-    table = adaptive_table(tmp_path / "record.json")
+    table = modern_table(tmp_path / "record.json")
     assert cells_of(table, "standard: pgd") == ["12.5", "50.0"] and cells_of(table, "adaptive: pgd") == ["", "7.2"]
     assert "first 200 test images, width 16, 8 epochs, seed 4" in table and "`make it`" in table
 
