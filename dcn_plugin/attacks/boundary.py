@@ -70,7 +70,7 @@ class BoundaryAttack(DecisionAttack):
         coarse: every fourth direction is drawn at 1 / coarse of the resolution, rounding up, and enlarged. 1 = full
             resolution always, as published.
         scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
-        restarts: a sample that has converged may start again from other noise so many times.
+        restarts: a sample that has converged may start again from other blobs so many times.
         start_draws: see there.
         start_grid: see there.
         start_search: see there.
@@ -97,7 +97,7 @@ class BoundaryAttack(DecisionAttack):
         adaptation: Adaptation = "smooth",
         check_every: int = 3,
         coarse: int = 2,
-        scouts: int = 2,
+        scouts: int = 5,
         restarts: int = 0,
         start_draws: int = 1000,
         start_grid: int = 1000,

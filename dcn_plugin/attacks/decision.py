@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun, Rows
@@ -19,11 +21,16 @@ __all__ = ["Asker", "Bools", "DecisionAttack", "Floats", "StartSearch", "at", "b
 StartSearch = Literal["bisection", "linear"]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+#: (batch, samples, their clean images (M, D)) -> an image of each to look for a start at, (M, D).
+_Draw = Callable[[AttackRun, Rows, Tensor], Tensor]
 
 #: The clean image, one draw of noise, the push and the check of the result.
 MIN_QUERIES = 4
 #: A scout walks for this share of the budget; where that is less than ``LEAST_SCOUT`` queries, none is sent.
 SCOUT_SHARE, LEAST_SCOUT = 0.05, 200
+#: Blobs are drawn on a grid of so many by so many points, whatever the resolution, uniform on ``BLOB_RANGE`` to both
+#: sides of 0: enough to bring many pixels to an end of [0, 1].
+BLOBS, BLOB_RANGE = 4, 2.0
 #: A sample whose walk has ended starts again if it has at least this share of the queries left that the walk took.
 WORTH_A_RESTART = 0.5
 #: Results are moved away from the clean image, if they stay adversarial: nearer to the boundary the rounding of another
@@ -92,12 +99,14 @@ class DecisionAttack(Attack):
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
         steps: at most so many steps of each walk, or None.
-        scouts: a walk of some thousand queries depends on where it starts. So many starts are tried for a twentieth of
-            the budget each, and the one that comes closest walks on. With fewer than 4,000 queries, or without a limit,
-            there is one start.
+        scouts: where a walk ends depends on where it starts. So many starts are tried for a twentieth of the budget
+            each, and the one that comes closest walks on. The first start is uniform noise (or the image that was
+            given), as published. Noise images mostly look like one class to a network, and from another one the way to
+            that class only is walked. The others are the clean image with blobs upon it, a quarter of an image wide,
+            which look like many classes. With fewer than 4,000 queries, or without a limit, there is one start.
         restarts: where a walk ends by itself and leaves a good part of the budget, the sample walks again from other
-            noise, up to so many times. The closest end is the result.
-        start_draws: uniform noise images a sample may try for a start.
+            blobs, up to so many times. The closest end is the result.
+        start_draws: images a sample may try for a start.
         start_grid: the start is blended with the clean image in this many steps.
         start_search: where on that grid: "linear", the first adversarial blend seen from the clean image (up to
             ``start_grid`` queries, as Foolbox 1.x does), or "bisection", a blend that is adversarial while the next one
@@ -189,8 +198,10 @@ class DecisionAttack(Attack):
         asker = Asker(run, self.max_queries)
         best = asker.clean.clone()
         rows = run.correct.nonzero().flatten().cpu().numpy()
-        search = self._noise_starts if run.starting_points is None else self._given_starts
-        points, found = search(run, asker, rows)
+        if run.starting_points is None:
+            points, found = self._find_starts(run, asker, rows, _noise)
+        else:
+            points, found = self._given_starts(run, asker, rows)
         run.started[at(rows[~found])] = False
         rows, points = rows[found], points[at(found)]
         if len(rows):
@@ -253,8 +264,8 @@ class DecisionAttack(Attack):
         return best
 
     def _walk_afresh(self, run: AttackRun, asker: Asker, rows: Rows, again: Rows, best: Tensor) -> None:
-        """Walk from other noise with the samples ``rows[again]``; ``best`` (len(rows), D) takes what is closer."""
-        starts, found = self._noise_starts(run, asker, rows[again])
+        """Walk from blobs with the samples ``rows[again]``; ``best`` (len(rows), D) takes what is closer."""
+        starts, found = self._find_starts(run, asker, rows[again], _blobs)
         who = again[found]
         if not len(who):
             return
@@ -276,24 +287,25 @@ class DecisionAttack(Attack):
         points = run.starting_points.flatten(1)[at(rows)]
         return points, asker.adversarial(points, rows) if len(rows) else np.zeros(0, dtype=bool)
 
-    def _noise_starts(self, run: AttackRun, asker: Asker, rows: Rows) -> tuple[Tensor, Bools]:
+    def _find_starts(self, run: AttackRun, asker: Asker, rows: Rows, draw: _Draw) -> tuple[Tensor, Bools]:
+        """Adversarial points of the samples ``rows``, (M, D), and which of them have one, (M,)."""
         clean = asker.clean[at(rows)]
-        noise, found = torch.empty_like(clean), np.zeros(len(rows), dtype=bool)
+        far, found = torch.empty_like(clean), np.zeros(len(rows), dtype=bool)
         for _ in range(self.start_draws):
             todo = (~found & (asker.left(rows) > 0)).nonzero()[0]
             if not len(todo):
                 break
-            drawn = run.streams.uniform(clean[at(todo)], 0, 1, rows=rows[todo].tolist())
+            drawn = draw(run, rows[todo], clean[at(todo)])
             won = asker.adversarial(drawn, rows[todo])
-            noise[at(todo[won])] = drawn[at(won)]
+            far[at(todo[won])] = drawn[at(won)]
             found[todo[won]] = True
         kept = found.nonzero()[0]
         take = at(kept)
-        noise[take] = self._blend(asker, rows[kept], clean[take], noise[take])
-        return noise, found
+        far[take] = self._blend(asker, rows[kept], clean[take], far[take])
+        return far, found
 
-    def _blend(self, asker: Asker, rows: Rows, clean: Tensor, noise: Tensor) -> Tensor:
-        """Move along the grid from noise towards the clean image as far as the samples stay adversarial."""
+    def _blend(self, asker: Asker, rows: Rows, clean: Tensor, far: Tensor) -> Tensor:
+        """Move along the grid from far points towards the clean image as far as the samples stay adversarial."""
         low, high = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), self.start_grid)
         while True:
             todo = ((high - low > 1) & (asker.left(rows) > 0)).nonzero()[0]
@@ -301,10 +313,23 @@ class DecisionAttack(Attack):
                 break
             middle = (low[todo] + high[todo]) // 2 if self.start_search == "bisection" else low[todo] + 1
             take = at(todo)
-            won = asker.adversarial(blend(clean[take], noise[take], middle / self.start_grid), rows[todo])
+            won = asker.adversarial(blend(clean[take], far[take], middle / self.start_grid), rows[todo])
             high[todo[won]] = middle[won]
             low[todo[~won]] = middle[~won]
-        return blend(clean, noise, high / self.start_grid)
+        return blend(clean, far, high / self.start_grid)
+
+
+def _noise(run: AttackRun, rows: Rows, clean: Tensor) -> Tensor:
+    """Uniform noise, as published."""
+    return run.streams.uniform(clean, 0, 1, rows=rows.tolist())
+
+
+def _blobs(run: AttackRun, rows: Rows, clean: Tensor) -> Tensor:
+    """The clean images with blobs of noise upon them."""
+    channels, height, width = run.images.shape[1:]
+    coarse = clean.new_empty(len(clean), channels, min(height, BLOBS), min(width, BLOBS))
+    blobs = run.streams.uniform(coarse, -BLOB_RANGE, BLOB_RANGE, rows=rows.tolist())
+    return clean.add(F.interpolate(blobs, size=(height, width), mode="bilinear").flatten(1)).clamp_(0, 1)
 
 
 def at(rows: Rows | Bools) -> Tensor:

@@ -76,7 +76,7 @@ class HopSkipJump(DecisionAttack):
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
             theta / sqrt(D) of that distance, D = C * H * W.
         scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
-        restarts: a sample that has converged may start again from other noise so many times.
+        restarts: a sample that has converged may start again from other blobs so many times.
         start_draws: see there.
         start_grid: see there.
         start_search: see there.
@@ -101,7 +101,7 @@ class HopSkipJump(DecisionAttack):
         initial_probes: int = 100,
         max_probes: int = 10_000,
         theta: float = 0.01,
-        scouts: int = 3,
+        scouts: int = 5,
         restarts: int = 0,
         start_draws: int = 1000,
         start_grid: int = 1000,

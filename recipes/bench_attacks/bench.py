@@ -42,7 +42,7 @@ class Options:
     transfer_images: int = 96
 
 
-QUICK = Options(tiny_images=4, cifar_width=8, cifar_images=3, epochs=1, timed_queries=60, pairs=1, transfer_images=16)
+QUICK = Options(tiny_images=4, cifar_width=8, cifar_images=3, epochs=2, timed_queries=60, pairs=1, transfer_images=16)
 
 
 def time_against_foolbox(net: Net, options: Options) -> dict[str, Any]:

@@ -185,6 +185,39 @@ def test_the_scout_that_comes_closest_walks_on() -> None:
     assert (best.queries - alone.queries >= 3 * (1 + 6)).all()
 
 
+class Textures(nn.Module):
+    """Class 1 for fine noise, class 2 for images that are brighter on the left, class 0 for others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = (x - nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)).abs().mean((1, 2, 3)) - 0.12
+        left, right = x.mean((1, 2)).tensor_split(2, dim=1)
+        return torch.stack([torch.zeros_like(fine), 5 * fine, left.mean(1) - right.mean(1) - 0.05], dim=1)
+
+
+def test_scouts_reach_classes_that_noise_does_not_look_like() -> None:
+    model, clean = Textures(), torch.full((12, 1, 16, 16), 0.5, dtype=torch.float64)
+    truth = right(model, clean)
+    alone, scouted = (OnlyStart(scouts=scouts)(model, clean, truth) for scouts in (1, 4))
+    assert truth.tolist() == [0] * 12
+    assert alone.fooled.all() and scouted.fooled.all()
+    assert (model(alone.images).argmax(1) == 1).all()
+    assert (model(scouted.images).argmax(1) == 2).sum() >= 6
+    assert scouted.median_distance < 0.5 * alone.median_distance
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 6), (1, 3, 3), (1, 1, 2)])
+def test_the_starts_of_scouts_depend_neither_on_the_batch_nor_on_the_size_of_images(
+    shape: tuple[int, int, int],
+) -> None:
+    model = linear_model(shape[0] * shape[1] * shape[2], dtype=torch.float64)
+    clean = images(9, shape=shape, dtype=torch.float64)
+    truth = right(model, clean)
+    whole, apart = (OnlyStart(scouts=3)(model, clean, truth, batch_size=size) for size in (64, 2))
+    assert whole.fooled.any()
+    assert torch.equal(whole.images, apart.images)
+    assert torch.equal(whole.queries, apart.queries)
+
+
 def test_scouts_stay_at_home_where_the_budget_is_small_or_there_is_none() -> None:
     model, clean = RowNet(), images(6, dtype=torch.float64)
     truth = right(model, clean)
