@@ -164,6 +164,18 @@ def test_every_subcommand_and_option_stands_in_the_command_line_page() -> None:
     assert "A toy \\| with a bar" in own and "hidden" not in own.partition("## ")[2].partition("|")[2]
 
 
+def write_art_record(folder: Path, results: list[dict[str, Any]]) -> None:
+    record = {
+        "command": "make it",
+        "seed": 7,
+        "data": "toys",
+        "versions": {"art": "1", "torch": "2"},
+        "hardware": {"processor": "abacus"},
+        "results": results,
+    }
+    (folder / "record.json").write_text(json.dumps(record))
+
+
 def test_the_white_box_table_holds_the_counts_of_the_record(tmp_path: Path) -> None:
     def result(attack: str, target: str, right: int, distance: float) -> dict[str, Any]:
         counts = {"n_correct": right, "n_total": 10, "median_distance": distance}
@@ -171,15 +183,7 @@ def test_the_white_box_table_holds_the_counts_of_the_record(tmp_path: Path) -> N
 
     rows = [result("PGD", "plain", 3, 1.0), result("PGD", "masked", 2, 1.0)]
     rows += [result("DeepFool", "plain", 1, 0.5), result("DeepFool", "masked", 0, 0.4)]
-    record = {
-        "command": "make it",
-        "seed": 7,
-        "data": "toys",
-        "versions": {"art": "1", "torch": "2"},
-        "hardware": {"processor": "abacus"},
-        "results": [*rows, {"threat": "none", "attack": "clean", "target": "plain"}],
-    }
-    (tmp_path / "record.json").write_text(json.dumps(record))
+    write_art_record(tmp_path, [*rows, {"threat": "none", "attack": "clean", "target": "plain"}])
     table = whitebox_table(tmp_path / "record.json")
     assert cells_of(table, "PGD") == ["3 / 10", "2 / 10"] and cells_of(table, "DeepFool") == ["1 / 10", "0 / 10"]
     assert (
@@ -194,15 +198,7 @@ def test_the_table_of_adaptive_attackers_holds_both_sources(tmp_path: Path) -> N
 
     rows = [result("none", "plain", 9), result("none", "masked", 8), result("transfer", "plain", 1)]
     rows += [result("transfer", "masked", 6), result("adaptive", "plain", 5), result("adaptive", "masked", 2)]
-    record = {
-        "command": "make it",
-        "seed": 7,
-        "data": "toys",
-        "versions": {"art": "1", "torch": "2"},
-        "hardware": {"processor": "abacus"},
-        "results": [*rows, result("direct", "plain", 0)],
-    }
-    (tmp_path / "record.json").write_text(json.dumps(record))
+    write_art_record(tmp_path, [*rows, result("direct", "plain", 0)])
     table = adaptive_table(tmp_path / "record.json")
     assert cells_of(table, "none: clean images") == ["9 / 10", "8 / 10"]
     assert cells_of(table, "a standard network") == ["1 / 10", "6 / 10"]
