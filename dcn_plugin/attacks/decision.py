@@ -101,9 +101,9 @@ class DecisionAttack(Attack):
         steps: at most so many steps of each walk, or None.
         scouts: where a walk ends depends on where it starts. So many starts are tried for a twentieth of the budget
             each, and the one that comes closest walks on. The first start is uniform noise (or the image that was
-            given), as published. Noise images mostly look like one class to a network, and from another one the way to
-            that class only is walked. The others are the clean image with blobs upon it, a quarter of an image wide,
-            which look like many classes. With fewer than 4,000 queries, or without a limit, there is one start.
+            given), as published. Noise may look like few classes to a network, or like one, and walks from it tend to
+            end at those. The others are the clean image with blobs upon it, a quarter of an image wide, which look
+            like more classes. With fewer than 4,000 queries, or without a limit, there is one start.
         restarts: where a walk ends by itself and leaves a good part of the budget, the sample walks again from other
             blobs, up to so many times. The closest end is the result.
         start_draws: images a sample may try for a start.

@@ -33,15 +33,16 @@ def compute_dtype(amp: bool, device: torch.device) -> torch.dtype:
         amp: as in the configuration.
         device: of the model.
     """
-    if amp and not has_bfloat16(device):
+    if amp and has_bfloat16(device):
+        return torch.bfloat16
+    if amp:
         _tell(device.type)
-    return torch.bfloat16 if amp and has_bfloat16(device) else torch.float32
+    return torch.float32
 
 
 def autocast(amp: bool, device: torch.device) -> torch.autocast:
     """A context in which a training step computes in :func:`compute_dtype`."""
-    dtype = compute_dtype(amp, device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(amp, device) is torch.bfloat16)
 
 
 @functools.cache

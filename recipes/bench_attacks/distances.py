@@ -1,8 +1,8 @@
 """How close Boundary and HopSkipJump come at equal queries, beside Foolbox's and ART's.
 
-Run it with ``.venv/bin/python -m recipes.bench_attacks.distances``, half an hour to an hour on two cores, one for each
-network. Distances do not depend on the machine's speed: other programs may run beside it. It writes ``distances.json``
-and ``README.md`` beside itself. ``--quick`` is a smoke test whose figures mean nothing; it writes only where ``--out``
+Run it with ``.venv/bin/python -m recipes.bench_attacks.distances``, about an hour on two cores, one for each network.
+Distances do not depend on the machine's speed: other programs may run beside it. It writes ``distances.json`` and
+``README.md`` beside itself. ``--quick`` is a smoke test whose figures mean nothing; it writes only where ``--out``
 says.
 
 Every tool starts from the same adversarial images (uniform noise, bisected towards the clean image), and a query is
