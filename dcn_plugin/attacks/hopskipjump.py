@@ -42,6 +42,8 @@ SLOW, COARSE_PATIENCE, PATIENCE = 0.005, 2, 5
 BISECTION = 1 / 8
 #: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in so many goes.
 CLIPPED_TRIES = 3
+#: How far the centre of the probes is moved after a block of one answer only, in units of a probe's move of one pixel.
+LIFT = 0.25
 #: A last hop with less than this share of its probes is not worth its queries.
 WORTH_A_HOP = 0.25
 
@@ -53,8 +55,10 @@ class HopSkipJump(DecisionAttack):
     lies, steps there, and bisects back to the boundary. It needs far fewer queries than the Boundary attack for
     the same distance.
 
-    Four things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
+    Five things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
     (``probes="tangent"``): along that line the answer is known, and near the closest point it would drown all others.
+    Their centre is moved along that line until half of them are adversarial: near the closest point the boundary curves
+    away from the point, and answers that are nearly all the same tell nearly nothing.
     Of the step lengths distance / sqrt(t) * 2, 1, 1/2, 1/4, 1/8 the one that ends closest to the clean image is
     taken, not the first that is adversarial; a hop that gains nothing is not followed. What a step adds to a pixel
     beyond 0 or 1 is kept in mind, so that the pixel stays at the edge when the other pixels shrink: the closest
@@ -219,12 +223,15 @@ class HopSkipJump(DecisionAttack):
                     moves.sub_(along.mul_(column(overlap, along)))
                     squares = np.maximum(squares - overlap**2, np.finfo(np.float64).tiny)
                 moves.mul_(column(np.repeat(radius[group], BLOCK) / np.sqrt(squares), moves))
-                start = here[at(group)].unsqueeze(1)
+                lift = column(hops.lift[group] * radius[group] / np.sqrt(here.shape[1]), here)
+                start = (here[at(group)] + lift * outward[at(group)]).clamp_(0, 1).unsqueeze(1)
                 points = moves.view(len(group), BLOCK, -1).add_(start).clamp_(0, 1)
                 asked = (number < probes[group][:, None]).reshape(-1)
                 sign = np.zeros(len(asked))
                 sign[asked] = 2.0 * asker.adversarial(points.view(len(asked), -1)[at(asked)], rows[asked]) - 1
-                balance[group] += sign.reshape(-1, BLOCK).sum(axis=1)
+                answers = sign.reshape(-1, BLOCK).sum(axis=1)
+                balance[group] += answers
+                hops.lift[group] -= LIFT * answers / BLOCK
                 # The sum of moves, not of points: those would lose the moves' digits.
                 moved = points.sub_(start)
                 plain[at(group)] += _sum_block(moved * column(asked.astype(np.float64), moved).view(-1, BLOCK, 1))
@@ -280,6 +287,7 @@ class _Hops:
     counter: Rows  # probes drawn so far
     slow: Rows  # hops in a row that gained little
     coarse: Bools  # probes are drawn at the coarse resolution
+    lift: Floats  # of the probes' centre, away from the clean image, in units of radius / sqrt(D)
 
     @classmethod
     def begin(cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows, *, coarse: bool) -> _Hops:
@@ -293,6 +301,7 @@ class _Hops:
             counter,
             slow,
             np.full(len(rows), coarse),
+            np.zeros(len(rows)),
         )
 
     def points(self) -> Tensor:

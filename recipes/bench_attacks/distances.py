@@ -1,9 +1,10 @@
 """How close Boundary and HopSkipJump come at equal queries, beside Foolbox's and ART's.
 
-Run it with ``.venv/bin/python -m recipes.bench_attacks.distances``, about an hour on two cores, one for each network.
-Distances do not depend on the machine's speed: other programs may run beside it. It writes ``distances.json`` and
-``README.md`` beside itself. ``--quick`` is a smoke test whose figures mean nothing; it writes only where ``--out``
-says.
+Run it with ``.venv/bin/python -m recipes.bench_attacks.distances``, about an hour on two cores. Distances do not depend
+on the machine's speed: other programs may run beside it. It writes ``distances.json`` and ``README.md`` beside itself.
+Each part's figures are kept in ``parts`` as they come; a run that was killed goes on where it stopped, and one after a
+change runs only the parts that the change may touch. ``--quick`` is a smoke test whose figures mean nothing; its record
+goes only where ``--out`` says.
 
 Every tool starts from the same adversarial images (uniform noise, bisected towards the clean image), and a query is
 an image that the model is asked about.
@@ -11,12 +12,15 @@ an image that the model is asked about.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import multiprocessing
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcn_plugin.attacks import BoundaryAttack, DecisionAttack, HopSkipJump
+import dcn_plugin
+from dcn_plugin.attacks import BoundaryAttack, HopSkipJump
+from dcn_plugin.files import write_atomic
 from recipes import benchmark
 from recipes.bench_attacks.nets import SHAPES, Net, build
 from recipes.bench_attacks.page import RIVAL_NAMES, markdown
@@ -35,6 +41,11 @@ OURS: dict[str, type[BoundaryAttack] | type[HopSkipJump]] = {
     "BoundaryAttack": BoundaryAttack,
     "HopSkipJump": HopSkipJump,
 }
+#: Ours without what it takes for granted about networks: that they look at low frequencies.
+PLAIN = {"coarse": 1}
+WORKERS = 2
+#: The modules of this folder that distances depend on.
+SOURCES = ("distances", "nets", "rivals")
 
 
 @dataclass(frozen=True)
@@ -68,45 +79,127 @@ def median(values: Tensor) -> float:
     return float(values.quantile(0.5))
 
 
-def our_distances(attack: DecisionAttack, net: Net) -> Tensor:
-    """What our attack returns, infinity where it fails."""
-    made = attack(net.model, net.data.images, net.data.labels, starting_points=net.starts)
-    return made.distance.nan_to_num(nan=float("inf"))
+def trained(options: Options, kind: str) -> Net:
+    """Train one network."""
+    width, images = getattr(options, f"{kind}_width"), getattr(options, f"{kind}_images")
+    return build(kind, width=width, images=images, epochs=options.epochs, seed=options.seed)
 
 
-def compare(attack: str, net: Net, art_images: int, budgets: tuple[int, ...], seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Made:
+    """What one part gave: distances, infinity where the attack fails, and the seconds they took."""
+
+    distances: Distances
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """The attack of one tool on one network.
+
+    Args:
+        kind: of the network, one of :data:`SHAPES`.
+        attack: of :data:`OURS`.
+        tool: "ours", "plain" (ours without its prior), "foolbox" or "art".
+    """
+
+    kind: str
+    attack: str
+    tool: str
+
+    def budgets(self, options: Options) -> tuple[int, ...]:
+        """Queries of each image at which distances are noted."""
+        budgets = options.budgets if self.attack == "BoundaryAttack" else options.budgets[:2]
+        return budgets[-1:] if self.tool == "plain" else budgets
+
+    def kept(self, folder: Path | None, head: Mapping[str, Any]) -> Made | None:
+        """The figures of an earlier run, if all they depend on is as it was."""
+        if folder is None or not (file := self._file(folder, head)).is_file():
+            return None
+        found = json.loads(file.read_text("utf-8"))
+        distances = {
+            int(budget): torch.tensor(each, dtype=torch.float64) for budget, each in found["distances"].items()
+        }
+        return Made(distances, found["seconds"])
+
+    def keep(self, folder: Path | None, head: Mapping[str, Any], made: Made) -> None:
+        """Write figures down for :meth:`kept`."""
+        if folder is None:
+            return
+        folder.mkdir(exist_ok=True)
+        each = {str(budget): values.tolist() for budget, values in made.distances.items()}
+        write_atomic(
+            self._file(folder, head), json.dumps({"distances": each, "seconds": made.seconds}, indent=1) + "\n"
+        )
+
+    def _file(self, folder: Path, head: Mapping[str, Any]) -> Path:
+        return folder / f"{self.kind}-{self.attack}-{self.tool}-{self._key(head)[:20]}.json"
+
+    def _key(self, head: Mapping[str, Any]) -> str:
+        """Hash of options, versions, hardware, and all sources but the modules of attacks that are not of this part."""
+        own = OURS[self.attack] if self.tool in ("ours", "plain") else None
+        others = {inspect.getfile(attack) for attack in OURS.values() if attack is not own}
+        files = [*Path(inspect.getfile(dcn_plugin)).parent.rglob("*.py"), *(HERE / f"{name}.py" for name in SOURCES)]
+        digest = hashlib.sha256(
+            json.dumps([{name: head[name] for name in ("options", "versions", "hardware")}, asdict(self)]).encode()
+        )
+        for file in sorted(file for file in files if str(file) not in others):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+
+PARTS = [
+    Part(kind, attack, tool)
+    for kind in reversed(SHAPES)  # the slow ones first
+    for attack in OURS
+    for tool in ("ours", "plain", *RIVAL_NAMES)
+]
+
+
+def measure(part: Part, net: Net, budgets: tuple[int, ...], seed: int) -> Made:
+    """Run one part on all images of ``net``."""
+    begin = time.perf_counter()
+    if part.tool in RIVAL_NAMES:
+        run = RIVALS[part.attack][part.tool]
+        found = run(net.model, net.data.images, net.data.labels, net.starts, budgets, seed=seed)
+    else:
+        coarse = PLAIN if part.tool == "plain" else {}
+        found = {
+            budget: OURS[part.attack](max_queries=budget, seed=seed, **coarse)(
+                net.model, net.data.images, net.data.labels, starting_points=net.starts
+            ).distance.nan_to_num(nan=float("inf"))
+            for budget in budgets
+        }
+    seconds = time.perf_counter() - begin
+    print(f"{net.about()['network']}: {part.attack} of {part.tool}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return Made(found, seconds)
+
+
+def compare(made: Mapping[str, Made]) -> dict[str, Any]:
     """Median distances of every tool, and ours over each rival's on the images that both attacked."""
-    seconds: dict[str, float] = {}
-    found: dict[str, Distances] = {}
-    counts = {"ours": len(net.data), "foolbox": len(net.data), "art": art_images}
-    for tool, count in counts.items():
-        begin = time.perf_counter()
-        if tool == "ours":
-            found[tool] = {
-                budget: our_distances(OURS[attack](max_queries=budget, seed=seed), net) for budget in budgets
+    found = {tool: part.distances for tool, part in made.items()}
+    last = max(found["plain"])
+    return {
+        "images": {tool: len(distances[last]) for tool, distances in found.items()},
+        "seconds": {tool: part.seconds for tool, part in made.items()},
+        "queries": {
+            str(budget): {
+                "median": {tool: median(found[tool][budget]) for tool in ("ours", *RIVAL_NAMES)},
+                "ours_over": over_rivals(ours, {rival: found[rival][budget] for rival in RIVAL_NAMES}),
             }
-        else:
-            images, labels = net.data.images[:count], net.data.labels[:count]
-            run = RIVALS[attack][tool]
-            found[tool] = run(net.model, images, labels, net.starts[:count], budgets, seed=seed)
-        seconds[tool] = time.perf_counter() - begin
-        print(f"{net.about()['network']}: {attack} of {tool}, {seconds[tool]:.0f} s", file=sys.stderr, flush=True)
-    each = {tool: {str(k): values.tolist() for k, values in distances.items()} for tool, distances in found.items()}
-    result: dict[str, Any] = {"images": counts, "seconds": seconds, "queries": {}, "image_by_image": each}
-    for budget in budgets:
-        result["queries"][str(budget)] = {
-            "median": {tool: median(distances[budget]) for tool, distances in found.items()},
-            "ours_over": over_rivals(found["ours"][budget], {rival: found[rival][budget] for rival in RIVAL_NAMES}),
-        }
-    if attack == "BoundaryAttack":
-        last = budgets[-1]
-        fine = our_distances(BoundaryAttack(max_queries=last, seed=seed, coarse=1), net)
-        result["without_coarse"] = {
+            for budget, ours in found["ours"].items()
+        },
+        "plain": {
+            "settings": PLAIN,
             "queries": last,
-            "median": median(fine),
-            "ours_over": over_rivals(fine, {rival: found[rival][last] for rival in RIVAL_NAMES}),
-        }
-    return result
+            "median": median(found["plain"][last]),
+            "ours_over": over_rivals(found["plain"][last], {rival: found[rival][last] for rival in RIVAL_NAMES}),
+        },
+        "image_by_image": {
+            tool: {str(budget): values.tolist() for budget, values in distances.items()}
+            for tool, distances in found.items()
+        },
+    }
 
 
 def over_rivals(ours: Tensor, rivals: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -120,26 +213,41 @@ def over_rivals(ours: Tensor, rivals: Mapping[str, Tensor]) -> dict[str, dict[st
     }
 
 
-def measure(options: Options, kind: str) -> dict[str, Any]:
-    """Train one network and attack it, on one thread."""
-    torch.set_num_threads(1)
-    width, images, art_images = (getattr(options, f"{kind}_{what}") for what in ("width", "images", "art_images"))
-    net = build(kind, width=width, images=images, epochs=options.epochs, seed=options.seed)
-    return {
-        **net.about(),
-        "BoundaryAttack": compare("BoundaryAttack", net, art_images, options.budgets, options.seed),
-        "HopSkipJump": compare("HopSkipJump", net, art_images, options.budgets[:2], options.seed),
-    }
+def run(options: Options, command: str, *, parts: Path | None = None) -> dict[str, Any]:
+    """Measure everything, two parts at a time, each in a process of its own with one thread.
 
-
-def run(options: Options, command: str) -> dict[str, Any]:
-    """Measure everything, each network in a process of its own."""
-    begin = time.perf_counter()
-    with ProcessPoolExecutor(len(SHAPES), mp_context=multiprocessing.get_context("spawn")) as pool:
-        nets = dict(zip(SHAPES, pool.map(partial(measure, options), SHAPES), strict=True))
+    Args:
+        options: what the figures depend on.
+        command: that made the record.
+        parts: folder in which each part's figures are kept as soon as they are there, and looked for before it is run.
+    """
     head = benchmark.head(options, command, packages=("foolbox", "adversarial-robustness-toolbox"))
     head["hardware"]["threads"] = 1  # of each process
-    return {**head, "nets": nets, "seconds": time.perf_counter() - begin}
+    made: dict[Part, Made] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        nets = dict(zip(SHAPES, pool.map(partial(trained, options), SHAPES), strict=True))
+        running: dict[Future[Made], Part] = {}
+        for part in PARTS:
+            if (kept := part.kept(parts, head)) is not None:
+                made[part] = kept
+                continue
+            net = nets[part.kind]
+            if part.tool == "art":
+                net = net.first(getattr(options, f"{part.kind}_art_images"))
+            running[pool.submit(measure, part, net, part.budgets(options), options.seed)] = part
+        for done in as_completed(running):
+            part = running[done]
+            made[part] = done.result()
+            part.keep(parts, head, made[part])
+    found = {
+        kind: {
+            attack: compare({part.tool: made[part] for part in PARTS if (part.kind, part.attack) == (kind, attack)})
+            for attack in OURS
+        }
+        for kind in SHAPES
+    }
+    return {**head, "nets": {kind: {**nets[kind].about(), **found[kind]} for kind in SHAPES}}
 
 
 def main() -> None:
@@ -149,7 +257,7 @@ def main() -> None:
         options=Options(),
         quick=QUICK,
         settable=("tiny_images", "tiny_art_images", "cifar_images", "cifar_art_images", "seed"),
-        measure=run,
+        measure=partial(run, parts=HERE / "parts"),
         page=markdown,
         script="distances",
         beside="record",

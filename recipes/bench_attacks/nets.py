@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +38,12 @@ class Net:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "clean_accuracy": self.accuracy,
         }
+
+    def first(self, count: int) -> Net:
+        """The same network and the first so many of its images."""
+        images, labels = self.data.images[:count], self.data.labels[:count]
+        data = ImageSet(images, labels, self.data.num_classes, self.data.name)
+        return replace(self, data=data, starts=self.starts[:count])
 
 
 class _OnlyStart(DecisionAttack):

@@ -101,12 +101,13 @@ def _made(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
             "",
             "Read with care: the constants of our attacks (scouts, coarse noise, steps) were chosen on networks like "
             "these, mostly with seed 0; those of BoundaryAttack's coarse directions and calmer late steps with seed "
-            "1 and on planes, the scouts and their starts with seeds 1 and 2. Scouts try other starts with queries of "
-            "the same budget; the attacks of foolbox and ART walk from the given start only. The lead of both also "
-            "rests on coarse noise (all of HopSkipJump's first probes, a quarter of BoundaryAttack's directions): a "
-            "prior for low frequencies that the attacks of foolbox and ART do not have, and that digits enlarged from "
-            "8 x 8 favour. The row `coarse=1` is BoundaryAttack without it; no limit is set for that row. With many "
-            "queries all attacks end near the same floor, in different local minima of some images.",
+            "1 and on planes, the scouts, their starts and the centre of HopSkipJump's probes with seeds 1 and 2. "
+            "Scouts try other starts with queries of the same budget; the attacks of foolbox and ART walk from the "
+            "given start only. The lead of both also rests on coarse noise (all of HopSkipJump's first probes, a "
+            "quarter of BoundaryAttack's directions): a prior for low frequencies that the attacks of foolbox and ART "
+            "do not have, and that digits enlarged from 8 x 8 favour. The rows `coarse=1` are the attacks without it; "
+            "no limit is set for those rows. With many queries all attacks end near the same floor, in different local "
+            "minima of some images.",
         ]
     return lines
 
@@ -121,9 +122,10 @@ def _table(net: Mapping[str, Any]) -> list[str]:
         for budget, line in net[attack]["queries"].items():
             medians, over = line["median"], line["ours_over"]
             lines.append(_row(attack, budget, medians, over))
-        if fine := net[attack].get("without_coarse"):
-            # The rivals' figures are those of the row above: the same runs.
-            lines.append(_row(f"{attack}, `coarse=1`", budget, {**medians, "ours": fine["median"]}, fine["ours_over"]))
+        # The rivals' figures are those of the row above: the same runs.
+        plain = net[attack]["plain"]
+        settings = ", ".join(f"{name}={value}" for name, value in plain["settings"].items())
+        lines.append(_row(f"{attack}, `{settings}`", budget, {**medians, "ours": plain["median"]}, plain["ours_over"]))
     counts = net["BoundaryAttack"]["images"]
     return [*lines, "", f"{counts['ours']} images, {counts['art']} of them with ART."]
 

@@ -100,6 +100,38 @@ def test_fine_probes_follow_where_the_model_looks_at_high_frequencies() -> None:
     assert (result.distance < 1.1 * exact).all()
 
 
+class Valley(nn.Module):
+    """Its wrong class lies beyond a paraboloid, 1 from the grey image (1, 16, 16) and curved more in some ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        numbers = torch.randn(256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.register_buffer("axes", torch.linalg.qr(numbers)[0])
+        self.register_buffer("curvature", torch.linspace(5, 50, 255, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = (x.flatten(1) - 0.5) @ self.axes
+        beyond = seen[:, 0] - 1 - self.rise(seen[:, 1:])
+        return torch.stack([-beyond, beyond], dim=1)
+
+    def rise(self, sideways: Tensor) -> Tensor:
+        return (self.curvature / 2 * sideways.square()).sum(1)
+
+
+def test_it_finds_the_closest_point_where_the_boundary_curves_away() -> None:
+    model = Valley()
+    sideways = torch.randn(8, 255, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sideways *= 0.3 / sideways.norm(dim=1, keepdim=True)
+    beyond = model.rise(sideways)[:, None] + 1.05
+    starts = (torch.cat([beyond, sideways], dim=1) @ model.axes.T + 0.5).view(8, 1, 16, 16)
+    attack = HopSkipJump(max_queries=2500, coarse=1, scouts=1)
+    result = attack(model, torch.full_like(starts, 0.5), torch.zeros(8, dtype=torch.int64), starting_points=starts)
+    found = (result.distance * 256).sqrt()
+    assert (found >= 1 - 1e-9).all()
+    # With the centre of its probes on the boundary, nearly all of which are then not adversarial, it ends at 1.033.
+    assert (found < 1.022).all()
+
+
 def test_a_number_of_steps_ends_it_too() -> None:
     model, clean = RowNet(), images(6, dtype=torch.float64)
     truth = right(model, clean)

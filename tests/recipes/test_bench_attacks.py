@@ -67,10 +67,19 @@ def test_a_rival_asks_as_much_as_the_budget_says_and_gets_closer(attack: str, to
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs_and_names_every_limit() -> None:
+def test_the_benchmark_runs_and_names_every_limit(tmp_path: Path) -> None:
     times = bench.run(replace(bench.QUICK, tiny_images=2, cifar_images=2, timed_queries=40), "smoke test")
     small = replace(distances.QUICK, tiny_images=2, cifar_images=2, budgets=(40, 80, 120))
-    records = {"record": times, "distances": distances.run(small, "smoke test")}
+    records = {"record": times, "distances": distances.run(small, "smoke test", parts=tmp_path)}
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(kept) == len(distances.PARTS) == 2 * 2 * 4
+    lost = next(iter(kept))
+    lost.unlink()
+    again = distances.run(small, "smoke test", parts=tmp_path)
+    assert {file for file, time in kept.items() if file.stat().st_mtime_ns != time} == {lost}
+    assert [net[attack]["image_by_image"] for net in again["nets"].values() for attack in distances.OURS] == [
+        net[attack]["image_by_image"] for net in records["distances"]["nets"].values() for attack in distances.OURS
+    ]
     lines = figures(records)
     assert len(lines) == 2 * 7 + 1
     assert all(value > 0 for _, value, _ in lines)
@@ -78,6 +87,7 @@ def test_the_benchmark_runs_and_names_every_limit() -> None:
     for what, _, _ in lines:
         assert what in text
     assert text.count("| BoundaryAttack, `coarse=1` | 120 |") == 2
+    assert text.count("| HopSkipJump, `coarse=1` | 80 |") == 2
     assert "a prior for low frequencies" in text
     # Each alone makes a page, too.
     assert [len(figures({name: record})) for name, record in records.items()] == [7, 8]
