@@ -35,9 +35,14 @@ BLOCK = 32
 TRIES = 5
 #: A landing point must be closer than the point before by this share of the distance.
 LEAST_GAIN = 1e-3
-#: Hops in a row that gain less than this share of the distance: after so many of them coarse probes give way to fine
-#: ones, and after so many with fine probes the sample has converged.
+#: Hops in a row that gain less than this share of the distance: after so many of them the last coarse probes give way
+#: to those of the full resolution, and after so many with these the sample has converged.
 SLOW, COARSE_PATIENCE, PATIENCE = 0.005, 2, 5
+#: Coarser probes give way to the next after one hop that gains less than this share.
+COARSER_SLOW = 0.05
+#: Where nothing else is said, the first probes are drawn at 1 / COARSEST of the resolution, but with at least so many
+#: pixels a side: with fewer there are too few ways to go.
+COARSEST, LEAST_SIDE = 4, 8
 #: The bisection ends at this share of what is published: a point farther inside would see no other class around it.
 BISECTION = 1 / 8
 #: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in so many goes.
@@ -63,7 +68,7 @@ class HopSkipJump(DecisionAttack):
     taken, not the first that is adversarial; a hop that gains nothing is not followed. What a step adds to a pixel
     beyond 0 or 1 is kept in mind, so that the pixel stays at the edge when the other pixels shrink: the closest
     adversarial image may lie there, and steps that are clipped for good do not reach it. And the first probes are
-    coarse (``coarse=2``).
+    coarse (``coarse``).
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
@@ -73,8 +78,9 @@ class HopSkipJump(DecisionAttack):
         probes: "tangent", or "sphere" for probes in all directions, as published. By default "tangent" for the L2 norm:
             it is the L2 sphere that they are tangent to.
         coarse: probes are first drawn at 1 / coarse of the resolution and enlarged: networks look at low frequencies
-            first, and there are fewer of them to try. Where that gains no more, probes of the full resolution follow.
-            1 = full resolution from the beginning, as published.
+            first, and there are fewer of them to try. Where that gains little, coarse is halved, down to 1, the full
+            resolution. 1 = full resolution from the beginning, as published. By default 4, or 2 or 1 if there would be
+            fewer than 8 pixels a side.
         initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many, in whole blocks of 32.
         max_probes: but not more than this.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
@@ -101,7 +107,7 @@ class HopSkipJump(DecisionAttack):
         steps: int | None = None,
         norm: Norm = "l2",
         probes: Probes | None = None,
-        coarse: int = 2,
+        coarse: int | None = None,
         initial_probes: int = 100,
         max_probes: int = 10_000,
         theta: float = 0.01,
@@ -130,7 +136,8 @@ class HopSkipJump(DecisionAttack):
             raise SpecError("Unknown kind of probes.", probes, "'tangent', 'sphere'")
         if not 2 <= initial_probes <= max_probes:
             raise SpecError("The numbers of probes are not usable.", (initial_probes, max_probes), "2 <= first <= most")
-        check_coarse(coarse)
+        if coarse is not None:
+            check_coarse(coarse)
         if not 0 < theta < 1:
             raise SpecError("Theta is not usable.", theta, "a number in (0, 1)", "try 0.01")
         self.norm, self.probes, self.theta = norm, probes, theta
@@ -138,8 +145,9 @@ class HopSkipJump(DecisionAttack):
 
     def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
         """Hop; see :meth:`DecisionAttack.approach`."""
-        tables = [NoiseTable(run.streams, points), CoarseNoise(run.streams, run.images, self.coarse)]
-        hops = _Hops.begin(rows, asker.clean[at(rows)], points, asker.used(rows), coarse=self.coarse > 1)
+        coarse = _coarsest(run.images) if self.coarse is None else self.coarse
+        tables = _tables(run, points, coarse)
+        hops = _Hops.begin(rows, asker.clean[at(rows)], points, asker.used(rows), coarse=coarse)
         everyone = np.arange(len(rows))
         hops.distance = self.lengths(hops.gap)
         self._land(asker, hops, everyone, hops.gap.clone())
@@ -203,7 +211,7 @@ class HopSkipJump(DecisionAttack):
         hops.distance[who[closer]] = distance[closer]
 
     def _estimate_normal(
-        self, asker: Asker, tables: list[NoiseTable], hops: _Hops, probes: Rows, max_rows: int
+        self, asker: Asker, tables: dict[int, NoiseTable], hops: _Hops, probes: Rows, max_rows: int
     ) -> Tensor:
         """Direction into the adversarial side at each point, (M, D), of length 1 in the norm. Source: eq. (9), (16)."""
         here = hops.points()
@@ -265,8 +273,10 @@ class HopSkipJump(DecisionAttack):
                 self._land(asker, hops, todo[won], reach[at(won)])
             length /= 2
         hops.slow = np.where(hops.distance < (1 - SLOW) * before, 0, hops.slow + 1)
-        refine = hops.coarse & (hops.slow >= COARSE_PATIENCE)
-        hops.coarse &= ~refine
+        refine = np.where(
+            hops.coarse // 2 > 1, hops.distance > (1 - COARSER_SLOW) * before, hops.slow >= COARSE_PATIENCE
+        ) & (hops.coarse > 1)
+        hops.coarse[refine] //= 2
         hops.slow[refine] = 0
 
 
@@ -286,11 +296,11 @@ class _Hops:
     distance: Floats  # of that point, in the attack's norm
     counter: Rows  # probes drawn so far
     slow: Rows  # hops in a row that gained little
-    coarse: Bools  # probes are drawn at the coarse resolution
+    coarse: Rows  # probes are drawn at 1 / coarse of the resolution
     lift: Floats  # of the probes' centre, away from the clean image, in units of radius / sqrt(D)
 
     @classmethod
-    def begin(cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows, *, coarse: bool) -> _Hops:
+    def begin(cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows, *, coarse: int) -> _Hops:
         slow = np.zeros(len(rows), dtype=np.int64)
         return cls(
             rows,
@@ -314,10 +324,27 @@ class _Hops:
             setattr(self, field.name, value[at(mask)] if isinstance(value, Tensor) else value[mask])
 
 
-def _groups(still: Bools, coarse: Bools, tables: list[NoiseTable], size: int) -> Iterator[tuple[Rows, NoiseTable]]:
+def _coarsest(images: Tensor) -> int:
+    """The power of two that the first probes' resolution is divided by, where nothing else is said."""
+    coarse = 1
+    while coarse < COARSEST and min(images.shape[2:]) // (2 * coarse) >= LEAST_SIDE:
+        coarse *= 2
+    return coarse
+
+
+def _tables(run: AttackRun, points: Tensor, coarse: int) -> dict[int, NoiseTable]:
+    """Where probes of each resolution are looked up: coarse, half of it, ..., 1."""
+    tables = {1: NoiseTable(run.streams, points)}
+    while coarse > 1:
+        tables[coarse] = CoarseNoise(run.streams, run.images, coarse)
+        coarse //= 2
+    return tables
+
+
+def _groups(still: Bools, coarse: Rows, tables: dict[int, NoiseTable], size: int) -> Iterator[tuple[Rows, NoiseTable]]:
     """Cut the samples ``still`` into groups of ``size`` that read the same table."""
-    for table, who in zip(tables, (still & ~coarse, still & coarse), strict=True):
-        rows = who.nonzero()[0]
+    for factor, table in tables.items():
+        rows = (still & (coarse == factor)).nonzero()[0]
         for i in range(0, len(rows), size):
             yield rows[i : i + size], table
 

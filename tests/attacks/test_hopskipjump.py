@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import BoundaryAttack, HopSkipJump
-from dcn_plugin.attacks.hopskipjump import _sum_block
+from dcn_plugin.attacks.hopskipjump import _coarsest, _sum_block
 from dcn_plugin.errors import SpecError
 from tests.attack_oracles import RowNet, closest_boundary, grey, right
 from tests.toys import images, linear_model
@@ -26,7 +26,8 @@ def plane(*, seed: int = 0) -> tuple[nn.Module, nn.Linear]:
 def test_inside_the_cube_it_finds_the_closest_point_of_a_plane(probes: str) -> None:
     (model, layer), clean = plane(), grey(16)
     truth = right(model, clean)
-    result = HopSkipJump(max_queries=5000, probes=probes)(model, clean, truth)  # type: ignore[arg-type]
+    attack = HopSkipJump(max_queries=5000, probes=probes, coarse=2)  # type: ignore[arg-type]
+    result = attack(model, clean, truth)
     found = (result.distance * 16 / closest_boundary(layer, clean, truth)).sqrt()
     assert (found >= 1 - 1e-9).all()
     assert (found < 1.01).all()
@@ -83,7 +84,8 @@ def test_coarse_probes_save_queries_where_the_model_looks_at_low_frequencies() -
     assert coarse < 0.8 * fine
 
 
-def test_fine_probes_follow_where_the_model_looks_at_high_frequencies() -> None:
+@pytest.mark.parametrize("coarse", [2, 3, 4])
+def test_fine_probes_follow_where_the_model_looks_at_high_frequencies(coarse: int) -> None:
     class Checkers(nn.Module):
         """Sees nothing but a chessboard pattern, which no coarse probe contains."""
 
@@ -94,10 +96,25 @@ def test_fine_probes_follow_where_the_model_looks_at_high_frequencies() -> None:
             return torch.stack([-seen, seen], dim=1)
 
     clean = torch.full((4, 1, 8, 8), 0.5, dtype=torch.float64)
-    result = HopSkipJump(max_queries=3000)(Checkers(), clean, torch.zeros(4, dtype=torch.int64))
+    result = HopSkipJump(max_queries=3000, coarse=coarse)(Checkers(), clean, torch.zeros(4, dtype=torch.int64))
     exact = 0.5**2 / 64 / 64
     assert (result.distance >= exact).all()
     assert (result.distance < 1.1 * exact).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "coarse"), [((3, 224, 224), 4), ((3, 32, 32), 4), ((1, 28, 28), 2), ((1, 16, 40), 2), ((1, 15, 15), 1)]
+)
+def test_the_first_probes_are_as_coarse_as_the_images_allow(shape: tuple[int, int, int], coarse: int) -> None:
+    assert _coarsest(torch.zeros(1, *shape)) == coarse
+
+
+def test_coarse_is_chosen_by_the_size_of_the_images() -> None:
+    model, clean = RowNet((1, 16, 16)), images(3, shape=(1, 16, 16), dtype=torch.float64)
+    truth = right(model, clean)
+    chosen, two, one = (HopSkipJump(max_queries=300, coarse=n)(model, clean, truth).images for n in (None, 2, 1))
+    assert torch.equal(chosen, two)
+    assert not torch.equal(chosen, one)
 
 
 class Valley(nn.Module):
