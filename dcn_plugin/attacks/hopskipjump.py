@@ -273,9 +273,8 @@ class HopSkipJump(DecisionAttack):
                 self._land(asker, hops, todo[won], reach[at(won)])
             length /= 2
         hops.slow = np.where(hops.distance < (1 - SLOW) * before, 0, hops.slow + 1)
-        refine = np.where(
-            hops.coarse // 2 > 1, hops.distance > (1 - COARSER_SLOW) * before, hops.slow >= COARSE_PATIENCE
-        ) & (hops.coarse > 1)
+        coarser, last = hops.coarse // 2 > 1, hops.coarse // 2 == 1
+        refine = coarser & (hops.distance > (1 - COARSER_SLOW) * before) | last & (hops.slow >= COARSE_PATIENCE)
         hops.coarse[refine] //= 2
         hops.slow[refine] = 0
 
