@@ -101,13 +101,13 @@ def _made(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
             "",
             "Read with care: the constants of our attacks (scouts, coarse noise, steps) were chosen on networks like "
             "these, mostly with seed 0; those of BoundaryAttack's coarse directions and calmer late steps with seed "
-            "1 and on planes, the scouts, their starts and the centre of HopSkipJump's probes with seeds 1 and 2. "
-            "Scouts try other starts with queries of the same budget; the attacks of foolbox and ART walk from the "
-            "given start only. The lead of both also rests on coarse noise (all of HopSkipJump's first probes, a "
+            "1 and on planes; the scouts, their starts, and centre and resolution of HopSkipJump's probes with seeds 1 "
+            "and 2. Scouts try other starts with queries of the same budget; the attacks of foolbox and ART walk from "
+            "the given start only. The lead of both also rests on coarse noise (all of HopSkipJump's first probes, a "
             "quarter of BoundaryAttack's directions): a prior for low frequencies that the attacks of foolbox and ART "
-            "do not have, and that digits enlarged from 8 x 8 favour. The rows `coarse=1` are the attacks without it; "
-            "no limit is set for those rows. With many queries all attacks end near the same floor, in different local "
-            "minima of some images.",
+            "do not have, and that digits enlarged from 8 x 8 favour; HopSkipJump's first probes have 8 x 8 pixels, "
+            "too. The rows `coarse=1` are the attacks without it; no limit is set for those rows. With many queries "
+            "all attacks end near the same floor, in different local minima of some images.",
         ]
     return lines
 
