@@ -10,7 +10,10 @@ UNDER_XDIST = "PYTEST_XDIST_WORKER" in os.environ
 if UNDER_XDIST:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import random
+
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +27,14 @@ if UNDER_XDIST:
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed the global generators before the fixtures of each test: no figure depends on what ran before in a worker."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (the global one)
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ EPS = 64 / 255
 
 
 def linear(seed: int) -> nn.Module:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3, bias=False))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         net[1].weight.copy_(torch.randn(3, 48, generator=generator))
