@@ -1,4 +1,4 @@
-"""Settings every test shares: offline, few threads, reproducible Hypothesis runs."""
+"""Settings every test shares: offline, few threads, seeded generators, reproducible Hypothesis runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Seed the global generators before the fixtures of each test: no figure depends on what ran before in a worker."""
+    """Seed the global generators before each test is set up: what it draws does not hang on the tests before it."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (the global one)
     torch.manual_seed(0)

@@ -59,14 +59,6 @@ ATTACKS: dict[str, tuple[Factory, float | None]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def global_numpy_state() -> Any:
-    state = np.random.get_state()  # noqa: NPY002  (ART's own)
-    np.random.seed(0)  # noqa: NPY002
-    yield
-    np.random.set_state(state)  # noqa: NPY002
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_of_art_fools_a_defective_classifier(name: str) -> None:
     make, eps = ATTACKS[name]

@@ -12,16 +12,13 @@ from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import RunDirectory, transfer
 from dcn_plugin.report import adversarial_grids, grid_png
+from tests.toys import linear_model
 
 EPS = 64 / 255
 
 
 def linear(seed: int) -> nn.Module:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3, bias=False))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        net[1].weight.copy_(torch.randn(3, 48, generator=generator))
-    return net
+    return linear_model(48, seed=seed)
 
 
 @pytest.fixture(scope="module")
