@@ -36,6 +36,10 @@ from tests.nets import NoNorm
 Factory = Callable[[Any], Any]
 EPS = 0.3
 
+# One random image in 37 is adversarial to the toy net, and ART draws starts unseeded: of 1,000 one is, but of its 100
+# none in 7 % of the runs.
+STARTS = 1000
+
 # name -> (attack on a classifier, eps of its L-inf ball)
 ATTACKS: dict[str, tuple[Factory, float | None]] = {
     "FGM": (lambda c: FastGradientMethod(c, eps=EPS), EPS),
@@ -53,8 +57,11 @@ ATTACKS: dict[str, tuple[Factory, float | None]] = {
         EPS,
     ),
     "Square": (lambda c: SquareAttack(c, eps=EPS, max_iter=30, p_init=0.3, verbose=False), EPS),
-    "HopSkipJump": (lambda c: HopSkipJump(c, max_iter=3, init_eval=10, max_eval=50, verbose=False), None),
-    "Boundary": (lambda c: BoundaryAttack(c, targeted=False, max_iter=10, verbose=False), None),
+    "HopSkipJump": (
+        lambda c: HopSkipJump(c, max_iter=3, init_eval=10, max_eval=50, init_size=STARTS, verbose=False),
+        None,
+    ),
+    "Boundary": (lambda c: BoundaryAttack(c, targeted=False, max_iter=10, init_size=STARTS, verbose=False), None),
     "DeepFool": (lambda c: DeepFool(c, max_iter=20, verbose=False), None),
 }
 
@@ -68,7 +75,6 @@ def test_an_attack_of_art_fools_a_defective_classifier(name: str) -> None:
     said = predicted(victim, x)
     made = make(victim).generate(x, y=said)
     assert made.shape == x.shape and made.min() >= 0 and made.max() <= 1
-    # Boundary and HopSkipJump may fail to find a start for an image; most have one.
     assert (predicted(victim, made) != said).sum() >= 3
     if eps is not None:
         assert np.abs(made - x).max() <= eps + 1e-6
