@@ -26,8 +26,8 @@ _Draw = Callable[[AttackRun, Rows, Tensor], Tensor]
 
 #: The clean image, one draw of noise, the push and the check of the result.
 MIN_QUERIES = 4
-#: A scout walks for this share of the budget; where that is less than ``LEAST_SCOUT`` queries, none is sent.
-SCOUT_SHARE, LEAST_SCOUT = 0.05, 200
+#: With a smaller budget no scout is sent.
+LEAST_FOR_SCOUTS = 4_000
 #: Blobs are drawn on a grid of so many by so many points, whatever the resolution, uniform on ``BLOB_RANGE`` to both
 #: sides of 0: enough to bring many pixels to an end of [0, 1].
 BLOBS, BLOB_RANGE = 4, 2.0
@@ -99,7 +99,7 @@ class DecisionAttack(Attack):
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
         steps: at most so many steps of each walk, or None.
-        scouts: where a walk ends depends on where it starts. So many starts are tried for a twentieth of the budget
+        scouts: where a walk ends depends on where it starts. So many starts are tried for ``scout_share`` of the budget
             each, and the one that comes closest walks on. The first start is uniform noise (or the image that was
             given), as published. Noise may look like few classes to a network, or like one, and walks from it tend to
             end at those. The others are the clean image with blobs upon it, a quarter of an image wide, which look
@@ -118,6 +118,8 @@ class DecisionAttack(Attack):
     """
 
     decision_based: ClassVar[bool] = True
+    #: Of the budget, for each scout.
+    scout_share: ClassVar[float] = 0.05
 
     def __init__(
         self,
@@ -252,9 +254,9 @@ class DecisionAttack(Attack):
         return best
 
     def _scout(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
-        queries = 0 if self.max_queries is None else int(SCOUT_SHARE * self.max_queries)
-        if self.scouts == 1 or queries < LEAST_SCOUT:
+        if self.scouts == 1 or self.max_queries is None or self.max_queries < LEAST_FOR_SCOUTS:
             return points
+        queries = int(self.scout_share * self.max_queries)
         asker.allow(queries)
         best = self.approach(run, asker, rows, points)
         for _ in range(self.scouts - 1):

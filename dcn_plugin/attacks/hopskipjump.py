@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from dcn_plugin.attacks.decision import (
     column,
     row_sums,
 )
-from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, check_coarse
+from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, OrthogonalNoise, check_coarse
 from dcn_plugin.errors import SpecError
 
 __all__ = ["HopSkipJump"]
 
 Norm = Literal["l2", "linf"]
 Probes = Literal["tangent", "sphere"]
+_Table = NoiseTable | CoarseNoise
 
 #: Probes are drawn and added up in blocks of so many a sample; a power of two.
 BLOCK = 32
@@ -45,6 +46,11 @@ COARSER_SLOW = 0.05
 COARSEST, LEAST_SIDE = 4, 8
 #: The bisection ends at this share of what is published: a point farther inside would see no other class around it.
 BISECTION = 1 / 8
+#: Where a step lands is first found to this share of its length; only the landing point that wins is found precisely.
+ROUGHLY = 1e-3
+#: Most steps land close to where they reach: the first question is asked this far in, and the next ones four times as
+#: far each.
+FIRST_CUT = 0.03
 #: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in so many goes.
 CLIPPED_TRIES = 3
 #: How far the centre of the probes is moved after a block of one answer only, in units of a probe's move of one pixel.
@@ -60,15 +66,15 @@ class HopSkipJump(DecisionAttack):
     lies, steps there, and bisects back to the boundary. It needs far fewer queries than the Boundary attack for
     the same distance.
 
-    Five things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
+    Six things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
     (``probes="tangent"``): along that line the answer is known, and near the closest point it would drown all others.
     Their centre is moved along that line until half of them are adversarial: near the closest point the boundary curves
     away from the point, and answers that are nearly all the same tell nearly nothing.
     Of the step lengths distance / sqrt(t) * 2, 1, 1/2, 1/4, 1/8 the one that ends closest to the clean image is
     taken, not the first that is adversarial; a hop that gains nothing is not followed. What a step adds to a pixel
     beyond 0 or 1 is kept in mind, so that the pixel stays at the edge when the other pixels shrink: the closest
-    adversarial image may lie there, and steps that are clipped for good do not reach it. And the first probes are
-    coarse (``coarse``).
+    adversarial image may lie there, and steps that are clipped for good do not reach it. The first probes are coarse
+    (``coarse``). And several starts are tried (``scouts``).
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
@@ -85,7 +91,8 @@ class HopSkipJump(DecisionAttack):
         max_probes: but not more than this.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
             theta / sqrt(D) of that distance, D = C * H * W.
-        scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
+        scouts: starts that are tried, for a fiftieth of the budget each: a hop or two already tell which comes closest;
+            see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
         restarts: a sample that has converged may start again from other blobs so many times.
         start_draws: see there.
         start_grid: see there.
@@ -100,6 +107,8 @@ class HopSkipJump(DecisionAttack):
     and of the radius (0.01). Coarse probes: Li et al. 2020, QEBA, arXiv 2005.14137.
     """
 
+    scout_share: ClassVar[float] = 0.02
+
     def __init__(
         self,
         *,
@@ -111,7 +120,7 @@ class HopSkipJump(DecisionAttack):
         initial_probes: int = 100,
         max_probes: int = 10_000,
         theta: float = 0.01,
-        scouts: int = 5,
+        scouts: int = 8,
         restarts: int = 0,
         start_draws: int = 1000,
         start_grid: int = 1000,
@@ -191,16 +200,24 @@ class HopSkipJump(DecisionAttack):
         radius = column(share, gap) * gap.abs().amax(dim=1, keepdim=True)
         return torch.minimum(torch.maximum(gap, -radius), radius)
 
-    def _land(self, asker: Asker, hops: _Hops, who: Rows, gap: Tensor) -> None:
-        """Bisect between the clean images of ``who`` and adversarial points at ``gap``, (len(who), D), and go there."""
+    def _land(
+        self, asker: Asker, hops: _Hops, who: Rows, gap: Tensor, *, width: float = 0.0, outside: float = 0.0
+    ) -> None:
+        """Bisect between the clean images of ``who`` and adversarial points at ``gap``, (len(who), D), and go there.
+
+        ``outside`` is a share of the gap that is known not to be adversarial. The bisection ends at a share of the
+        distance: ``width``, or what the probes ask for if that is more.
+        """
         rows, clean = hops.rows[who], hops.clean[at(who)]
-        low, high = np.zeros(len(rows)), np.ones(len(rows))
-        width = BISECTION * self.theta / np.sqrt(clean.shape[1])
+        low, high, cut = np.full(len(rows), outside), np.ones(len(rows)), np.full(len(rows), FIRST_CUT)
+        width = max(width, BISECTION * self.theta / np.sqrt(clean.shape[1]))
         while True:
             todo = ((high - low > width * high) & (asker.left(rows) > 0)).nonzero()[0]
             if not len(todo):
                 break
             middle = (low[todo] + high[todo]) / 2
+            middle = np.where(low[todo] == 0, np.maximum(middle, 1 - cut[todo]), middle)
+            cut[todo] *= 4
             won = asker.adversarial(within(clean[at(todo)], self._shrink(gap[at(todo)], middle)), rows[todo])
             high[todo[won]] = middle[won]
             low[todo[~won]] = middle[~won]
@@ -211,7 +228,7 @@ class HopSkipJump(DecisionAttack):
         hops.distance[who[closer]] = distance[closer]
 
     def _estimate_normal(
-        self, asker: Asker, tables: dict[int, NoiseTable], hops: _Hops, probes: Rows, max_rows: int
+        self, asker: Asker, tables: dict[int, _Table], hops: _Hops, probes: Rows, max_rows: int
     ) -> Tensor:
         """Direction into the adversarial side at each point, (M, D), of length 1 in the norm. Source: eq. (9), (16)."""
         here = hops.points()
@@ -224,7 +241,8 @@ class HopSkipJump(DecisionAttack):
             number = first + np.arange(BLOCK)
             for group, noise in _groups(probes > first, hops.coarse, tables, max(1, max_rows // BLOCK)):
                 rows = np.repeat(hops.rows[group], BLOCK)
-                moves, squares = noise.directions(rows, (hops.counter[group][:, None] + number).reshape(-1))
+                series = np.repeat(hops.counter[group], BLOCK)
+                moves, squares = noise.directions(rows, series, np.tile(number, len(group)))
                 if self.probes == "tangent":
                     along = outward[at(group)].repeat_interleave(BLOCK, dim=0)
                     overlap = row_sums(moves * along)
@@ -270,8 +288,12 @@ class HopSkipJump(DecisionAttack):
                 reach = self._shrink(reach, np.minimum(wanted / there, 1))
             won = asker.adversarial(within(clean, reach), hops.rows[todo])
             if won.any():
-                self._land(asker, hops, todo[won], reach[at(won)])
+                self._land(asker, hops, todo[won], reach[at(won)], width=ROUGHLY)
             length /= 2
+        moved = (hops.distance < before).nonzero()[0]
+        if len(moved):
+            # A little more than it is wide: shares of a gap are rounded.
+            self._land(asker, hops, moved, hops.gap[at(moved)], outside=1 - 1.01 * ROUGHLY)
         hops.slow = np.where(hops.distance < (1 - SLOW) * before, 0, hops.slow + 1)
         coarser, last = hops.coarse // 2 > 1, hops.coarse // 2 == 1
         refine = coarser & (hops.distance > (1 - COARSER_SLOW) * before) | last & (hops.slow >= COARSE_PATIENCE)
@@ -331,16 +353,16 @@ def _coarsest(images: Tensor) -> int:
     return coarse
 
 
-def _tables(run: AttackRun, points: Tensor, coarse: int) -> dict[int, NoiseTable]:
+def _tables(run: AttackRun, points: Tensor, coarse: int) -> dict[int, _Table]:
     """Where probes of each resolution are looked up: coarse, half of it, ..., 1."""
-    tables = {1: NoiseTable(run.streams, points)}
+    tables: dict[int, _Table] = {1: OrthogonalNoise(run.streams, points)}
     while coarse > 1:
-        tables[coarse] = CoarseNoise(run.streams, run.images, coarse)
+        tables[coarse] = CoarseNoise(run.streams, run.images, coarse, kind=OrthogonalNoise)
         coarse //= 2
     return tables
 
 
-def _groups(still: Bools, coarse: Rows, tables: dict[int, NoiseTable], size: int) -> Iterator[tuple[Rows, NoiseTable]]:
+def _groups(still: Bools, coarse: Rows, tables: dict[int, _Table], size: int) -> Iterator[tuple[Rows, _Table]]:
     """Cut the samples ``still`` into groups of ``size`` that read the same table."""
     for factor, table in tables.items():
         rows = (still & (coarse == factor)).nonzero()[0]

@@ -14,10 +14,14 @@ from torch import Tensor
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import SpecError
 
-__all__ = ["CoarseNoise", "NoiseTable", "check_coarse", "row_sums"]
+__all__ = ["CoarseNoise", "NoiseTable", "OrthogonalNoise", "check_coarse", "row_sums"]
 
 TABLE_SIZE = 2**20
+#: The widest directions that :class:`OrthogonalNoise` makes orthogonal: its matrix takes 8 MiB then. Wider ones are
+#: nearly orthogonal by themselves, as long as there are far fewer than dimensions.
+WIDEST_ORTHOGONAL = 1024
 
+_Ints = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 _Floats = npt.NDArray[np.float64]
 
@@ -50,16 +54,20 @@ class NoiseTable:
         # NumPy copies rows four times faster than torch gathers them.
         self._on_cpu = self._slices.numpy() if like.device.type == "cpu" else None
 
-    def directions(self, rows: npt.NDArray[np.int64], counters: npt.NDArray[np.int64]) -> tuple[Tensor, _Floats]:
+    def directions(self, rows: _Ints, counters: _Ints, numbers: _Ints | None = None) -> tuple[Tensor, _Floats]:
         """Look up one direction for each entry of ``rows``.
 
         Args:
             rows: int64 (M,), which samples.
             counters: int64 (M,), >= 0, the number of the direction within its sample's stream.
+            numbers: int64 (M,), >= 0, where the direction is one of a series that begins at ``counters``: its number
+                within the series.
 
         Returns:
             (M, D), which the caller may overwrite, and the squared L2 norm of each, float64 (M,).
         """
+        if numbers is not None:
+            counters = counters + numbers
         places = (_mix(self._keys[rows] + counters.astype(np.uint64)) % self._places).astype(np.int64)
         norms = self._squares[places + self.width] - self._squares[places]
         if self._on_cpu is not None:
@@ -67,24 +75,57 @@ class NoiseTable:
         return self._slices[torch.from_numpy(places).to(self._slices.device)], norms
 
 
-class CoarseNoise(NoiseTable):
+class OrthogonalNoise(NoiseTable):
+    """Directions of which each D of one series make a basis: they are orthogonal to each other.
+
+    An estimate from q answers about random directions is disturbed by their overlaps, the more the closer q is to D.
+    A direction is a row of one random rotation, whose columns' signs are flipped: each sample flips its own ones, and
+    others for each basis. Above :data:`WIDEST_ORTHOGONAL` dimensions directions are those of :class:`NoiseTable`.
+
+    Args:
+        streams: see there.
+        like: see there.
+
+    Source: orthogonal directions for estimates of gradients, Choromanski et al. 2018, arXiv 1804.02395.
+    """
+
+    def __init__(self, streams: SampleStreams, like: Tensor) -> None:
+        super().__init__(streams, like)
+        if self.width <= WIDEST_ORTHOGONAL:
+            rotation = _rotation(self.width)
+            self._lengths = (rotation * rotation).sum(axis=1)
+            self._rotation = torch.from_numpy(rotation).to(device=like.device, dtype=like.dtype)
+
+    def directions(self, rows: _Ints, counters: _Ints, numbers: _Ints | None = None) -> tuple[Tensor, _Floats]:
+        """Look up one direction for each entry of ``rows``; see :meth:`NoiseTable.directions`."""
+        if self.width > WIDEST_ORTHOGONAL or numbers is None:
+            return super().directions(rows, counters, numbers)
+        basis, place = np.divmod(numbers, self.width)
+        moves = super().directions(rows, counters, basis)[0].sign_()
+        return moves.mul_(self._rotation[torch.from_numpy(place).to(moves.device)]), self._lengths[place]
+
+
+class CoarseNoise:
     """Directions drawn at a coarse resolution and enlarged by bilinear interpolation.
 
     Args:
         streams: the samples, and the key of the table.
         images: (N, C, H, W), whose size, dtype and device the directions take.
         factor: H and W are divided by it, rounding up.
+        kind: of the directions at the coarse resolution.
     """
 
-    def __init__(self, streams: SampleStreams, images: Tensor, factor: int) -> None:
+    def __init__(
+        self, streams: SampleStreams, images: Tensor, factor: int, *, kind: type[NoiseTable] = NoiseTable
+    ) -> None:
         channels, height, width = images.shape[1:]
         self._size = (height, width)
         self._coarse = (channels, -(-height // factor), -(-width // factor))
-        super().__init__(streams, images.new_empty(len(images), math.prod(self._coarse)))
+        self._table = kind(streams, images.new_empty(len(images), math.prod(self._coarse)))
 
-    def directions(self, rows: npt.NDArray[np.int64], counters: npt.NDArray[np.int64]) -> tuple[Tensor, _Floats]:
+    def directions(self, rows: _Ints, counters: _Ints, numbers: _Ints | None = None) -> tuple[Tensor, _Floats]:
         """Look up one direction for each entry of ``rows``; see :meth:`NoiseTable.directions`."""
-        coarse = super().directions(rows, counters)[0].view(-1, *self._coarse)
+        coarse = self._table.directions(rows, counters, numbers)[0].view(-1, *self._coarse)
         moves = F.interpolate(coarse, size=self._size, mode="bilinear").flatten(1)
         return moves, row_sums(moves * moves)
 
@@ -116,6 +157,15 @@ def _table(key: int, size: int) -> tuple[_Floats, _Floats]:
     table = generator.standard_normal(size, dtype=np.float32).astype(np.float64)
     squares = np.concatenate([np.zeros(1), np.cumsum(table * table)])
     return table, squares
+
+
+@functools.lru_cache(maxsize=8)
+def _rotation(width: int) -> _Floats:
+    """A random rotation, times the root of its width: (width, width), float32 numbers as in :func:`_table`."""
+    generator = np.random.Generator(np.random.Philox(key=np.array([width, 2**64 - 2], dtype=np.uint64)))
+    rotation = np.linalg.qr(generator.standard_normal((width, width)))[0]
+    rows: _Floats = (rotation * math.sqrt(width)).astype(np.float32).astype(np.float64)
+    return rows
 
 
 def _mix(words: _Words) -> _Words:

@@ -218,6 +218,31 @@ def test_the_starts_of_scouts_depend_neither_on_the_batch_nor_on_the_size_of_ima
     assert torch.equal(whole.queries, apart.queries)
 
 
+class Spendthrift(OnlyStart):
+    """Asks until it may not, and notes how often it might."""
+
+    scout_share = 0.01
+
+    def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
+        allowed = asker.left(rows)
+        self.allowed = [*getattr(self, "allowed", []), int(allowed[0])]
+        while (asker.left(rows) > 0).any():
+            asker.adversarial(points, rows)
+        return points
+
+
+def test_each_scout_has_its_share_of_the_budget_and_the_walk_has_the_rest() -> None:
+    model, clean = RowNet(), images(1, dtype=torch.float64)
+    attack = Spendthrift(max_queries=6000, scouts=3)
+    result = attack(model, clean, right(model, clean))
+    *scouts, walk = attack.allowed
+    assert len(scouts) == 3
+    assert scouts[0] == 60
+    assert all(50 <= left < 60 for left in scouts[1:])  # their starts are paid for, too
+    assert 6000 - 3 * 60 - 15 <= walk <= 6000 - 3 * 60
+    assert result.queries.tolist() == [6000]
+
+
 def test_scouts_stay_at_home_where_the_budget_is_small_or_there_is_none() -> None:
     model, clean = RowNet(), images(6, dtype=torch.float64)
     truth = right(model, clean)

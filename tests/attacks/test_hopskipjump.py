@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import BoundaryAttack, HopSkipJump
-from dcn_plugin.attacks.hopskipjump import _coarsest, _sum_block
+from dcn_plugin.attacks.decision import LEAST_PUSH, PUSH
+from dcn_plugin.attacks.hopskipjump import BISECTION, ROUGHLY, _coarsest, _sum_block
 from dcn_plugin.errors import SpecError
 from tests.attack_oracles import RowNet, closest_boundary, grey, right
 from tests.toys import images, linear_model
@@ -40,6 +41,17 @@ def test_at_the_edges_of_the_cube_it_finds_it_too() -> None:
     found = (result.distance * 16 / closest_boundary(layer, clean, truth)).sqrt()
     assert (found >= 1 - 1e-9).all()
     assert (found < 1.02).all()
+
+
+def test_it_ends_on_the_boundary_as_precisely_as_its_bisection() -> None:
+    (model, _), clean = plane(), grey(16)
+    truth = right(model, clean)
+    result = HopSkipJump(max_queries=None, steps=8)(model, clean, truth)
+    assert result.fooled.all()
+    share = BISECTION * 0.01 / 4 + (LEAST_PUSH / result.distance.sqrt()).clamp(min=PUSH)  # D = 16; and the last push
+    assert share.median() < 0.5 * ROUGHLY
+    inside = clean + (1 - 1.01 * share).view(-1, 1, 1, 1) * (result.images - clean)
+    assert (model(inside).argmax(1) == truth).all()
 
 
 def test_in_the_linf_norm_it_finds_the_smallest_largest_change() -> None:

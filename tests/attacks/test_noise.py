@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dcn_plugin.attacks import SampleStreams
-from dcn_plugin.attacks.noise import TABLE_SIZE, CoarseNoise, NoiseTable
+from dcn_plugin.attacks.noise import TABLE_SIZE, WIDEST_ORTHOGONAL, CoarseNoise, NoiseTable, OrthogonalNoise
 
 
 def table(
@@ -64,6 +64,64 @@ def test_images_wider_than_the_table_get_a_larger_one() -> None:
     moves = draw(noise, [0, 0, 1], [0, 1, 0])
     assert moves.shape == (3, TABLE_SIZE + 3)
     assert not torch.equal(moves[0], moves[1])
+
+
+def test_the_directions_of_a_series_are_those_of_the_counters_from_its_beginning() -> None:
+    noise, rows, numbers = table(), np.arange(3), np.array([0, 4, 9])
+    series, squares = noise.directions(rows, np.array([7, 7, 1]), numbers)
+    expected, expected_squares = noise.directions(rows, np.array([7, 11, 10]))
+    assert torch.equal(series, expected)
+    np.testing.assert_array_equal(squares, expected_squares)
+
+
+def orthogonal(indices: range = range(4), *, width: int = 50, dtype: torch.dtype = torch.float64) -> OrthogonalNoise:
+    return OrthogonalNoise(SampleStreams("test", 0, indices), torch.zeros(len(indices), width, dtype=dtype))
+
+
+def series(noise: NoiseTable, row: int, counter: int, count: int) -> Tensor:
+    moves, squares = noise.directions(np.full(count, row), np.full(count, counter), np.arange(count))
+    np.testing.assert_allclose(squares, moves.double().square().sum(dim=1).numpy(), rtol=1e-6)
+    return moves
+
+
+def test_as_many_directions_of_a_series_as_there_are_dimensions_make_a_basis() -> None:
+    moves = series(orthogonal(), 2, 30, 110) / 50**0.5
+    eye = torch.eye(50, dtype=torch.float64)
+    torch.testing.assert_close(moves[:50] @ moves[:50].T, eye, rtol=0, atol=1e-6)
+    torch.testing.assert_close(moves[50:100] @ moves[50:100].T, eye, rtol=0, atol=1e-6)
+    overlaps = moves[:50] @ moves[50:100].T
+    assert 0.8 * 50**-0.5 < overlaps.std() < 1.2 * 50**-0.5  # as of two bases that know nothing of each other
+
+
+def test_samples_and_series_have_bases_of_their_own() -> None:
+    whole = series(orthogonal(), 2, 30, 60)
+    assert torch.equal(series(orthogonal(range(2, 3)), 0, 30, 60), whole)  # whatever its batch is
+    for other in (series(orthogonal(), 1, 30, 60), series(orthogonal(), 2, 90, 60)):
+        overlaps = (whole[:50] @ other[:50].T) / 50
+        assert 0.8 * 50**-0.5 < overlaps.std() < 1.2 * 50**-0.5
+    assert torch.equal(series(orthogonal(dtype=torch.float32), 2, 30, 60).double(), whole)
+
+
+def test_orthogonal_entries_are_centred_and_of_variance_one() -> None:
+    moves = torch.cat([series(orthogonal(), row, counter, 50) for row in range(4) for counter in range(0, 400, 20)])
+    assert moves.mean().abs() < 0.01
+    assert (moves.std() - 1).abs() < 0.01
+
+
+def test_the_widest_directions_are_those_of_the_table() -> None:
+    for width in (WIDEST_ORTHOGONAL, WIDEST_ORTHOGONAL + 1):
+        wide, plain = orthogonal(range(2), width=width), table(range(2), width=width)
+        same = torch.equal(series(wide, 1, 5, 3), series(plain, 1, 5, 3))
+        assert same == (width > WIDEST_ORTHOGONAL)
+
+
+def test_coarse_directions_of_an_orthogonal_kind_are_enlarged_from_it() -> None:
+    streams, images = SampleStreams("test", 0, range(2)), torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+    rows, counters, numbers = np.array([0, 1]), np.array([3, 5]), np.array([0, 7])
+    moves, _ = CoarseNoise(streams, images, 2, kind=OrthogonalNoise).directions(rows, counters, numbers)
+    small, _ = orthogonal(range(2), width=48).directions(rows, counters, numbers)
+    expected = torch.nn.functional.interpolate(small.view(2, 3, 4, 4), size=(8, 8), mode="bilinear").flatten(1)
+    assert torch.equal(moves, expected)
 
 
 def coarse(indices: range, shape: tuple[int, int, int] = (3, 9, 6), *, factor: int = 2) -> CoarseNoise:
