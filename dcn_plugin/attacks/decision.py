@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ __all__ = ["Asker", "Bools", "DecisionAttack", "Floats", "StartSearch", "at", "b
 StartSearch = Literal["bisection", "linear"]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+#: The samples of a scout, int64 (M,), and a point of each, (M, D).
+_Scout = tuple[Rows, Tensor]
 #: (batch, samples, their clean images (M, D)) -> an image of each to look for a start at, (M, D).
 _Draw = Callable[[AttackRun, Rows, Tensor], Tensor]
 
@@ -88,6 +90,33 @@ class Asker:
         return self._run.queries[rows]
 
 
+class _Closest:
+    """The ``keep`` closest points of each sample, the closest first.
+
+    Args:
+        keep: >= 1.
+        like: (M, D), of the points.
+    """
+
+    def __init__(self, keep: int, like: Tensor) -> None:
+        self.points = [torch.zeros_like(like) for _ in range(keep)]
+        self._lengths = [np.full(len(like), np.inf) for _ in range(keep)]
+
+    def add(self, who: Rows, points: Tensor, lengths: Floats) -> None:
+        """Take points (len(who), D) of the samples ``who`` at these distances, where they are closer."""
+        for kept, kept_lengths in zip(self.points, self._lengths, strict=True):
+            closer = lengths < kept_lengths[who]
+            rows = who[closer]
+            # What they replace goes on to the next place.
+            points[at(closer)], kept[at(rows)] = kept[at(rows)], points[at(closer)]
+            lengths[closer], kept_lengths[rows] = kept_lengths[rows], lengths[closer]
+
+    def __iter__(self) -> Iterator[_Scout]:
+        for points, lengths in zip(self.points, self._lengths, strict=True):
+            who = np.isfinite(lengths).nonzero()[0]
+            yield who, points[at(who)]
+
+
 class DecisionAttack(Attack):
     """An attack that sees only which class the model decides on, and walks from an adversarial image to the clean one.
 
@@ -99,11 +128,11 @@ class DecisionAttack(Attack):
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
         steps: at most so many steps of each walk, or None.
-        scouts: where a walk ends depends on where it starts. So many starts are tried for ``scout_share`` of the budget
-            each, and the one that comes closest walks on. The first start is uniform noise (or the image that was
-            given), as published. Noise may look like few classes to a network, or like one, and walks from it tend to
-            end at those. The others are the clean image with blobs upon it, a quarter of an image wide, which look
-            like more classes. With fewer than 4,000 queries, or without a limit, there is one start.
+        scouts: where a walk ends depends on where it starts. So many starts are tried for a part of the budget
+            (``scout_rounds``), and the one that comes closest walks on. The first start is uniform noise (or the image
+            that was given), as published. Noise may look like few classes to a network, or like one, and walks from it
+            tend to end at those. The others are the clean image with blobs upon it, a quarter of an image wide, which
+            look like more classes. With fewer than 4,000 queries, or without a limit, there is one start.
         restarts: where a walk ends by itself and leaves a good part of the budget, the sample walks again from other
             blobs, up to so many times. The closest end is the result.
         start_draws: images a sample may try for a start.
@@ -118,8 +147,8 @@ class DecisionAttack(Attack):
     """
 
     decision_based: ClassVar[bool] = True
-    #: Of the budget, for each scout.
-    scout_share: ClassVar[float] = 0.05
+    #: In each round a scout walks for this share of the budget, and so many go on to the next; of the last one, one.
+    scout_rounds: ClassVar[tuple[tuple[float, int], ...]] = ((0.05, 1),)
 
     def __init__(
         self,
@@ -256,14 +285,26 @@ class DecisionAttack(Attack):
     def _scout(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
         if self.scouts == 1 or self.max_queries is None or self.max_queries < LEAST_FOR_SCOUTS:
             return points
-        queries = int(self.scout_share * self.max_queries)
-        asker.allow(queries)
-        best = self.approach(run, asker, rows, points)
-        for _ in range(self.scouts - 1):
-            asker.allow(queries)
-            self._walk_afresh(run, asker, rows, np.arange(len(rows)), best)
+        scouts = self._scout_starts(run, asker, rows, points)
+        for share, keep in self.scout_rounds:
+            closest = _Closest(keep, points)
+            while True:
+                asker.allow(int(share * self.max_queries))  # for its start, too
+                if (scout := next(scouts, None)) is None:
+                    break
+                who, start = scout
+                if len(who):
+                    ends = self.approach(run, asker, rows[who], start)
+                    closest.add(who, ends, self.lengths(ends - asker.clean[at(rows[who])]))
+            scouts = iter(closest)
         asker.allow(None)
-        return best
+        return closest.points[0]
+
+    def _scout_starts(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Iterator[_Scout]:
+        yield np.arange(len(rows)), points
+        for _ in range(self.scouts - 1):
+            starts, found = self._find_starts(run, asker, rows, _blobs)
+            yield found.nonzero()[0], starts[at(found)]
 
     def _walk_afresh(self, run: AttackRun, asker: Asker, rows: Rows, again: Rows, best: Tensor) -> None:
         """Walk from blobs with the samples ``rows[again]``; ``best`` (len(rows), D) takes what is closer."""

@@ -221,7 +221,7 @@ def test_the_starts_of_scouts_depend_neither_on_the_batch_nor_on_the_size_of_ima
 class Spendthrift(OnlyStart):
     """Asks until it may not, and notes how often it might."""
 
-    scout_share = 0.01
+    scout_rounds = ((0.01, 2), (0.02, 1))
 
     def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
         allowed = asker.left(rows)
@@ -235,12 +235,52 @@ def test_each_scout_has_its_share_of_the_budget_and_the_walk_has_the_rest() -> N
     model, clean = RowNet(), images(1, dtype=torch.float64)
     attack = Spendthrift(max_queries=6000, scouts=3)
     result = attack(model, clean, right(model, clean))
-    *scouts, walk = attack.allowed
-    assert len(scouts) == 3
-    assert scouts[0] == 60
-    assert all(50 <= left < 60 for left in scouts[1:])  # their starts are paid for, too
-    assert 6000 - 3 * 60 - 15 <= walk <= 6000 - 3 * 60
+    first, second, third, *rest, walk = attack.allowed
+    assert first == 60
+    assert all(50 <= left < 60 for left in (second, third))  # their starts are paid for, too
+    assert rest == [120, 120]
+    spent = 3 * 60 + 2 * 120
+    assert 6000 - spent - 15 <= walk <= 6000 - spent
     assert result.queries.tolist() == [6000]
+
+
+class Homing(OnlyStart):
+    """The i-th walk goes straight towards the clean image and ends at the distance ``ends[i]``."""
+
+    scout_rounds = ((0.01, 2), (0.01, 1))
+    ends: tuple[float, ...] = ()
+
+    def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
+        self.seen = [*getattr(self, "seen", []), points.clone()]
+        share = self.ends[len(self.seen) - 1]
+        clean = asker.clean[torch.from_numpy(rows)]
+        away = (points - clean) / (points - clean).norm(dim=1, keepdim=True)
+        return clean + share * away
+
+
+def test_the_best_scouts_of_a_round_go_on_from_where_they_are_and_the_best_of_the_last_walks() -> None:
+    class Away(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            far = (x - 0.5).flatten(1).norm(dim=1) - 1e-9
+            return torch.stack([-far, far], dim=1)
+
+    clean = torch.full((2, 1, 4, 4), 0.5, dtype=torch.float64)
+    attack = Homing(max_queries=6000, scouts=4)
+    #              first round            second    walk
+    attack.ends = (0.4, 0.2, 0.3, 0.25, 0.12, 0.1, 0.05)
+    result = attack(Away(), clean, torch.tensor([0, 0]))
+    flat = [(points - 0.5).norm(dim=1) for points in attack.seen]
+    assert [round(float(each[0]), 6) for each in flat[4:]] == [
+        0.2,
+        0.25,
+        0.1,
+    ]  # the second, the fourth; the fourth again
+    directions = [(points - 0.5) / (points - 0.5).norm(dim=1, keepdim=True) for points in attack.seen]
+    for later, earlier in ((4, 1), (5, 3), (6, 3)):
+        torch.testing.assert_close(directions[later], directions[earlier])
+    torch.testing.assert_close(
+        result.distance, torch.full((2,), 0.05**2 / 16, dtype=result.distance.dtype), rtol=1e-3, atol=0
+    )
 
 
 def test_scouts_stay_at_home_where_the_budget_is_small_or_there_is_none() -> None:
