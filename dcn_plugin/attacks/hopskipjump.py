@@ -91,8 +91,8 @@ class HopSkipJump(DecisionAttack):
         max_probes: but not more than this.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
             theta / sqrt(D) of that distance, D = C * H * W.
-        scouts: starts that are tried, for a fiftieth of the budget each, the best two for a twenty-fifth more;
-            see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
+        scouts: starts that are tried, for 2 % of the budget each, and the two that come closest for another 3 %; see
+            :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
         restarts: a sample that has converged may start again from other blobs so many times.
         start_draws: see there.
         start_grid: see there.
@@ -107,7 +107,7 @@ class HopSkipJump(DecisionAttack):
     and of the radius (0.01). Coarse probes: Li et al. 2020, QEBA, arXiv 2005.14137.
     """
 
-    scout_rounds: ClassVar[tuple[tuple[float, int], ...]] = ((0.02, 2), (0.04, 1))
+    scout_rounds: ClassVar[tuple[tuple[float, int], ...]] = ((0.02, 2), (0.03, 1))
 
     def __init__(
         self,
