@@ -66,8 +66,9 @@ class HopSkipJump(DecisionAttack):
     lies, steps there, and bisects back to the boundary. It needs far fewer queries than the Boundary attack for
     the same distance.
 
-    Six things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
+    Seven things differ from the published algorithm. Probes are drawn orthogonal to the line to the clean image
     (``probes="tangent"``): along that line the answer is known, and near the closest point it would drown all others.
+    At up to 1,024 dimensions they are drawn orthogonal to each other, too: overlaps would disturb the estimate.
     Their centre is moved along that line until half of them are adversarial: near the closest point the boundary curves
     away from the point, and answers that are nearly all the same tell nearly nothing.
     Of the step lengths distance / sqrt(t) * 2, 1, 1/2, 1/4, 1/8 the one that ends closest to the clean image is
