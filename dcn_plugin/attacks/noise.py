@@ -80,7 +80,8 @@ class OrthogonalNoise(NoiseTable):
 
     An estimate from q answers about random directions is disturbed by their overlaps, the more the closer q is to D.
     A direction is a row of one random rotation, whose columns' signs are flipped: each sample flips its own ones, and
-    others for each basis. Above :data:`WIDEST_ORTHOGONAL` dimensions directions are those of :class:`NoiseTable`.
+    others for each basis. Above :data:`WIDEST_ORTHOGONAL` dimensions, and outside of a series, directions are those of
+    :class:`NoiseTable`.
 
     Args:
         streams: see there.
