@@ -21,14 +21,14 @@ from dcn_plugin.attacks.decision import (
     column,
     row_sums,
 )
-from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, OrthogonalNoise, check_coarse
+from dcn_plugin.attacks.noise import LowPassNoise, NoiseTable, OrthogonalNoise, check_coarse
 from dcn_plugin.errors import SpecError
 
 __all__ = ["HopSkipJump"]
 
 Norm = Literal["l2", "linf"]
 Probes = Literal["tangent", "sphere"]
-_Table = NoiseTable | CoarseNoise
+_Probes = NoiseTable | LowPassNoise
 
 #: Probes are drawn and added up in blocks of so many a sample; a power of two.
 BLOCK = 32
@@ -36,13 +36,17 @@ BLOCK = 32
 TRIES = 5
 #: A landing point must be closer than the point before by this share of the distance.
 LEAST_GAIN = 1e-3
-#: Hops in a row that gain less than this share of the distance: after so many of them the last coarse probes give way
-#: to those of the full resolution, and after so many with these the sample has converged.
-SLOW, COARSE_PATIENCE, PATIENCE = 0.005, 2, 5
-#: Coarser probes give way to the next after one hop that gains less than this share.
-COARSER_SLOW = 0.05
-#: Where nothing else is said, the first probes are drawn at 1 / COARSEST of the resolution, but with at least so many
-#: pixels a side: with fewer there are too few ways to go.
+#: A hop that gains less than this share of the distance is slow: the next probes have more frequencies, and after
+#: ``PATIENCE`` slow hops in a row with probes of all frequencies the sample has converged.
+SLOW, PATIENCE = 0.005, 5
+#: While probes have the lowest frequencies only, a hop is slow that gains less than this.
+FIRST_SLOW = 0.05
+#: From one kind of probes to the next, so many times as many frequencies a side.
+FINER = 1.6
+#: Probes that have more than 1 / NEARLY_ALL of the frequencies are not worth a level of their own.
+NEARLY_ALL = 1.5
+#: Where nothing else is said, the first probes have 1 / COARSEST of the frequencies, but at least so many a side: with
+#: fewer there are too few ways to go.
 COARSEST, LEAST_SIDE = 4, 8
 #: The bisection ends at this share of what is published: a point farther inside would see no other class around it.
 BISECTION = 1 / 8
@@ -74,8 +78,8 @@ class HopSkipJump(DecisionAttack):
     Of the step lengths distance / sqrt(t) * 2, 1, 1/2, 1/4, 1/8 the one that ends closest to the clean image is
     taken, not the first that is adversarial; a hop that gains nothing is not followed. What a step adds to a pixel
     beyond 0 or 1 is kept in mind, so that the pixel stays at the edge when the other pixels shrink: the closest
-    adversarial image may lie there, and steps that are clipped for good do not reach it. The first probes are coarse
-    (``coarse``). And several starts are tried (``scouts``).
+    adversarial image may lie there, and steps that are clipped for good do not reach it. The first probes have low
+    frequencies only (``coarse``). And several starts are tried (``scouts``).
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
@@ -84,10 +88,10 @@ class HopSkipJump(DecisionAttack):
             squared L2 score in both cases.
         probes: "tangent", or "sphere" for probes in all directions, as published. By default "tangent" for the L2 norm:
             it is the L2 sphere that they are tangent to.
-        coarse: probes are first drawn at 1 / coarse of the resolution and enlarged: networks look at low frequencies
-            first, and there are fewer of them to try. Where that gains little, coarse is halved, down to 1, the full
-            resolution. 1 = full resolution from the beginning, as published. By default 4, or 2 or 1 if there would be
-            fewer than 8 pixels a side.
+        coarse: the first probes have only the lowest 1 / coarse of the frequencies a side (of a cosine transform):
+            networks look at low frequencies first, and there are fewer of them to try. Where that gains little, there
+            are 1.6 times as many, and so on until there are all. 1 = all from the beginning, as published. By default
+            4, or 2 or 1 if there would be fewer than 8 frequencies a side.
         initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many, in whole blocks of 32.
         max_probes: but not more than this.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
@@ -105,7 +109,8 @@ class HopSkipJump(DecisionAttack):
         SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
 
     Source: Chen, Jordan, Wainwright 2020, arXiv 1904.02144, algorithm 2, with the authors' released choice of theta
-    and of the radius (0.01). Coarse probes: Li et al. 2020, QEBA, arXiv 2005.14137.
+    and of the radius (0.01). Low frequencies first: Guo, Frank, Weinberger 2018, arXiv 1809.08758; Li et al. 2020,
+    QEBA, arXiv 2005.14137.
     """
 
     scout_rounds: ClassVar[tuple[tuple[float, int], ...]] = ((0.02, 2), (0.03, 1))
@@ -157,7 +162,7 @@ class HopSkipJump(DecisionAttack):
         """Hop; see :meth:`DecisionAttack.approach`."""
         coarse = _coarsest(run.images) if self.coarse is None else self.coarse
         tables = _tables(run, points, coarse)
-        hops = _Hops.begin(rows, asker.clean[at(rows)], points, asker.used(rows), coarse=coarse)
+        hops = _Hops.begin(rows, asker.clean[at(rows)], points, asker.used(rows))
         everyone = np.arange(len(rows))
         hops.distance = self.lengths(hops.gap)
         self._land(asker, hops, everyone, hops.gap.clone())
@@ -173,7 +178,7 @@ class HopSkipJump(DecisionAttack):
                 return result
             self.tell(run, asker, steps=hop)
             direction = self._estimate_normal(asker, tables, hops, probes[~done], run.max_rows)
-            self._hop(asker, hops, direction, 2 / np.sqrt(hop))
+            self._hop(asker, hops, direction, 2 / np.sqrt(hop), finest=len(tables) - 1)
 
     def _probe_counts(self, hop: int, hops: _Hops, asker: Asker) -> Rows:
         """How many probes each sample affords in this hop, 0 where it is done."""
@@ -228,9 +233,7 @@ class HopSkipJump(DecisionAttack):
         hops.gap[at(who[closer])] = gap[at(closer)]
         hops.distance[who[closer]] = distance[closer]
 
-    def _estimate_normal(
-        self, asker: Asker, tables: dict[int, _Table], hops: _Hops, probes: Rows, max_rows: int
-    ) -> Tensor:
+    def _estimate_normal(self, asker: Asker, tables: list[_Probes], hops: _Hops, probes: Rows, max_rows: int) -> Tensor:
         """Direction into the adversarial side at each point, (M, D), of length 1 in the norm. Source: eq. (9), (16)."""
         here = hops.points()
         gap = here - hops.clean
@@ -240,7 +243,7 @@ class HopSkipJump(DecisionAttack):
         balance = np.zeros(len(probes))
         for first in range(0, int(probes.max()), BLOCK):
             number = first + np.arange(BLOCK)
-            for group, noise in _groups(probes > first, hops.coarse, tables, max(1, max_rows // BLOCK)):
+            for group, noise in _groups(probes > first, hops.level, tables, max(1, max_rows // BLOCK)):
                 rows = np.repeat(hops.rows[group], BLOCK)
                 series = np.repeat(hops.counter[group], BLOCK)
                 moves, squares = noise.directions(rows, series, np.tile(number, len(group)))
@@ -273,7 +276,7 @@ class HopSkipJump(DecisionAttack):
         lengths = np.maximum(np.sqrt(row_sums(normal * normal)), np.finfo(np.float32).tiny)
         return normal.mul_(column(1 / lengths, normal))
 
-    def _hop(self, asker: Asker, hops: _Hops, direction: Tensor, share: float) -> None:
+    def _hop(self, asker: Asker, hops: _Hops, direction: Tensor, share: float, *, finest: int) -> None:
         """Step along the normal by ``share`` of the distance, by half of that, ...: the closest landing point wins."""
         start, length = hops.gap.clone(), share * hops.distance
         before = hops.distance.copy()
@@ -295,11 +298,11 @@ class HopSkipJump(DecisionAttack):
         if len(moved):
             # A little more than it is wide: shares of a gap are rounded.
             self._land(asker, hops, moved, hops.gap[at(moved)], outside=1 - 1.01 * ROUGHLY)
-        hops.slow = np.where(hops.distance < (1 - SLOW) * before, 0, hops.slow + 1)
-        coarser, last = hops.coarse // 2 > 1, hops.coarse // 2 == 1
-        refine = coarser & (hops.distance > (1 - COARSER_SLOW) * before) | last & (hops.slow >= COARSE_PATIENCE)
-        hops.coarse[refine] //= 2
-        hops.slow[refine] = 0
+        at_finest = hops.level == finest
+        least = np.where((hops.level == 0) & ~at_finest, FIRST_SLOW, SLOW)
+        slow = hops.distance > (1 - least) * before
+        hops.level += slow & ~at_finest
+        hops.slow = np.where(slow & at_finest, hops.slow + 1, 0)
 
 
 def within(clean: Tensor, gap: Tensor) -> Tensor:
@@ -317,13 +320,12 @@ class _Hops:
     gap: Tensor  # to a point on the boundary; beyond the edge of [0, 1] a pixel stays at the edge
     distance: Floats  # of that point, in the attack's norm
     counter: Rows  # probes drawn so far
-    slow: Rows  # hops in a row that gained little
-    coarse: Rows  # probes are drawn at 1 / coarse of the resolution
+    level: Rows  # of the probes' frequencies, 0 = the lowest only
+    slow: Rows  # hops in a row that gained little with probes of all frequencies
     lift: Floats  # of the probes' centre, away from the clean image, in units of radius / sqrt(D)
 
     @classmethod
-    def begin(cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows, *, coarse: int) -> _Hops:
-        slow = np.zeros(len(rows), dtype=np.int64)
+    def begin(cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows) -> _Hops:
         return cls(
             rows,
             np.arange(len(rows)),
@@ -331,8 +333,8 @@ class _Hops:
             points - clean,
             np.zeros(len(rows)),
             counter,
-            slow,
-            np.full(len(rows), coarse),
+            np.zeros(len(rows), dtype=np.int64),
+            np.zeros(len(rows), dtype=np.int64),
             np.zeros(len(rows)),
         )
 
@@ -347,26 +349,27 @@ class _Hops:
 
 
 def _coarsest(images: Tensor) -> int:
-    """The power of two that the first probes' resolution is divided by, where nothing else is said."""
+    """The power of two that the first probes' frequencies are divided by, where nothing else is said."""
     coarse = 1
     while coarse < COARSEST and min(images.shape[2:]) // (2 * coarse) >= LEAST_SIDE:
         coarse *= 2
     return coarse
 
 
-def _tables(run: AttackRun, points: Tensor, coarse: int) -> dict[int, _Table]:
-    """Where probes of each resolution are looked up: coarse, half of it, ..., 1."""
-    tables: dict[int, _Table] = {1: OrthogonalNoise(run.streams, points)}
-    while coarse > 1:
-        tables[coarse] = CoarseNoise(run.streams, run.images, coarse, kind=OrthogonalNoise)
-        coarse //= 2
-    return tables
+def _tables(run: AttackRun, points: Tensor, coarse: int) -> list[_Probes]:
+    """Where probes are looked up: those of the lowest frequencies, of more and more of them, and of all."""
+    tables: list[_Probes] = []
+    factor = float(coarse)
+    while factor > NEARLY_ALL:
+        tables.append(LowPassNoise(run.streams, run.images, factor))
+        factor /= FINER
+    return [*tables, OrthogonalNoise(run.streams, points)]
 
 
-def _groups(still: Bools, coarse: Rows, tables: dict[int, _Table], size: int) -> Iterator[tuple[Rows, _Table]]:
+def _groups(still: Bools, level: Rows, tables: list[_Probes], size: int) -> Iterator[tuple[Rows, _Probes]]:
     """Cut the samples ``still`` into groups of ``size`` that read the same table."""
-    for factor, table in tables.items():
-        rows = (still & (coarse == factor)).nonzero()[0]
+    for number, table in enumerate(tables):
+        rows = (still & (level == number)).nonzero()[0]
         for i in range(0, len(rows), size):
             yield rows[i : i + size], table
 

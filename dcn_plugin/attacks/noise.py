@@ -14,7 +14,7 @@ from torch import Tensor
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import SpecError
 
-__all__ = ["CoarseNoise", "NoiseTable", "OrthogonalNoise", "check_coarse", "row_sums"]
+__all__ = ["CoarseNoise", "LowPassNoise", "NoiseTable", "OrthogonalNoise", "check_coarse", "row_sums"]
 
 TABLE_SIZE = 2**20
 #: The widest directions that :class:`OrthogonalNoise` makes orthogonal: its matrix takes 8 MiB then. Wider ones are
@@ -113,22 +113,53 @@ class CoarseNoise:
         streams: the samples, and the key of the table.
         images: (N, C, H, W), whose size, dtype and device the directions take.
         factor: H and W are divided by it, rounding up.
-        kind: of the directions at the coarse resolution.
     """
 
-    def __init__(
-        self, streams: SampleStreams, images: Tensor, factor: int, *, kind: type[NoiseTable] = NoiseTable
-    ) -> None:
+    def __init__(self, streams: SampleStreams, images: Tensor, factor: int) -> None:
         channels, height, width = images.shape[1:]
         self._size = (height, width)
         self._coarse = (channels, -(-height // factor), -(-width // factor))
-        self._table = kind(streams, images.new_empty(len(images), math.prod(self._coarse)))
+        self._table = NoiseTable(streams, images.new_empty(len(images), math.prod(self._coarse)))
+
+    def directions(self, rows: _Ints, counters: _Ints) -> tuple[Tensor, _Floats]:
+        """Look up one direction for each entry of ``rows``; see :meth:`NoiseTable.directions`."""
+        coarse = self._table.directions(rows, counters)[0].view(-1, *self._coarse)
+        moves = F.interpolate(coarse, size=self._size, mode="bilinear").flatten(1)
+        return moves, row_sums(moves * moves)
+
+
+class LowPassNoise:
+    """Directions of low frequencies: :class:`OrthogonalNoise` as the first coefficients of a cosine transform.
+
+    The transform keeps lengths and angles: directions of which each D of one series make a basis, D the number of
+    coefficients, make a basis of what has no higher frequencies.
+
+    Args:
+        streams: the samples, and the key of the table.
+        images: (N, C, H, W), whose size, dtype and device the directions take.
+        factor: ceil(H / factor) vertical and ceil(W / factor) horizontal frequencies of each channel are used, >= 1.
+
+    Source: Guo, Frank, Weinberger 2018, arXiv 1809.08758, section 3.
+    """
+
+    def __init__(self, streams: SampleStreams, images: Tensor, factor: float) -> None:
+        channels, height, width = images.shape[1:]
+        self._coefficients = (channels, math.ceil(height / factor), math.ceil(width / factor))
+        self._noise = OrthogonalNoise(streams, images.new_empty(len(images), math.prod(self._coefficients)))
+        # Columns: (H, frequencies). Rows: (frequencies, W).
+        self._columns = torch.from_numpy(_cosines(height)[: self._coefficients[1]].T).to(images)
+        self._rows = torch.from_numpy(_cosines(width)[: self._coefficients[2]]).to(images)
 
     def directions(self, rows: _Ints, counters: _Ints, numbers: _Ints | None = None) -> tuple[Tensor, _Floats]:
         """Look up one direction for each entry of ``rows``; see :meth:`NoiseTable.directions`."""
-        coarse = self._table.directions(rows, counters, numbers)[0].view(-1, *self._coarse)
-        moves = F.interpolate(coarse, size=self._size, mode="bilinear").flatten(1)
-        return moves, row_sums(moves * moves)
+        drawn, squares = self._noise.directions(rows, counters, numbers)
+        drawn = drawn.view(-1, *self._coefficients)
+        if drawn.device.type == "cpu":
+            # NumPy multiplies matrix by matrix: what comes out does not depend on how many directions there are.
+            moves = torch.from_numpy(self._columns.numpy() @ (drawn.numpy() @ self._rows.numpy()))
+        else:
+            moves = self._columns @ (drawn @ self._rows)
+        return moves.flatten(1), squares
 
 
 def check_coarse(factor: object) -> None:
@@ -166,6 +197,14 @@ def _rotation(width: int) -> _Floats:
     generator = np.random.Generator(np.random.Philox(key=np.array([width, 2**64 - 2], dtype=np.uint64)))
     rotation = np.linalg.qr(generator.standard_normal((width, width)))[0]
     rows: _Floats = (rotation * math.sqrt(width)).astype(np.float32).astype(np.float64)
+    return rows
+
+
+def _cosines(count: int) -> _Floats:
+    """The orthonormal cosine transform (DCT-II) of ``count`` numbers: (frequencies, count), the lowest first."""
+    places = np.arange(count) + 0.5
+    rows: _Floats = np.sqrt(2 / count) * np.cos(np.pi / count * np.arange(count)[:, None] * places)
+    rows[0] = np.sqrt(1 / count)
     return rows
 
 

@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 from torch import Tensor
 
 from dcn_plugin.attacks import SampleStreams
-from dcn_plugin.attacks.noise import TABLE_SIZE, WIDEST_ORTHOGONAL, CoarseNoise, NoiseTable, OrthogonalNoise
+from dcn_plugin.attacks.noise import (
+    TABLE_SIZE,
+    WIDEST_ORTHOGONAL,
+    CoarseNoise,
+    LowPassNoise,
+    NoiseTable,
+    OrthogonalNoise,
+)
 
 
 def table(
@@ -115,13 +123,45 @@ def test_the_widest_directions_are_those_of_the_table() -> None:
         assert same == (width > WIDEST_ORTHOGONAL)
 
 
-def test_coarse_directions_of_an_orthogonal_kind_are_enlarged_from_it() -> None:
-    streams, images = SampleStreams("test", 0, range(2)), torch.zeros(2, 3, 8, 8, dtype=torch.float64)
-    rows, counters, numbers = np.array([0, 1]), np.array([3, 5]), np.array([0, 7])
-    moves, _ = CoarseNoise(streams, images, 2, kind=OrthogonalNoise).directions(rows, counters, numbers)
-    small, _ = orthogonal(range(2), width=48).directions(rows, counters, numbers)
-    expected = torch.nn.functional.interpolate(small.view(2, 3, 4, 4), size=(8, 8), mode="bilinear").flatten(1)
-    assert torch.equal(moves, expected)
+def low_pass(indices: range = range(4), shape: tuple[int, int, int] = (3, 9, 6), *, factor: float = 2) -> LowPassNoise:
+    images = torch.zeros(len(indices), *shape, dtype=torch.float64)
+    return LowPassNoise(SampleStreams("test", 0, indices), images, factor)
+
+
+def test_the_lowest_coefficients_are_orthogonal_directions_and_the_others_zero() -> None:
+    rows, counters, numbers = np.array([0, 3, 3]), np.array([3, 5, 5]), np.array([0, 7, 8])
+    moves, squares = low_pass().directions(rows, counters, numbers)
+    coefficients = scipy.fft.dctn(moves.view(-1, 3, 9, 6).numpy(), axes=(2, 3), norm="ortho")
+    expected, expected_squares = orthogonal(width=3 * 5 * 3).directions(rows, counters, numbers)
+    np.testing.assert_allclose(coefficients[:, :, :5, :3].reshape(3, -1), expected.numpy(), atol=1e-12)
+    np.testing.assert_array_equal(squares, expected_squares)
+    coefficients[:, :, :5, :3] = 0
+    np.testing.assert_allclose(coefficients, 0, atol=1e-12)
+
+
+def test_low_pass_directions_of_a_series_make_a_basis() -> None:
+    count = 3 * 5 * 3
+    moves, _ = low_pass().directions(np.full(count, 1), np.full(count, 9), np.arange(count))
+    torch.testing.assert_close(moves @ moves.T / count, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 9, 6)])
+def test_low_pass_directions_do_not_depend_on_what_is_drawn_beside_them(shape: tuple[int, int, int]) -> None:
+    streams, images = SampleStreams("test", 0, range(4)), torch.zeros(4, *shape)
+    noise = LowPassNoise(streams, images, 2.5)
+    rows, numbers = np.repeat(np.arange(4), 32), np.tile(np.arange(32), 4)
+    whole, _ = noise.directions(rows, rows, numbers)
+    for some in ([70], [3, 70], list(range(64, 96))):
+        alone, _ = noise.directions(rows[some], rows[some], numbers[some])
+        assert torch.equal(alone, whole[some])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 1), (1, 5, 4)])
+def test_low_pass_directions_have_the_size_of_the_image_whatever_the_factor(shape: tuple[int, int, int]) -> None:
+    for factor in (1, 1.6, 7):
+        moves, squares = low_pass(range(2), shape, factor=factor).directions(np.arange(2), np.arange(2), np.arange(2))
+        assert moves.shape == (2, shape[0] * shape[1] * shape[2])
+        np.testing.assert_allclose(squares, moves.square().sum(dim=1).numpy(), rtol=1e-6)
 
 
 def coarse(indices: range, shape: tuple[int, int, int] = (3, 9, 6), *, factor: int = 2) -> CoarseNoise:
