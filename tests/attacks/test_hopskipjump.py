@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import BoundaryAttack, HopSkipJump
+from dcn_plugin.attacks import BoundaryAttack, HopSkipJump, SampleStreams
+from dcn_plugin.attacks.base import AttackRun
 from dcn_plugin.attacks.decision import LEAST_PUSH, PUSH
-from dcn_plugin.attacks.hopskipjump import BISECTION, ROUGHLY, _coarsest, _sum_block
+from dcn_plugin.attacks.hopskipjump import BISECTION, ROUGHLY, _coarsest, _sum_block, _tables
 from dcn_plugin.errors import SpecError
 from tests.attack_oracles import RowNet, closest_boundary, grey, right
 from tests.toys import images, linear_model
@@ -119,6 +121,19 @@ def test_fine_probes_follow_where_the_model_looks_at_high_frequencies(coarse: in
 )
 def test_the_first_probes_are_as_coarse_as_the_images_allow(shape: tuple[int, int, int], coarse: int) -> None:
     assert _coarsest(torch.zeros(1, *shape)) == coarse
+
+
+@pytest.mark.parametrize(("coarse", "sides"), [(4, [8, 13, 21, 32]), (3, [11, 18, 32]), (2, [16, 32]), (1, [32])])
+def test_probes_have_more_frequencies_level_by_level(coarse: int, sides: list[int]) -> None:
+    clean, labels = torch.zeros(1, 1, 32, 32), torch.zeros(1, dtype=torch.int64)
+    run = AttackRun(RowNet((1, 32, 32)), clean, labels, SampleStreams("HopSkipJump", 0, range(1)))
+    found = []
+    for table in _tables(run, clean.flatten(1), coarse):
+        probe, _ = table.directions(np.array([0]), np.array([0]), np.array([0]))
+        seen = abs(scipy.fft.dctn(probe.view(32, 32).numpy(), norm="ortho")) > 1e-3
+        assert seen.nonzero()[0].max() == seen.nonzero()[1].max()
+        found.append(seen.nonzero()[0].max() + 1)
+    assert found == sides
 
 
 def test_coarse_is_chosen_by_the_size_of_the_images() -> None:
