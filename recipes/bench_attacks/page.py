@@ -101,15 +101,16 @@ def _made(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
             "",
             "Read with care: the constants of our attacks (scouts, coarse noise, steps) were chosen on networks like "
             "these, mostly with seed 0; those of BoundaryAttack's coarse directions and calmer late steps with seed "
-            "1 and on planes; the scouts, their starts, and centre and frequencies of HopSkipJump's probes with seeds 1 "
-            "and 2 (seed 0 was measured in between: with another split of the scouts' queries, and with coarse noise "
-            "in place of low frequencies; at 32 pixels a side both ended farther away, at 16 coarse noise was closer). "
-            "Scouts try other starts with queries of the same budget; the attacks of foolbox and ART walk from "
-            "the given start only. The lead of both also rests on coarse noise (a quarter of BoundaryAttack's directions) "
-            "and on low frequencies (all of HopSkipJump's first probes): a prior that the attacks of foolbox and ART "
-            "do not have, and that digits enlarged from 8 x 8 favour; HopSkipJump's first probes have 8 x 8 "
-            "frequencies, too. The rows `coarse=1` are the attacks without it; no limit is set for those rows. With many queries "
-            "all attacks end near the same floor, in different local minima of some images.",
+            "1 and on planes; the scouts, their starts, and centre and frequencies of HopSkipJump's probes with "
+            "seeds 1 and 2 (seed 0 was measured in between: with another split of the scouts' queries, and with "
+            "coarse noise in place of low frequencies; at 32 pixels a side both ended farther away, at 16 coarse "
+            "noise was closer). Scouts try other starts with queries of the same budget; the attacks of foolbox and "
+            "ART walk from the given start only. The lead of both also rests on coarse noise (a quarter of "
+            "BoundaryAttack's directions) and on low frequencies (all of HopSkipJump's first probes): a prior that "
+            "the attacks of foolbox and ART do not have, and that digits enlarged from 8 x 8 favour; HopSkipJump's "
+            "first probes have 8 x 8 frequencies, too. The rows `coarse=1` are the attacks without it; no limit is "
+            "set for those rows. With many queries all attacks end near the same floor, in different local minima of "
+            "some images.",
         ]
     return lines
 
