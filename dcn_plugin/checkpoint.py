@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from dcn_plugin.archive import RESERVED, Pathish, read_archive, ties, write_archive
 from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
-from dcn_plugin.layers import DefectMask2d, Normalized
+from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
 from dcn_plugin.surgery import defect_spec, insert_masks, is_defective
+from dcn_plugin.wrappers import bare_name, network_in, unwrap
 
 __all__ = ["CheckpointInfo", "load_checkpoint", "read_info", "read_spec", "save_checkpoint"]
 
@@ -74,7 +75,7 @@ def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, s
         OSError: the file cannot be written.
     """
     entries = _check_metadata(metadata or {})
-    network, normalization = _unwrap(model)
+    network, normalization = unwrap(model)
     masks, parts = _masks(network), _parts(network)
     if not masks and not parts:
         raise NotDefectiveError(
@@ -105,7 +106,7 @@ def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, s
         "versions": {name: _version(name) for name in ("dcn-plugin", "safetensors", "timm", "torch")},
         **_timm_origin(network),
     }
-    state = {_canonical(key): value for key, value in network.state_dict().items()}
+    state = {bare_name(key): value for key, value in network.state_dict().items()}
     write_archive(path, state, {**entries, _RECORD: json.dumps(record, sort_keys=True)})
 
 
@@ -128,7 +129,7 @@ def load_checkpoint(path: Pathish, model: nn.Module, *, inplace: bool = False) -
     """
     info, state = _read(path)
     # Whatever can go wrong goes wrong on a copy.
-    loaded = copy.deepcopy(_unwrap(model)[0] if inplace else model)
+    loaded = copy.deepcopy(network_in(model) if inplace else model)
     _load(path, info, state, loaded)
     if inplace:
         _load(path, info, state, model)
@@ -193,7 +194,7 @@ def _read(path: Pathish) -> tuple[CheckpointInfo, dict[str, Tensor]]:
 
 
 def _load(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    network, normalization = _unwrap(model)
+    network, normalization = unwrap(model)
     if info.normalization and normalization and info.normalization != normalization:
         raise _misfit(
             path,
@@ -206,8 +207,8 @@ def _load(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], mode
     else:
         _insert(path, info, network)
     own = network.state_dict()
-    _check_entries(path, state, {_canonical(key): value for key, value in own.items()}, type(network).__name__)
-    network.load_state_dict({key: state[_canonical(key)] for key in own})
+    _check_entries(path, state, {bare_name(key): value for key, value in own.items()}, type(network).__name__)
+    network.load_state_dict({key: state[bare_name(key)] for key in own})
 
 
 def _insert(path: Pathish, info: CheckpointInfo, network: nn.Module) -> None:
@@ -272,34 +273,14 @@ def _misfit(path: Pathish, reason: str, got: object, fix: str = "build the netwo
     )
 
 
-def _unwrap(model: nn.Module) -> tuple[nn.Module, dict[str, list[float]] | None]:
-    """The network inside the wrappers, and the constants of a ``Normalized`` among them."""
-    normalization = None
-    while True:
-        if isinstance(model, Normalized):
-            normalization = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
-            model = model.model
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
-        else:
-            return model, normalization
-
-
-def _canonical(path: str) -> str:
-    """A path without the level that ``torch.compile`` puts around an inner module."""
-    return f"{path}.".replace("._orig_mod.", ".").removesuffix(".")
-
-
 def _masks(network: nn.Module) -> dict[str, DefectMask2d]:
-    return {_canonical(path): m for path, m in network.named_modules() if isinstance(m, DefectMask2d)}
+    return {bare_name(path): m for path, m in network.named_modules() if isinstance(m, DefectMask2d)}
 
 
 def _parts(network: nn.Module) -> dict[str, DefectSpec]:
     """Path of a module that surgery made defective -> its specification."""
     return {
-        _canonical(path): defect_spec(module)
+        bare_name(path): defect_spec(module)
         for path, module in network.named_modules()
         if "defect_spec" in module.__dict__
     }

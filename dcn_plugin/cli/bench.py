@@ -100,13 +100,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _networks(args: argparse.Namespace) -> dict[str, nn.Module]:
     """The networks without their normalisation, which costs nothing beside them."""
-    from dcn_plugin.layers import Normalized
     from dcn_plugin.training.rng import isolated_rng
+    from dcn_plugin.wrappers import network_in
 
     device = open_device(args.device)
     with isolated_rng(args.seed):
         models = open_models(args.model, "networks", device=device, tell=lambda _: None)
-    return {name: model.model if isinstance(model, Normalized) else model for name, model in models.items()}
+    return {name: network_in(model) for name, model in models.items()}
 
 
 def _write_record(out: Path, args: argparse.Namespace, points: list[SpeedPoint]) -> None:

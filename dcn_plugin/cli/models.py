@@ -89,7 +89,7 @@ def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
 
 def _from_checkpoint(path: Path, options: dict[str, Any]) -> tuple[nn.Module, Mapping[str, Any] | None]:
     from dcn_plugin.checkpoint import load_checkpoint, read_info
-    from dcn_plugin.layers import Normalized
+    from dcn_plugin.wrappers import unwrap
 
     info = read_info(path)
     base = options.pop("model", None)
@@ -98,9 +98,8 @@ def _from_checkpoint(path: Path, options: dict[str, Any]) -> tuple[nn.Module, Ma
     inside: Mapping[str, Any] | None = info.normalization
     if base is not None:
         model = open_model(str(base), tell=lambda _: None)
-        if isinstance(model, Normalized):
-            inside = inside or {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
-            model = model.model
+        model, constants = unwrap(model)
+        inside = inside or constants
     elif info.architecture and info.model_args is not None:
         model, cfg = _from_timm(Spec(info.architecture, {**info.model_args, "pretrained": False}))
         inside = inside or cfg
@@ -135,12 +134,11 @@ def _with_weights(model: nn.Module, path: Path) -> nn.Module:
 
     from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint
-    from dcn_plugin.layers import Normalized
+    from dcn_plugin.wrappers import network_in
 
     if is_archive(path):
         return load_checkpoint(path, model)
-    # Training saves the network inside a Normalized, as checkpoints do.
-    network = model.model if isinstance(model, Normalized) else model
+    network = network_in(model)  # what training and checkpoints save
     try:
         network.load_state_dict(safetensors.torch.load_file(path))
     except (RuntimeError, ValueError, safetensors.SafetensorError) as error:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dcn_plugin.archive import is_archive, read_archive
 from dcn_plugin.checkpoint import load_checkpoint
 from dcn_plugin.errors import CheckpointError
-from dcn_plugin.layers import Normalized
 from dcn_plugin.training import load_network, save_network
+from dcn_plugin.wrappers import network_in
 
 __all__ = ["load_half", "save_half"]
 
@@ -67,7 +67,7 @@ def load_half(path: str | os.PathLike[str], network: nn.Module) -> nn.Module:
     if not is_archive(path):
         load_network(loaded, path)
         return loaded.float()
-    inner = loaded.model if isinstance(loaded, Normalized) else loaded
+    inner = network_in(loaded)
     _take_dtypes(inner, read_archive(path)[0])
     return load_checkpoint(path, loaded).float()
 

@@ -28,9 +28,9 @@ from dcn_plugin.archive import read_archive, write_archive
 from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
 from dcn_plugin.errors import CheckpointError, DataError
 from dcn_plugin.files import write_atomic
-from dcn_plugin.layers import Normalized
 from dcn_plugin.surgery import is_defective
 from dcn_plugin.training.history import History
+from dcn_plugin.wrappers import network_in
 
 __all__ = ["Snapshot", "TrainFolder", "load_network", "save_network"]
 
@@ -166,7 +166,7 @@ def save_network(network: nn.Module, path: str | os.PathLike[str], *, metadata: 
     if is_defective(network):
         save_checkpoint(network, path, metadata=metadata)
         return
-    inner = network.model if isinstance(network, Normalized) else network
+    inner = network_in(network)
     # Copies, for safetensors refuses tensors that share memory.
     state = {key: value.detach().cpu().contiguous().clone() for key, value in inner.state_dict().items()}
     # One entry, for safetensors writes several in a new order each time.
@@ -187,7 +187,7 @@ def load_network(network: nn.Module, path: str | os.PathLike[str]) -> None:
     if is_defective(network):
         load_checkpoint(path, network, inplace=True)
         return
-    inner = network.model if isinstance(network, Normalized) else network
+    inner = network_in(network)
     try:
         inner.load_state_dict(safetensors.torch.load_file(path))
     except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
