@@ -52,7 +52,9 @@ def check_labels(labels: Tensor, *, count: int, num_classes: int | None = None) 
             f"integers ({count},), one class number an image",
             "turn one-hot labels into numbers with labels.argmax(1)",
         )
-    low, high = int(labels.min()), int(labels.max())
+    # torch finds no minimum among unsigned numbers of more than 8 bits.
+    numbers = labels if labels.dtype in _INTEGERS else labels.to(torch.int64)
+    low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         raise LabelError(
             "The labels are out of range.",
@@ -95,8 +97,13 @@ def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:
     return logits
 
 
-def check_answers(answers: object, *, count: int) -> Tensor:
+def check_answers(answers: object, *, count: int, finite: bool = True) -> Tensor:
     """Check that a model returned decisions: finite (N, classes) logits, or integers (N,), the classes themselves.
+
+    Args:
+        answers: what it returned.
+        count: N, the number of images it was asked about.
+        finite: see :func:`check_logits`.
 
     Returns:
         ``answers``, now known to be a tensor.
@@ -106,7 +113,7 @@ def check_answers(answers: object, *, count: int) -> Tensor:
     """
     if isinstance(answers, Tensor) and answers.ndim == 1 and answers.dtype in _INTEGERS and len(answers) == count:
         return answers
-    return check_logits(answers, count=count)
+    return check_logits(answers, count=count, finite=finite)
 
 
 def warn_if_probabilities(logits: Tensor, *, name: str) -> None:

@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
         required=True,
         metavar="DATA",
         help="training images: digits, folder:PATH, npz:FILE, cifar10:ROOT, cifar100:ROOT, mnist:ROOT, "
-        "fashionmnist:ROOT or svhn:ROOT",
+        "fashionmnist:ROOT, stl10:ROOT or svhn:ROOT, with options behind it, e.g. folder:PATH,channels=1",
     )
     parser.add_argument("--val", metavar="DATA", help="validation images; default: a share of the training images")
     parser.add_argument(
@@ -199,29 +199,27 @@ class _Data:
 def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
     from dcn_plugin.data import open_images
     from dcn_plugin.training import split_off
+    from dcn_plugin.training.fit import check_parts
 
-    def opened(text: str, part: DataPart, *, limit: int | None = None) -> Any:
-        return open_images(text, part=part, size=args.size, resize=args.resize, limit=limit)
+    def opened(text: str, part: DataPart, *, like: Any = None) -> Any:
+        # Folders are numbered as the training images are, whichever classes they hold.
+        names = None if like is None or not text.startswith("folder:") else like.class_names
+        limit = args.limit if like is None else None
+        return open_images(text, part=part, size=args.size, resize=args.resize, limit=limit, class_names=names)
 
-    train = opened(args.data, "train", limit=args.limit)
+    train = opened(args.data, "train")
     own_test = args.data.partition(":")[0] not in ("folder", "npz")
     test: Any = None
     if args.test is not None or own_test:
-        test = opened(args.test or args.data, "test")
+        test = opened(args.test or args.data, "test", like=train)
     elif config.select == "test":
         raise SpecError("This data set has no test part of its own.", args.data, "--test DATA")
     val: Any = None
     if args.val is not None or args.data == "digits":
-        val = opened(args.val or args.data, "val")
+        val = opened(args.val or args.data, "val", like=train)
     elif args.val_share:
         train, val = split_off(train, args.val_share)
-    for name, other in (("validation", val), ("test", test)):
-        if other is not None and (other.num_classes, other.shape) != (train.num_classes, train.shape):
-            raise SpecError(
-                f"The {name} images are of another kind than the training images.",
-                {"classes": other.num_classes, "shape": other.shape},
-                f"{train.num_classes} classes, shape {train.shape}",
-            )
+    check_parts(train, validation=val, test=test)
     return _Data(train, val, test)
 
 

@@ -89,6 +89,7 @@ def sanity(
     Raises:
         SpecError: eps, steps or queries are out of range; or the processes have different models or data.
         LabelError, ModelOutputError: as attacks do.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Yields:
         One record a check, in the order above; protocol "sanity", ``attack`` the name of the check, ``figures`` the

@@ -246,4 +246,4 @@ def _first(images: Images, limit: int | None) -> Images:
 
 def _in_memory(files: Images) -> ImageSet:
     images, labels = (torch.cat(parts) for parts in zip(*files.batches(1000), strict=True))
-    return ImageSet(images, labels, files.num_classes, files.name)
+    return ImageSet(images, labels, files.num_classes, files.name, files.class_names)
