@@ -125,16 +125,14 @@ def check_same_names(
         return
     strange = [name for name in ours if name not in set(theirs)]
     if strange:
-        said = {"classes": len(ours), f"not among those of {of}": strange[:5]}
+        said = {f"not among those of {of}": ", ".join(strange[:5])}
         advice = (
             f"use the names of {of}; if only the spelling differs, tell the network: "
             "dcn_plugin.classes.name_classes(model, data.class_names), or MODEL,class_names=... on the command line"
         )
     else:
         moved = [(place, name) for place, name in enumerate(ours) if theirs[place] != name]
-        said = {"classes": len(ours)} | {
-            f"{name!r} is": f"{place}, there {theirs.index(name)}" for place, name in moved[:3]
-        }
+        said = {name: f"{place} here, {theirs.index(name)} there" for place, name in moved[:3]}
         advice = (
             f"open the images with class_names= of {of}: class_names_of(model) gives them, and "
             "folder:PATH,class_names=... takes a file of names, the training folder, or the network's file"
