@@ -154,6 +154,6 @@ def _holder(model: nn.Module) -> nn.Module:
 
 def telling(names: Sequence[str] | None) -> ClassNames | None:
     """The names, if they tell more than the numbers of the classes do; None otherwise."""
-    if names is None or all(name == str(label) for label, name in enumerate(names)):
+    if names is None or all(name.isdecimal() and int(name) == label for label, name in enumerate(names)):
         return None
     return tuple(names)

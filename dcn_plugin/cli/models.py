@@ -39,9 +39,10 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     """Make a model that takes images in [0, 1].
 
     A timm model gets the normalisation of its ``pretrained_cfg`` inside, and ``tell`` says so;
-    ``normalize=false`` leaves it out, and ``mean=`` and ``std=`` change it. A function's model is taken as it is. What
-    the classes are called is read off the file it comes from, where that tells it; ``class_names=`` says it, in the
-    words of :func:`dcn_plugin.data.read_class_names`.
+    ``normalize=false`` leaves it out, and ``mean=`` and ``std=`` change it. A function's model is taken as it is.
+
+    What the classes are called is read off the file that the weights come from, where that tells it, and is known of
+    timm's ImageNet weights; ``class_names=`` says it, as :func:`dcn_plugin.data.read_class_names` takes it.
 
     Args:
         text: see :data:`MODELS`.
@@ -85,6 +86,14 @@ def _name_classes(model: nn.Module, names: Any, options: Mapping[str, Any]) -> N
         name_classes(model, read_class_names(names if isinstance(names, list | tuple) else str(names)))
     elif (path := options.get("checkpoint_path")) and (told := class_names_in(str(path))):
         name_classes(model, told)
+    elif options.get("pretrained") and _knows_imagenet(model):
+        name_classes(model, read_class_names("imagenet-1k"))
+
+
+def _knows_imagenet(model: nn.Module) -> bool:
+    """Whether timm loaded weights that end in ImageNet's 1,000 classes, and their head."""
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    return "in1k" in (cfg.get("tag") or "") and cfg.get("num_classes") == getattr(model, "num_classes", None) == 1000
 
 
 def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:

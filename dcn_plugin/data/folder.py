@@ -47,7 +47,8 @@ class ImageFolder(ImageFiles):
         limit: so many images, spread evenly over the whole set (the first would all be of the first class).
         class_names: the classes of the network in the order of its logits; the folder may hold some of them only. A
             list, or where they stand (:func:`~dcn_plugin.data.read_class_names`): a text file, the training folder, the
-            network's file, "imagenet-1k". None: the sub-folders are the classes.
+            network's file, "imagenet-1k". Folders that are all the labels in digits are taken for them. None: the
+            sub-folders are the classes.
         threads: how many files are decoded at a time.
 
     Raises:
@@ -106,14 +107,14 @@ def labelled_files(root: Path, *, class_names: NamesLike | None = None) -> tuple
         check_training_folder(root, found)
         _warn_of_numbers(root, found)
     classes = tuple(found) if given is None else given
-    unknown = [name for name in found if name not in set(classes)]
+    number = _numbers(found, classes)
+    unknown = [name for name in found if name not in number]
     if unknown:
         raise DataError(
             f"{root} holds folders that are no class of class_names.",
             few(unknown),
             f"names among the {len(classes)} classes, e.g. {classes[0]!r}",
         )
-    number = {name: label for label, name in enumerate(classes)}
     if annotated is not None:
         return classes, [LabelledFile(path, number[name]) for path, name in sorted(annotated.items())]
     files, empty = [], []
@@ -130,6 +131,15 @@ def labelled_files(root: Path, *, class_names: NamesLike | None = None) -> tuple
             "complete or remove them, or pass class_names= if classes are meant to be missing",
         )
     return classes, files
+
+
+def _numbers(found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """Folder -> label. Folders that are the labels themselves ("0" to "9", or "000" to "999") are taken for them."""
+    if set(found).isdisjoint(classes) and all(name.isdecimal() for name in found):
+        labels = {name: int(name) for name in found}
+        if sorted(labels.values()) == list(range(len(classes))):
+            return labels
+    return {name: label for label, name in enumerate(classes)}
 
 
 def _warn_of_numbers(root: Path, names: Sequence[str]) -> None:

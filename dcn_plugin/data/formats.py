@@ -52,11 +52,13 @@ def load_cifar_c(
         raise SpecError("Unknown number of classes.", num_classes, "10 (CIFAR-10-C), 100 (CIFAR-100-C)")
     folder = Path(root)
     there = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
+    if not corruption and there:
+        raise SpecError("A corruption has to be named.", corruption, ", ".join(there), f"pass corruption={there[0]}")
     if corruption not in there or not (folder / "labels.npy").is_file():
         raise DataError(
-            f"The corruption {corruption!r} is not in {folder}.",
+            f"The corruption {corruption!r} is not in {folder}." if corruption else f"{folder} holds no CIFAR-C.",
             there or "no corruption",
-            f"{folder}/labels.npy and {folder}/{corruption}.npy",
+            f"{folder}/labels.npy and {folder}/{corruption or '<corruption>'}.npy",
             f"pass one of {', '.join(there)}" if there else "unpack CIFAR-10-C there",
         )
     images, labels = _npy(folder / f"{corruption}.npy"), _npy(folder / "labels.npy")

@@ -105,7 +105,7 @@ def check_training_folder(root: Path, names: Sequence[str]) -> None:
             missing, new = [n for n in known if n not in set(names)], [n for n in names if n not in set(known)]
             raise ClassesError(
                 f"{root} does not have the classes of the training folder beside it, so their numbers would differ.",
-                {"only in the training folder": few(missing), "only here": few(new)},
+                {"only in the training folder": few(missing)} | ({"only here": few(new)} if new else {}),
                 f"the {len(known)} classes of {training}",
                 f"pass class_names={str(training)!r} to number them as training did, or class_names= of your own",
             )

@@ -110,7 +110,7 @@ def refusals(model: nn.Module, shape: tuple[int, int, int], *, name: str = "") -
     except _REFUSALS as error:
         if isinstance(error, DcnError | torch.OutOfMemoryError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputSizeError(
             f"The network {_called(model, name)!r} does not take the images of this data set ({reason}).",
             shape,

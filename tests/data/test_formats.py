@@ -116,6 +116,8 @@ def test_cifar_c_gives_all_severities_or_says_what_is_there(tmp_path: Path) -> N
     assert open_images(f"cifar100c:{root},corruption=fog").num_classes == 100
     with pytest.raises(DataError, match=r"'haze' is not in.*'fog', 'gaussian_noise'.*pass one of fog"):
         load_cifar_c(root, "haze")
+    with pytest.raises(SpecError, match=r"has to be named.*fog, gaussian_noise.*corruption=fog"):
+        open_images(f"cifar10c:{root}")
     with pytest.raises(SpecError, match=r"severity.*1 \.\. 5"):
         load_cifar_c(root, "fog", severity=6)
     with pytest.raises(SpecError, match="severity is a number"):

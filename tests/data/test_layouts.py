@@ -117,3 +117,13 @@ def test_numbers_as_names_that_sort_otherwise_are_warned_about(tmp_path: Path) -
     assert data.class_names[2] == "10"
     numbered = ImageFolder(tmp_path, class_names=[str(number) for number in range(11)])
     assert numbered.class_names == tuple(map(str, range(11)))
+    assert {file.path.split("/")[0]: file.label for file in numbered.files} == {str(n): n for n in range(11)}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_folders_that_are_all_the_labels_are_taken_for_them(tmp_path: Path, padded: bool) -> None:
+    root = write_folder(tmp_path, {f"{number:02d}" if padded else str(number): 1 for number in range(11)})
+    data = ImageFolder(root, class_names=list("abcdefghijk"))
+    assert {int(file.path.split("/")[0]): file.label for file in data.files} == {n: n for n in range(11)}
+    with pytest.raises(DataError, match="no class of class_names"):  # 1 to 11, or some of 0 to 11?
+        ImageFolder(root, class_names=list("abcdefghijkl"))
