@@ -62,8 +62,8 @@ def class_names_of(model: nn.Module) -> ClassNames | None:
 
     Example::
 
-        net = load_pretrained("digits_resnet.standard")
-        data = ImageFolder("mine", class_names=class_names_of(net))
+        train(net, ImageFolder("photos/train"))
+        field = ImageFolder("photos/field", class_names=class_names_of(net))  # numbered as in training
     """
     names = getattr(_holder(model), "class_names", None)
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
@@ -133,6 +133,7 @@ def check_same_names(
     else:
         moved = [(place, name) for place, name in enumerate(ours) if theirs[place] != name]
         said = {name: f"{place} here, {theirs.index(name)} there" for place, name in moved[:3]}
+        said = said or {"classes": f"{len(ours)} here, {len(theirs)} there"}
         advice = (
             f"open the images with class_names= of {of}: class_names_of(model) gives them, and "
             "folder:PATH,class_names=... takes a file of names, the training folder, or the network's file"

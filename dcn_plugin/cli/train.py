@@ -198,6 +198,7 @@ class _Data:
 
 def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
     from dcn_plugin.data import open_images
+    from dcn_plugin.data.registry import parts_of
     from dcn_plugin.training import split_off
     from dcn_plugin.training.fit import check_parts
 
@@ -208,14 +209,14 @@ def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
         return open_images(text, part=part, size=args.size, resize=args.resize, limit=limit, class_names=names)
 
     train = opened(args.data, "train")
-    own_test = args.data.partition(":")[0] not in ("folder", "npz")
+    parts = parts_of(args.data)
     test: Any = None
-    if args.test is not None or own_test:
+    if args.test is not None or "test" in parts:
         test = opened(args.test or args.data, "test", like=train)
     elif config.select == "test":
         raise SpecError("This data set has no test part of its own.", args.data, "--test DATA")
     val: Any = None
-    if args.val is not None or args.data == "digits":
+    if args.val is not None or "val" in parts:
         val = opened(args.val or args.data, "val", like=train)
     elif args.val_share:
         train, val = split_off(train, args.val_share)

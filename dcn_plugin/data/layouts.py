@@ -96,9 +96,10 @@ def check_training_folder(root: Path, names: Sequence[str]) -> None:
     Raises:
         ClassesError: there is a folder ``train`` beside ``root`` that has other classes.
     """
+    here = root.absolute()  # not resolved: of a link it is the place where the user sees it that counts
     for beside in _TRAINING:
-        training = root.resolve().parent / beside
-        if training == root.resolve() or not training.is_dir():
+        training = here.parent / beside
+        if training == here or not training.is_dir():
             continue
         known = _inside(training)
         if len(known) > 1 and known != list(names):

@@ -19,7 +19,7 @@ from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.data.source import IndexedImages
 from dcn_plugin.errors import SpecError
 
-__all__ = ["DATA_SPECS", "DataPart", "folder_options", "open_images", "split_options"]
+__all__ = ["DATA_SPECS", "DataPart", "folder_options", "open_images", "parts_of", "split_options"]
 
 DataPart = Literal["train", "val", "test"]
 
@@ -53,6 +53,8 @@ _OPTIONS = {
     "cifar10c": ("corruption", "severity"),
     "cifar100c": ("corruption", "severity"),
 }
+# With one of these the text itself says which part of an npz file is meant.
+_OWN_PART = {"split", "images_key", "labels_key"}
 _DIGITS_SIZE = 16
 
 
@@ -128,6 +130,24 @@ def open_images(
     return data.subset(torch.arange(limit), name=f"{data.name}[:{limit}]")
 
 
+def parts_of(spec: str) -> tuple[DataPart, ...]:
+    """The parts that a data set has, for ``part`` of :func:`open_images`; none where ``spec`` names the images itself.
+
+    Raises:
+        DataError: an npz file that cannot be read.
+    """
+    head, options = split_options(spec)
+    kind, _, rest = head.partition(":")
+    if kind == "digits":
+        return () if rest else get_args(DataPart)
+    if kind in _TORCHVISION or kind == "stl10":
+        return ("train", "test")
+    if kind == "npz" and not options.keys() & _OWN_PART:
+        there = npz_splits(_path(rest))
+        return tuple(part for part in get_args(DataPart) if part in there)
+    return ()
+
+
 def split_options(spec: str) -> tuple[str, dict[str, str]]:
     """Split ``folder:PATH,key=value,key=value``; a comma that no "key=" follows belongs to what stands before it.
 
@@ -181,7 +201,7 @@ def _npz(path: Path, part: str, names: NamesLike | None, options: dict[str, str]
     more: dict[str, Any] = dict(options)
     if "num_classes" in more:
         more["num_classes"] = _number("num_classes", more["num_classes"])
-    if not more.keys() & {"split", "images_key", "labels_key"} and npz_splits(path):
+    if not more.keys() & _OWN_PART and npz_splits(path):
         more["split"] = part
     return load_npz(path, class_names=names, **more)
 

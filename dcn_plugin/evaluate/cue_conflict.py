@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import CueConflict
 from dcn_plugin.errors import ModelOutputError, SpecError
-from dcn_plugin.evaluate.fit import check_fits, check_names
+from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key, data_key, digest, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -96,8 +96,7 @@ def cue_conflict(
     cues = tuple(None if cue is None else int(cue) for cue in given)
     _check_map(cues, data)
     if class_map is None:
-        for name, target in targets.items():
-            check_names(target, data, name=name)
+        check_all_names(data, targets)
     return _results(targets, _Question(data, seed, cues, batch_size, Team.of(accelerator)), store, progress)
 
 

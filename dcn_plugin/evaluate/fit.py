@@ -18,7 +18,7 @@ from dcn_plugin.evaluate.environment import device_of
 from dcn_plugin.trace import eval_mode
 from dcn_plugin.wrappers import network_in
 
-__all__ = ["check_count", "check_fit", "check_fits", "check_names", "refusals"]
+__all__ = ["check_all_names", "check_count", "check_fit", "check_fits", "check_names", "refusals"]
 
 # What networks raise on images that they are not made for: timm's and torchvision's ViTs assert.
 _REFUSALS = (RuntimeError, AssertionError, IndexError, ValueError)
@@ -57,6 +57,15 @@ def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", count: 
         said = check_answers(_ask(model, data.shape), count=1, finite=False)
     if count and said.ndim == 2:
         check_count(model, said.shape[1], data, name=name)
+
+
+def check_all_names(data: LabelledImages, *groups: Mapping[str, nn.Module]) -> None:
+    """:func:`check_names` for each of several models by name.
+
+    It asks no model, so that it comes before finished records are looked up: they are found by weights, not by names.
+    """
+    for name, model in itertools.chain.from_iterable(group.items() for group in groups):
+        check_names(model, data, name=name)
 
 
 def check_names(model: nn.Module, data: LabelledImages, *, name: str = "") -> None:

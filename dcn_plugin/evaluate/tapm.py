@@ -12,6 +12,7 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.fit import check_all_names
 from dcn_plugin.evaluate.keys import Key, model_key
 from dcn_plugin.evaluate.predict import correct, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -78,6 +79,7 @@ def tapm(
         AdversarialSet(name, source, attack, data, rounding, batch_size, store, team=team)
         for (name, source), attack in itertools.product(sources.items(), attacks)
     ]
+    check_all_names(data, sources, targets)
     clean = CleanAnswers(targets, data, sources, batch_size=batch_size, team=team)
     with progress_bar(len(made) * len(data), "TAPM", show=progress, team=team) as bar:
         yield from remember(

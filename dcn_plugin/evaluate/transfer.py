@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.fit import check_fits
+from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key, model_key, relation
 from dcn_plugin.evaluate.predict import correct, correct_on, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -103,6 +103,7 @@ def transfer(
         if not given:
             raise SpecError(f"There is no {what}.", given, "at least one")
     team = Team.of(accelerator)
+    check_all_names(data, sources, targets)
     clean = CleanAnswers(targets, data, sources, batch_size=batch_size, team=team)
     with progress_bar(len(sources) * len(attacks) * len(data), "transfer", show=progress, team=team) as bar:
         for number, (name, attack) in enumerate(itertools.product(sources, attacks), 1):

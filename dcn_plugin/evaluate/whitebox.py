@@ -11,7 +11,7 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.fit import check_fits
+from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -65,6 +65,7 @@ def whitebox(
         raise SpecError("There is nothing to measure.", (list(targets), list(attacks)), "a target and an attack")
     units = [(name, attack) for name in targets for attack in attacks]
     team = Team.of(accelerator)
+    check_all_names(data, targets)
     fit = functools.cache(lambda: check_fits(data, targets))
 
     def measure(made: AdversarialSet, bar: Any) -> list[Result]:

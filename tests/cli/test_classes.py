@@ -13,6 +13,7 @@ from dcn_plugin.cli.models import open_model
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import ResultFile
 from tests.cli.test_train import HERE
+from tests.data.test_formats import medmnist
 from tests.shades import NAMES, shaded_folder
 
 SHADE = "tests.shades:shade"
@@ -90,10 +91,34 @@ def test_validation_images_are_numbered_as_the_training_images_are(root: Path, m
     assert (seen["train"].shape, seen["val"].num_classes) == ((1, 8, 8), 4)
 
 
-def network() -> Any:
+@pytest.mark.parametrize(
+    ("data", "val", "test"),
+    [
+        ("medmnist", [1, 0], [1, 0, 1]),  # its own parts
+        ("digits:train", None, None),  # named by the text itself: it is no test set of its own training
+    ],
+)
+def test_training_is_measured_on_the_parts_that_the_data_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, val: list[int] | None, test: list[int] | None
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def watch(model: Any, images: Any, config: Any, **options: Any) -> Any:
+        seen.update(options)
+        raise SpecError("That is enough.")
+
+    monkeypatch.setattr(training, "train", watch)
+    spec = f"npz:{medmnist(tmp_path / 'a.npz')}" if data == "medmnist" else data
+    model = "tests.cli.test_classes:network" + (",classes=3" if data == "medmnist" else ",classes=10")
+    assert cli.main(["train", model, "--data", spec, "--out", str(tmp_path / "run")]) != 0
+    assert val is None or seen["val"].labels.tolist() == val
+    assert (None if seen["test"] is None else seen["test"].labels.tolist()) == test
+
+
+def network(classes: int = 4) -> Any:
     from dcn_plugin.models import cifar_resnet
 
-    return cifar_resnet((1, 1, 1, 1), num_classes=4, in_chans=1, width=4)
+    return cifar_resnet((1, 1, 1, 1), num_classes=classes, in_chans=1, width=4)
 
 
 def test_validation_images_of_strange_classes_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from dcn_plugin.data import ImageFolder, ImageSet
 from dcn_plugin.errors import ClassesError, DcnError, InputSizeError, MaskShapeError
 from dcn_plugin.evaluate import (
     AdversarialSet,
+    RunDirectory,
     amplitude,
     correct_on,
     gaussian,
@@ -85,6 +86,25 @@ def test_images_that_a_network_does_not_take_are_refused_by_its_name(protocol: s
     data = image_set(12, classes=3 if isinstance(model, nn.Sequential) else 4)
     with pytest.raises(InputSizeError, match=r"does not take the images of this data set .*\(1, 4, 4\).*img_size=4"):
         list(PROTOCOLS[protocol]({"bad": model}, data))
+
+
+def test_a_finished_record_is_not_reused_once_the_names_are_known_to_differ(tmp_path: Path) -> None:
+    raw = image_set(6)
+    data = ImageSet(raw.images, raw.labels, 3, "toy", ("ant", "bee", "cat"))
+    model, store = linear_model(16), RunDirectory(tmp_path)
+    runs: list[Callable[[], list[object]]] = [
+        lambda: list(gaussian({"a": model}, data, [0.1], seed=0, store=store)),
+        lambda: list(whitebox({"a": model}, [PGD(0.1, steps=1)], data, seed=0, store=store)),
+        lambda: list(transfer({"a": model}, {"a": model}, [PGD(0.1, steps=1)], data, seed=0, store=store)),
+        lambda: list(tapm({"a": model}, {"a": model}, [PGD(0.1, steps=1)], data, seed=0, store=store)),
+        lambda: list(sanity(model, data, eps=0.1, steps=2, queries=0, store=store)),
+    ]
+    for run in runs:
+        run()
+    name_classes(model, ("bee", "ant", "cat"))
+    for run in runs:
+        with pytest.raises(ClassesError):
+            run()
 
 
 def test_nothing_is_attacked_before_all_are_looked_at() -> None:
