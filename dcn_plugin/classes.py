@@ -123,7 +123,8 @@ def check_same_names(
     ours, theirs = telling(names), telling(known)
     if ours is None or theirs is None or ours == theirs:
         return
-    strange = [name for name in ours if name not in set(theirs)]
+    number = {name: label for label, name in enumerate(theirs)}
+    strange = [name for name in ours if name not in number]
     if strange:
         said = {f"not among those of {of}": ", ".join(strange[:5])}
         advice = (
@@ -131,8 +132,8 @@ def check_same_names(
             "dcn_plugin.classes.name_classes(model, data.class_names), or MODEL,class_names=... on the command line"
         )
     else:
-        moved = [(place, name) for place, name in enumerate(ours) if theirs[place] != name]
-        said = {name: f"{place} here, {theirs.index(name)} there" for place, name in moved[:3]}
+        moved = [(place, name) for place, name in enumerate(ours) if number[name] != place]
+        said = {name: f"{place} here, {number[name]} there" for place, name in moved[:3]}
         said = said or {"classes": f"{len(ours)} here, {len(theirs)} there"}
         advice = (
             f"open the images with class_names= of {of}: class_names_of(model) gives them, and "

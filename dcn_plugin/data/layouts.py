@@ -103,7 +103,7 @@ def check_training_folder(root: Path, names: Sequence[str]) -> None:
             continue
         known = _inside(training)
         if len(known) > 1 and known != list(names):
-            missing, new = [n for n in known if n not in set(names)], [n for n in names if n not in set(known)]
+            missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
             raise ClassesError(
                 f"{root} does not have the classes of the training folder beside it, so their numbers would differ.",
                 {"only in the training folder": few(missing)} | ({"only here": few(new)} if new else {}),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import CueConflict
 from dcn_plugin.errors import ModelOutputError, SpecError
-from dcn_plugin.evaluate.fit import check_all_names, check_fits
+from dcn_plugin.evaluate.fit import check_all_names, check_fit
 from dcn_plugin.evaluate.keys import Key, data_key, digest, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -133,7 +133,7 @@ class _Question:
 def _results(
     targets: Mapping[str, nn.Module], asked: _Question, store: RunDirectory | None, progress: bool
 ) -> Iterator[Result]:
-    fit = functools.cache(lambda: check_fits(asked.data, targets, count=False))
+    fit = functools.cache(lambda: _check_targets(targets, asked))
 
     def measure(name: str, target: nn.Module, bar: Any) -> list[Result]:
         fit()
@@ -154,13 +154,6 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
     data, parts = asked.data, []
     for first, images, labels in own_batches(data, asked.batch_size, asked.team):
         logits = logits_of(target, images, batch_size=asked.batch_size, name=name)
-        if logits.shape[1] != len(asked.cues):
-            raise ModelOutputError(
-                f"The classes of {name} are not those of the class map.",
-                logits.shape[1],
-                f"{len(asked.cues)} classes",
-                "pass class_map with one entry a class of the model",
-            )
         said = cue_decisions(logits, asked.cues, data.num_classes)
         texture = data.texture_labels[first : first + len(images)]
         parts.append((first, (said == labels, said == texture)))
@@ -189,6 +182,18 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
             hardware=ran_on(target),
         )
     ]
+
+
+def _check_targets(targets: Mapping[str, nn.Module], asked: _Question) -> None:
+    for name, target in targets.items():
+        count = check_fit(target, asked.data, name=name, classes=False)
+        if count != len(asked.cues):
+            raise ModelOutputError(
+                f"The classes of {name} are not those of the class map.",
+                count,
+                f"{len(asked.cues)} classes",
+                "pass class_map with one entry a class of the model",
+            )
 
 
 def _check_map(cues: Sequence[int | None], data: CueConflict) -> None:

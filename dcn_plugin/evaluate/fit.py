@@ -24,16 +24,16 @@ __all__ = ["check_all_names", "check_count", "check_fit", "check_fits", "check_n
 _REFUSALS = (RuntimeError, AssertionError, IndexError, ValueError)
 
 
-def check_fits(data: LabelledImages, *groups: Mapping[str, nn.Module], count: bool = True) -> None:
+def check_fits(data: LabelledImages, *groups: Mapping[str, nn.Module]) -> None:
     """:func:`check_fit` for each of several models by name; one that stands there twice is asked once."""
     asked: list[nn.Module] = []
     for name, model in itertools.chain.from_iterable(group.items() for group in groups):
         if not any(model is other for other in asked):
-            check_fit(model, data, name=name, count=count)
+            check_fit(model, data, name=name)
             asked.append(model)
 
 
-def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", count: bool = True) -> None:
+def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", classes: bool = True) -> int | None:
     """Check that a model takes the images of a set, and that its logits stand for the same classes.
 
     Names are compared first, where both tell them; then the model is asked about one black image. The global random
@@ -43,7 +43,10 @@ def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", count: 
         model: images in [0, 1] -> logits, or decisions (N,). It is run in eval mode; all flags are restored.
         data: the images; none is read.
         name: of the model, for messages; its class by default.
-        count: whether its classes have to be those of the data.
+        classes: whether its classes have to be those of the data.
+
+    Returns:
+        How many logits it has; None of a model that returns decisions.
 
     Raises:
         ClassesError: it has other classes, by name, order or number.
@@ -51,12 +54,14 @@ def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", count: 
         MaskShapeError: its masks are made for images of another size.
         ModelOutputError: it returns neither logits nor decisions.
     """
-    if count:
+    if classes:
         check_names(model, data, name=name)
     with refusals(model, data.shape, name=name):
         said = check_answers(_ask(model, data.shape), count=1, finite=False)
-    if count and said.ndim == 2:
-        check_count(model, said.shape[1], data, name=name)
+    count = said.shape[1] if said.ndim == 2 else None
+    if classes and count is not None:
+        check_count(model, count, data, name=name)
+    return count
 
 
 def check_all_names(data: LabelledImages, *groups: Mapping[str, nn.Module]) -> None:
