@@ -233,6 +233,7 @@ def _check_channels(text: str, model: nn.Module, channels: int) -> None:
             f"The images have {channels} channels, the normalisation of {text} has {model.mean.numel()}.",
             {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()},
             f"{channels} numbers each",
+            f"open the images with {model.mean.numel()} channels, e.g. folder:PATH,channels={model.mean.numel()}; or "
             f"write MODEL,in_chans={channels},mean={[0.5] * channels},std={[0.5] * channels} with the constants of "
             "your images, or normalize=false",
         )

@@ -13,7 +13,7 @@ from dcn_plugin.attacks import EnsembleSource
 from dcn_plugin.attacks.checks import check_answers
 from dcn_plugin.classes import check_same_names, class_names_of
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import ClassesError, DcnError, InputSizeError
+from dcn_plugin.errors import ClassesError, DcnError, ImageRangeError, InputSizeError
 from dcn_plugin.evaluate.environment import device_of
 from dcn_plugin.trace import eval_mode
 from dcn_plugin.wrappers import network_in
@@ -122,7 +122,9 @@ def refusals(model: nn.Module, shape: tuple[int, int, int], *, name: str = "") -
     try:
         yield
     except _REFUSALS as error:
-        if isinstance(error, DcnError | torch.OutOfMemoryError):
+        # Normalized raises ImageRangeError for another number of channels; the rest of our errors say enough.
+        named = isinstance(error, DcnError) and not isinstance(error, ImageRangeError)
+        if named or isinstance(error, torch.OutOfMemoryError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputSizeError(

@@ -140,8 +140,13 @@ def test_masks_of_another_size_say_so_themselves() -> None:
 
 def test_grey_images_are_asked_for_where_the_network_takes_one_channel(tmp_path: Path) -> None:
     root = shaded_folder(tmp_path / "test")
-    with pytest.raises(InputSizeError, match=r"takes images of 1 channel: open them with channels=1"):
-        correct_on(Shade(channels=1), ImageFolder(root))
+    for model in (Shade(channels=1), dcn.Normalized(Shade(channels=1), [0.0], [1.0])):
+        for run in (
+            lambda model=model: correct_on(model, ImageFolder(root)),
+            lambda model=model: next(iter(gaussian({"a": model}, ImageFolder(root), [0.1], seed=0))),
+        ):
+            with pytest.raises(InputSizeError, match="takes images of 1 channel: open them with channels=1"):
+                run()
     assert correct_on(Shade(channels=1), ImageFolder(root, channels=1)).all()
     with pytest.raises(InputSizeError, match=r"takes images of 3 channels: open them with channels=3"):
         correct_on(Shade(channels=3), ImageFolder(root, channels=1))
