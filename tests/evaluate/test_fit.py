@@ -33,6 +33,7 @@ from dcn_plugin.evaluate import (
 )
 from dcn_plugin.evaluate.fit import check_fit
 from dcn_plugin.models import cifar_resnet
+from tests.evaluate.watched import WatchedImages
 from tests.shades import NAMES, Shade, shaded_folder
 from tests.toys import image_set, linear_model
 
@@ -216,6 +217,19 @@ def test_a_set_of_the_users_own_without_class_names_is_measured() -> None:
     model = linear_model(16)
     name_classes(model, ("ant", "bee", "cat"))
     assert len(correct_on(model, Own(image_set(6)))) == 6  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16])
+def test_a_set_of_the_users_own_may_give_labels_of_any_integer_type(dtype: torch.dtype) -> None:
+    class Own(WatchedImages):
+        def batches(self, batch_size: int) -> Any:
+            return ((images, labels.to(dtype)) for images, labels in super().batches(batch_size))
+
+    model, data = linear_model(16), image_set(12)
+    for protocol in ("transfer, as target", "tapm", "whitebox", "distance", "gaussian", "shuffle", "sanity"):
+        expected = list(PROTOCOLS[protocol]({"a": model}, data))
+        assert list(PROTOCOLS[protocol]({"a": model}, Own(data))) == expected
+    assert torch.equal(correct_on(model, Own(data)), correct_on(model, data))
 
 
 def test_the_check_leaves_modes_and_the_global_generator_alone() -> None:
