@@ -52,8 +52,7 @@ def check_labels(labels: Tensor, *, count: int, num_classes: int | None = None) 
             f"integers ({count},), one class number an image",
             "turn one-hot labels into numbers with labels.argmax(1)",
         )
-    # torch finds no minimum among unsigned numbers of more than 8 bits.
-    numbers = labels if labels.dtype in _INTEGERS else labels.to(torch.int64)
+    numbers = labels.long()  # torch finds no extremes of unsigned integers
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         raise LabelError(
@@ -97,13 +96,8 @@ def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:
     return logits
 
 
-def check_answers(answers: object, *, count: int, finite: bool = True) -> Tensor:
+def check_answers(answers: object, *, count: int) -> Tensor:
     """Check that a model returned decisions: finite (N, classes) logits, or integers (N,), the classes themselves.
-
-    Args:
-        answers: what it returned.
-        count: N, the number of images it was asked about.
-        finite: see :func:`check_logits`.
 
     Returns:
         ``answers``, now known to be a tensor.
@@ -113,7 +107,7 @@ def check_answers(answers: object, *, count: int, finite: bool = True) -> Tensor
     """
     if isinstance(answers, Tensor) and answers.ndim == 1 and answers.dtype in _INTEGERS and len(answers) == count:
         return answers
-    return check_logits(answers, count=count, finite=finite)
+    return check_logits(answers, count=count)
 
 
 def warn_if_probabilities(logits: Tensor, *, name: str) -> None:

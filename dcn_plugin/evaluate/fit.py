@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import EnsembleSource
-from dcn_plugin.attacks.checks import check_answers
+from dcn_plugin.attacks.checks import check_answers, check_logits
 from dcn_plugin.classes import check_same_names, class_names_of
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import ClassesError, DcnError, ImageRangeError, InputSizeError
@@ -57,9 +57,12 @@ def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", classes
     if classes:
         check_names(model, data, name=name)
     with refusals(model, data.shape, name=name):
-        said = check_answers(_ask(model, data.shape), count=1, finite=False)
-    count = said.shape[1] if said.ndim == 2 else None
-    if classes and count is not None:
+        said = _ask(model, data.shape)
+    if isinstance(said, Tensor) and not said.is_floating_point():
+        check_answers(said, count=1)
+        return None
+    count = check_logits(said, count=1, finite=False).shape[1]
+    if classes:
         check_count(model, count, data, name=name)
     return count
 
@@ -153,12 +156,12 @@ def _advice(model: nn.Module, shape: tuple[int, int, int]) -> str:
 
 
 @torch.no_grad()
-def _ask(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
+def _ask(model: nn.Module, shape: tuple[int, int, int]) -> object:
     """What the model says about one black image."""
     device = device_of(model)
     image = torch.zeros(1, *shape, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eval_mode(model):
-        said: Tensor = model(image)
+        said: object = model(image)
     return said
 
 

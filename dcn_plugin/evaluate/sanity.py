@@ -105,8 +105,8 @@ def sanity(
         raise SpecError("Many steps are compared with one.", steps, "steps >= 2")
     if queries < 0:
         raise SpecError("The number of queries is not usable.", queries, "an int >= 0")
-    team = Team.of(accelerator)
     check_all_names(data, {name: model}, sources or {})
+    team = Team.of(accelerator)
     case = Attempts(model, data, eps, steps, sources or {}, queries, attack_seed, batch_size, team)
     with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=team) as bar:
         for check in CHECKS:
