@@ -114,6 +114,8 @@ def labelled_files(root: Path, *, class_names: NamesLike | None = None) -> tuple
             f"{root} holds folders that are no class of class_names.",
             few(unknown),
             f"names among the {len(classes)} classes, e.g. {classes[0]!r}",
+            "on the command line class_names are those that the network, or the training images, know; if only the "
+            "spelling differs, say so of the network: MODEL,class_names=... with the folders' names in its order",
         )
     if annotated is not None:
         return classes, [LabelledFile(path, number[name]) for path, name in sorted(annotated.items())]

@@ -56,6 +56,18 @@ def test_some_of_the_classes_are_refused_where_nobody_names_them(
         assert "class_names=" in capsys.readouterr().err
 
 
+def test_folders_that_the_network_does_not_know_are_refused_with_the_way_on(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = root / "names.txt"
+    names.write_text("Ant\nBee\nCat\nDog")
+    arguments = ["--data", f"folder:{root / 'train'}", "--out", str(root / "run")]
+    assert cli.main(["evaluate", "gaussian", "--target", f"a={SHADE},class_names={names}", *arguments]) != 0
+    assert "MODEL,class_names=" in capsys.readouterr().err
+    target = ["--target", f"a={SHADE},class_names={root / 'train'}", "--data", f"folder:{root / 'train'}"]
+    assert right(root / "run", "gaussian", *target, "--level", "0.01") == 1
+
+
 def test_stylized_folders_take_class_names_and_channels(root: Path) -> None:
     data = f"{root / 'part'},channels=1,class_names={root / 'train'}"
     arguments = ["--target", "a=tests.shades:grey_shade", "--data", data, "--stylized", str(root / "part")]
