@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.archive import RESERVED, Pathish, read_archive, ties, write_archive
+from dcn_plugin.classes import check_class_names, class_names_of, name_classes
 from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
@@ -45,6 +46,7 @@ class CheckpointInfo:
         normalization: mean and std of the :class:`dcn_plugin.Normalized` that was around it, or None.
         versions: package -> version that wrote the file.
         metadata: the caller's own entries.
+        class_names: what its classes are called, in the order of the logits, or None where that is not known.
     """
 
     parts: Mapping[str, DefectSpec]
@@ -54,6 +56,7 @@ class CheckpointInfo:
     normalization: Mapping[str, list[float]] | None
     versions: Mapping[str, str]
     metadata: Mapping[str, str]
+    class_names: tuple[str, ...] | None = None
 
 
 def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -106,6 +109,8 @@ def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, s
         "versions": {name: _version(name) for name in ("dcn-plugin", "safetensors", "timm", "torch")},
         **_timm_origin(network),
     }
+    if (names := class_names_of(network)) is not None:
+        record["class_names"] = list(names)
     state = {bare_name(key): value for key, value in network.state_dict().items()}
     write_archive(path, state, {**entries, _RECORD: json.dumps(record, sort_keys=True)})
 
@@ -177,6 +182,7 @@ def _read(path: Pathish) -> tuple[CheckpointInfo, dict[str, Tensor]]:
             normalization=record["normalization"],
             versions=record["versions"],
             metadata=metadata,
+            class_names=check_class_names(record["class_names"]) if record.get("class_names") else None,
         )
         bits = {name: state[f"{name}.mask"] for name in info.masks}
         strange = _strange(_sites(info.parts, bits), bits)
@@ -209,6 +215,8 @@ def _load(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], mode
     own = network.state_dict()
     _check_entries(path, state, {bare_name(key): value for key, value in own.items()}, type(network).__name__)
     network.load_state_dict({key: state[bare_name(key)] for key in own})
+    if info.class_names is not None:
+        name_classes(network, info.class_names)
 
 
 def _insert(path: Pathish, info: CheckpointInfo, network: nn.Module) -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "AlreadyDefectiveError",
     "BlockError",
     "CheckpointError",
+    "ClassesError",
     "CompactError",
     "DataError",
     "DcnError",
@@ -120,6 +121,10 @@ class ImageRangeError(DcnError, ValueError):
 
 class LabelError(DcnError, ValueError):
     """Labels are not integers, or out of the range of the model's classes."""
+
+
+class ClassesError(LabelError, SpecError):
+    """The classes of a model and of a data set, or of two data sets, are not the same: by number, name or order."""
 
 
 class ModelOutputError(DcnError, ValueError):

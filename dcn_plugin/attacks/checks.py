@@ -52,7 +52,8 @@ def check_labels(labels: Tensor, *, count: int, num_classes: int | None = None) 
             f"integers ({count},), one class number an image",
             "turn one-hot labels into numbers with labels.argmax(1)",
         )
-    low, high = int(labels.min()), int(labels.max())
+    numbers = labels.long()  # torch finds no extremes of unsigned integers
+    low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         raise LabelError(
             "The labels are out of range.",

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _IMAGES = (
-    "images: digits, folder:PATH, npz:FILE, cifar10:ROOT, cifar100:ROOT, mnist:ROOT, fashionmnist:ROOT or svhn:ROOT"
+    "images: digits, folder:PATH, npz:FILE, cifar10:ROOT, cifar100:ROOT, cifar10c:ROOT, mnist:ROOT, fashionmnist:ROOT, "
+    "stl10:ROOT or svhn:ROOT, with options behind it: channels=1 (grey), class_names=FILE (the classes of the network "
+    "where a folder holds some of them, or in another order; also the training folder, or the network's file)"
 )
 
 
@@ -64,7 +66,22 @@ class _Opened:
         from dcn_plugin.data import open_images
 
         args = self.args
-        return open_images(args.data, size=args.size, resize=args.resize, limit=args.limit)
+        names = self.class_names if args.data.startswith("folder:") else None
+        return open_images(args.data, size=args.size, resize=args.resize, limit=args.limit, class_names=names)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Those of the first model that knows its own: a folder is numbered by them, whichever classes it holds."""
+        from dcn_plugin.classes import class_names_of, telling
+
+        known = [telling(class_names_of(model)) for model in (*self.targets.values(), *self.sources.values())]
+        return next(filter(None, known), None)
+
+    def folder(self, *known: str) -> tuple[str, dict[str, Any]]:
+        """``--data`` of a protocol that takes folders alone: ``PATH,key=value``, "folder:" in front of it or not."""
+        from dcn_plugin.data.registry import folder_options
+
+        return folder_options(self.args.data, known)
 
     @property
     def common(self) -> dict[str, Any]:
@@ -312,7 +329,9 @@ def _stylized(opened: _Opened) -> Iterable[Result]:
     from dcn_plugin.evaluate import stylized
 
     args = opened.args
-    pair = paired_folders(args.data, args.stylized, size=args.size, resize=args.resize, limit=args.limit)
+    root, options = opened.folder("channels", "class_names", "interpolation")
+    options.setdefault("class_names", opened.class_names)
+    pair = paired_folders(root, args.stylized, size=args.size, resize=args.resize, limit=args.limit, **options)
     return stylized(opened.targets, *pair, **opened.common)
 
 
@@ -325,7 +344,8 @@ def _cue_conflict(opened: _Opened) -> Iterable[Result]:
     from dcn_plugin.evaluate import cue_conflict
 
     args = opened.args
-    data = CueConflict(args.data, size=args.size, resize=args.resize, limit=args.limit)
+    root, options = opened.folder("channels", "interpolation")
+    data = CueConflict(root, size=args.size, resize=args.resize, limit=args.limit, **options)
     return cue_conflict(opened.targets, data, class_map=_class_map(args.class_map), **opened.common)
 
 

@@ -23,7 +23,7 @@ __all__ = ["MODELS", "open_model", "open_models"]
 MODELS = (
     "a timm name (defective_resnet18,p=0.3,num_classes=10,checkpoint_path=FILE), a checkpoint of save_checkpoint "
     "(net.safetensors, with model=SPEC where the architecture is not timm's), or a function of yours "
-    "(module:function,option=1,weights=FILE)"
+    "(module:function,option=1,weights=FILE); class_names=FILE says what its classes are called"
 )
 """What :func:`open_model` understands, for help texts."""
 
@@ -41,6 +41,9 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     A timm model gets the normalisation of its ``pretrained_cfg`` inside, and ``tell`` says so;
     ``normalize=false`` leaves it out, and ``mean=`` and ``std=`` change it. A function's model is taken as it is.
 
+    What the classes are called is read off the file that the weights come from, where that tells it, and is known of
+    timm's ImageNet weights; ``class_names=`` says it, as :func:`dcn_plugin.data.read_class_names` takes it.
+
     Args:
         text: see :data:`MODELS`.
         name: what to call it in messages.
@@ -54,12 +57,14 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     options = dict(spec.options)
     normalize = options.pop("normalize", True)
     constants: dict[str, Any] = {key: options.pop(key) for key in ("mean", "std") if key in options}
+    names = options.pop("class_names", None)
     if spec.head.endswith(".safetensors") or os.path.sep in spec.head:
         model, own = _from_checkpoint(Path(spec.head), options)
     elif ":" in spec.head:
         model, own = _from_function(Spec(spec.head, options)), None
     else:
         model, own = _from_timm(Spec(spec.head, options))
+    _name_classes(model, names, options)
     own = {**(own or {}), **constants} if own or constants else None
     if not normalize or own is None:
         tell(f"{name or text}: takes images in [0, 1] as they are")
@@ -70,6 +75,25 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
 
     tell(f"{name or text}: images are normalised inside, mean {list(own['mean'])}, std {list(own['std'])}")
     return Normalized(model, own["mean"], own["std"])
+
+
+def _name_classes(model: nn.Module, names: Any, options: Mapping[str, Any]) -> None:
+    """Tell a model what its classes are called: as it was written, or as its file says."""
+    from dcn_plugin.classes import class_names_in, name_classes
+    from dcn_plugin.data import read_class_names
+
+    if names is not None:
+        name_classes(model, read_class_names(names if isinstance(names, list | tuple) else str(names)))
+    elif (path := options.get("checkpoint_path")) and (told := class_names_in(str(path))):
+        name_classes(model, told)
+    elif options.get("pretrained") and _knows_imagenet(model):
+        name_classes(model, read_class_names("imagenet-1k"))
+
+
+def _knows_imagenet(model: nn.Module) -> bool:
+    """Whether timm loaded weights that end in ImageNet's 1,000 classes, and their head."""
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    return "in1k" in (cfg.get("tag") or "") and cfg.get("num_classes") == getattr(model, "num_classes", None) == 1000
 
 
 def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
@@ -134,6 +158,7 @@ def _with_weights(model: nn.Module, path: Path) -> nn.Module:
 
     from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint
+    from dcn_plugin.classes import class_names_in, name_classes
     from dcn_plugin.wrappers import network_in
 
     if is_archive(path):
@@ -143,4 +168,6 @@ def _with_weights(model: nn.Module, path: Path) -> nn.Module:
         network.load_state_dict(safetensors.torch.load_file(path))
     except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"The weights in {path} do not fit {type(model).__name__} ({error}).") from error
+    if (names := class_names_in(path)) is not None:
+        name_classes(network, names)
     return model

@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
         required=True,
         metavar="DATA",
         help="training images: digits, folder:PATH, npz:FILE, cifar10:ROOT, cifar100:ROOT, mnist:ROOT, "
-        "fashionmnist:ROOT or svhn:ROOT",
+        "fashionmnist:ROOT, stl10:ROOT or svhn:ROOT, with options behind it, e.g. folder:PATH,channels=1",
     )
     parser.add_argument("--val", metavar="DATA", help="validation images; default: a share of the training images")
     parser.add_argument(
@@ -198,30 +198,29 @@ class _Data:
 
 def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
     from dcn_plugin.data import open_images
+    from dcn_plugin.data.registry import parts_of
     from dcn_plugin.training import split_off
+    from dcn_plugin.training.fit import check_parts
 
-    def opened(text: str, part: DataPart, *, limit: int | None = None) -> Any:
-        return open_images(text, part=part, size=args.size, resize=args.resize, limit=limit)
+    def opened(text: str, part: DataPart, *, like: Any = None) -> Any:
+        # Folders are numbered as the training images are, whichever classes they hold.
+        names = None if like is None or not text.startswith("folder:") else like.class_names
+        limit = args.limit if like is None else None
+        return open_images(text, part=part, size=args.size, resize=args.resize, limit=limit, class_names=names)
 
-    train = opened(args.data, "train", limit=args.limit)
-    own_test = args.data.partition(":")[0] not in ("folder", "npz")
+    train = opened(args.data, "train")
+    parts = parts_of(args.data)
     test: Any = None
-    if args.test is not None or own_test:
-        test = opened(args.test or args.data, "test")
+    if args.test is not None or "test" in parts:
+        test = opened(args.test or args.data, "test", like=train)
     elif config.select == "test":
         raise SpecError("This data set has no test part of its own.", args.data, "--test DATA")
     val: Any = None
-    if args.val is not None or args.data == "digits":
-        val = opened(args.val or args.data, "val")
+    if args.val is not None or "val" in parts:
+        val = opened(args.val or args.data, "val", like=train)
     elif args.val_share:
         train, val = split_off(train, args.val_share)
-    for name, other in (("validation", val), ("test", test)):
-        if other is not None and (other.num_classes, other.shape) != (train.num_classes, train.shape):
-            raise SpecError(
-                f"The {name} images are of another kind than the training images.",
-                {"classes": other.num_classes, "shape": other.shape},
-                f"{train.num_classes} classes, shape {train.shape}",
-            )
+    check_parts(train, validation=val, test=test)
     return _Data(train, val, test)
 
 
@@ -234,6 +233,7 @@ def _check_channels(text: str, model: nn.Module, channels: int) -> None:
             f"The images have {channels} channels, the normalisation of {text} has {model.mean.numel()}.",
             {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()},
             f"{channels} numbers each",
+            f"open the images with {model.mean.numel()} channels, e.g. folder:PATH,channels={model.mean.numel()}; or "
             f"write MODEL,in_chans={channels},mean={[0.5] * channels},std={[0.5] * channels} with the constants of "
             "your images, or normalize=false",
         )

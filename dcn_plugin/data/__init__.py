@@ -8,8 +8,10 @@ from dcn_plugin.data.decode import EvalTransform
 from dcn_plugin.data.digits import load_digits
 from dcn_plugin.data.files import load_mnist_idx, load_npz, load_torchvision
 from dcn_plugin.data.folder import ImageFolder
+from dcn_plugin.data.formats import load_cifar_c, load_stl10
 from dcn_plugin.data.imagefiles import ImageFiles
 from dcn_plugin.data.imageset import ImageSet, Splits
+from dcn_plugin.data.names import read_class_names
 from dcn_plugin.data.patches import patch_permutations, patch_shuffle
 from dcn_plugin.data.registry import DATA_SPECS, DataPart, open_images
 from dcn_plugin.data.source import IndexedImages, LabelledImages
@@ -31,13 +33,16 @@ __all__ = [
     "Splits",
     "amplitude_partners",
     "amplitude_swap",
+    "load_cifar_c",
     "load_digits",
     "load_mnist_idx",
     "load_npz",
+    "load_stl10",
     "load_torchvision",
     "open_images",
     "paired_folders",
     "patch_permutations",
     "patch_shuffle",
     "random_shift",
+    "read_class_names",
 ]

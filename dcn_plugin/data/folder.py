@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from dcn_plugin.data.decode import EvalTransform, Interpolation
 from dcn_plugin.data.imagefiles import EXTENSIONS, ImageFiles, LabelledFile, evenly_spaced, images_under
+from dcn_plugin.data.layouts import (
+    annotated_files,
+    check_class_level,
+    check_training_folder,
+    class_folders,
+    few,
+    layout,
+)
+from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.errors import DataError
 
-__all__ = ["ImageFolder", "class_folders", "labelled_files"]
+__all__ = ["ImageFolder", "labelled_files"]
 
 
 class ImageFolder(ImageFiles):
     """A folder of labelled images, ``root/<class>/.../<image>.png``, decoded batch by batch.
 
     Classes are numbered, and images ordered, as torchvision's ImageFolder does it: by name. Names that begin
-    with a dot are passed over.
+    with a dot are passed over. A folder that holds some of the classes of a network only, or names them otherwise,
+    numbers them otherwise: pass ``class_names``. Tiny-ImageNet's validation part (``images`` beside
+    ``val_annotations.txt``) is read as it is published.
+
+    Example::
+
+        val = ImageFolder("photos/val", size=64, class_names="photos/train")  # numbered as in training
 
     Args:
         root: the folder that holds the classes.
@@ -29,12 +45,17 @@ class ImageFolder(ImageFiles):
         interpolation: "bilinear" or "bicubic".
         name: as it appears in result records; the folder's name by default.
         limit: so many images, spread evenly over the whole set (the first would all be of the first class).
-        class_names: the classes of the network, in its order, where the folder holds some of them only.
+        class_names: the classes of the network in the order of its logits; the folder may hold some of them only. A
+            list, or where they stand (:func:`~dcn_plugin.data.read_class_names`): a text file, the training folder, the
+            network's file, "imagenet-1k". Folders that are all the labels in digits are taken for them. None: the
+            sub-folders are the classes.
         threads: how many files are decoded at a time.
 
     Raises:
         DataError: there is no such folder, no class or no image in it; a class has no image; a sub-folder that is not
-            in ``class_names``; images of two sizes without ``size``.
+            in ``class_names``; images of two sizes without ``size``. Without ``class_names`` also: sub-folders that are
+            parts of a data set (train, val), or severities (ImageNet-C), and no classes.
+        ClassesError: without ``class_names``, where the folder ``train`` beside it has other classes.
         SpecError: an option out of range.
     """
 
@@ -48,7 +69,7 @@ class ImageFolder(ImageFiles):
         interpolation: Interpolation = "bilinear",
         name: str | None = None,
         limit: int | None = None,
-        class_names: Sequence[str] | None = None,
+        class_names: NamesLike | None = None,
         threads: int = 4,
     ) -> None:
         transform = EvalTransform(size, resize, channels, interpolation)
@@ -64,24 +85,7 @@ class ImageFolder(ImageFiles):
         )
 
 
-def class_folders(root: Path) -> list[str]:
-    """Names of the sub-folders of an image folder, sorted.
-
-    Raises:
-        DataError: there is no such folder, or nothing in it.
-    """
-    if not root.is_dir():
-        raise DataError("There is no such image folder.", str(root), _layout(root))
-    # Sorted, for the order in which a file system lists names is its own affair.
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not names:
-        raise DataError("The image folder has no sub-folder for any class.", str(root), _layout(root))
-    return names
-
-
-def labelled_files(
-    root: Path, *, class_names: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], list[LabelledFile]]:
+def labelled_files(root: Path, *, class_names: NamesLike | None = None) -> tuple[tuple[str, ...], list[LabelledFile]]:
     """The classes of an image folder and its files, in their order.
 
     Args:
@@ -93,34 +97,61 @@ def labelled_files(
         DataError: see :class:`ImageFolder`.
     """
     found = class_folders(root)
-    classes = tuple(found if class_names is None else class_names)
-    unknown = [name for name in found if name not in set(classes)]
+    given = None if class_names is None else read_class_names(class_names)
+    annotated = annotated_files(root)
+    if annotated is not None:
+        found = sorted(set(annotated.values()))
+    elif given is None:
+        check_class_level(root, found)
+    if given is None:
+        check_training_folder(root, found)
+        _warn_of_numbers(root, found)
+    classes = tuple(found) if given is None else given
+    number = _numbers(found, classes)
+    unknown = [name for name in found if name not in number]
     if unknown:
         raise DataError(
             f"{root} holds folders that are no class of class_names.",
-            _few(unknown),
-            f"names among the {len(classes)} classes, e.g. {classes[0]!r}" if classes else "at least one class",
+            few(unknown),
+            f"names among the {len(classes)} classes, e.g. {classes[0]!r}",
+            "on the command line class_names are those that the network, or the training images, know; if only the "
+            "spelling differs, say so of the network: MODEL,class_names=... with the folders' names in its order",
         )
-    number = {name: label for label, name in enumerate(classes)}
+    if annotated is not None:
+        return classes, [LabelledFile(path, number[name]) for path, name in sorted(annotated.items())]
     files, empty = [], []
     for name in found:
         inside = images_under(root / name)
         files += [LabelledFile(f"{name}/{path}", number[name]) for path in inside]
         if not inside:
             empty.append(name)
-    if not files or (empty and class_names is None):
+    if not files or (empty and given is None):
         raise DataError(
             f"{root} holds classes without an image.",
-            _few(empty),
-            f"{_layout(root)}, images ending in {', '.join(EXTENSIONS)}",
+            few(empty),
+            f"{layout(root)}, images ending in {', '.join(EXTENSIONS)}",
             "complete or remove them, or pass class_names= if classes are meant to be missing",
         )
     return classes, files
 
 
-def _layout(root: Path) -> str:
-    return f"{root}/<class>/<image>.png, one sub-folder a class"
+def _numbers(found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """Folder -> label. Folders that are the labels themselves ("0" to "9", or "000" to "999") are taken for them."""
+    if set(found).isdisjoint(classes) and all(name.isdecimal() for name in found):
+        labels = {name: int(name) for name in found}
+        if sorted(labels.values()) == list(range(len(classes))):
+            return labels
+    return {name: label for label, name in enumerate(classes)}
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _warn_of_numbers(root: Path, names: Sequence[str]) -> None:
+    """Warn where classes are numbers, and sorting them as text numbers them otherwise."""
+    if all(name.isdecimal() for name in names) and sorted(names, key=int) != list(names):
+        place = next(place for place, name in enumerate(sorted(names, key=int)) if names[place] != name)
+        warnings.warn(
+            f"The classes of {root} are numbers, and sorted as text, as torchvision does it: label {place} is the "
+            f"folder {names[place]!r}. For a network that takes the folders' names for labels pass "
+            "class_names=[str(n) for n in range(...)], or a file of these names.",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcn_plugin.classes import check_class_names
 from dcn_plugin.data.decode import EvalTransform, decode, image_size
 from dcn_plugin.errors import DataError, SpecError
 
@@ -42,7 +43,7 @@ class ImageFiles:
 
     Raises:
         DataError: images of two sizes, with the first that differs; or a file that cannot be read.
-        SpecError: ``threads`` is below 1.
+        SpecError: ``threads`` is below 1, or two class names are equal.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ImageFiles:
         assert files
         self.root = Path(root)
         self.files = tuple(files)
-        self.class_names = tuple(class_names)
+        self.class_names = check_class_names(class_names)
         self.transform = transform
         self.name = name
         self.labels = torch.tensor([file.label for file in files])

@@ -28,6 +28,11 @@ class LabelledImages(Protocol):
         ...
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the classes are called, in the order of their labels; None, or left out, where that is not known."""
+        ...
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         ...

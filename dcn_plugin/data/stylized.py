@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 
 from dcn_plugin.data.decode import EvalTransform, Interpolation
-from dcn_plugin.data.folder import class_folders, labelled_files
+from dcn_plugin.data.folder import labelled_files
 from dcn_plugin.data.imagefiles import ImageFiles, LabelledFile, evenly_spaced, images_under
+from dcn_plugin.data.layouts import class_folders
+from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.errors import DataError
 
 __all__ = ["CUE_CLASSES", "CueConflict", "paired_folders"]
@@ -53,7 +55,7 @@ def paired_folders(
     channels: Literal[1, 3] = 3,
     interpolation: Interpolation = "bilinear",
     limit: int | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: NamesLike | None = None,
     threads: int = 4,
 ) -> tuple[ImageFiles, ImageFiles]:
     """Open an image folder and its stylised twin, image for image in the same order.
@@ -159,12 +161,13 @@ class CueConflict(ImageFiles):
         interpolation: Interpolation = "bilinear",
         name: str | None = None,
         limit: int | None = None,
-        class_names: Sequence[str] = CUE_CLASSES,
+        class_names: NamesLike = CUE_CLASSES,
         threads: int = 4,
     ) -> None:
         transform = EvalTransform(size, resize, channels, interpolation)
         folder = Path(root)
-        number = {name: label for label, name in enumerate(class_names)}
+        classes = read_class_names(class_names)
+        number = {name: label for label, name in enumerate(classes)}
         paths = [f"{shape}/{path}" for shape in class_folders(folder) for path in images_under(folder / shape)]
         cues = [_cues(folder, path, number) for path in paths]
         conflicts = [index for index, (shape, texture) in enumerate(cues) if shape != texture]
@@ -178,7 +181,7 @@ class CueConflict(ImageFiles):
         super().__init__(
             folder,
             [LabelledFile(paths[index], cues[index][0]) for index in chosen],
-            class_names,
+            classes,
             transform=transform,
             name=name or folder.resolve().name,
             threads=threads,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import PGD, Attack, AttackRun, HopSkipJump
 from dcn_plugin.data import LabelledImages
+from dcn_plugin.evaluate.fit import check_fits
 from dcn_plugin.evaluate.predict import correct, device_of, logits_of
 from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
 
@@ -117,6 +118,8 @@ class Attempts:
 
     def _once(self, attack: Attack, radius: float, source: str | None = None) -> Outcome:
         about = f"{attack} on {source}"
+        if not self._done:
+            check_fits(self.data, {"": self.model}, self.sources)
         if about not in self._done:
             self._done[about] = self._run(attack, radius, None if source is None else self.sources[source])
         return self._done[about]

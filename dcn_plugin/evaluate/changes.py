@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import check_labels
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, predict, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -92,6 +93,7 @@ def measure_changes(
     Raises:
         SpecError: no target or no change, or ``confidence`` is not in [0, 1]; or the processes have different models
             or data.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Yields:
         Records in the order change, target; one unit of the store a change.
@@ -101,6 +103,7 @@ def measure_changes(
     if not 0 <= confidence <= 1:
         raise SpecError("The confidence is not usable.", confidence, "a probability in [0, 1]")
     team = Team.of(accelerator)
+    check_all_names(data, targets)
     asked = _Question(protocol, targets, data, seed, confidence, batch_size, team)
     clean = functools.cache(lambda: _Clean.ask(asked))
     with progress_bar(len(changes) * len(data), protocol, show=progress, team=team) as bar:
@@ -152,6 +155,7 @@ class _Clean:
 
     @classmethod
     def ask(cls, asked: _Question) -> _Clean:
+        check_fits(asked.data, asked.targets)
         right: dict[str, Tensor] = {}
         counted = torch.ones(len(asked.data), dtype=torch.bool)
         for name, target in asked.targets.items():

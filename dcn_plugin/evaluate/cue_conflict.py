@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import CueConflict
 from dcn_plugin.errors import ModelOutputError, SpecError
+from dcn_plugin.evaluate.fit import check_all_names, check_fit
 from dcn_plugin.evaluate.keys import Key, data_key, digest, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -77,6 +78,8 @@ def cue_conflict(
         SpecError: no target, or a map that names a class that is none, or leaves out a class of the data: no
             answer could ever name it. Or the processes have different models or data.
         ModelOutputError: a target does not have as many classes as the map.
+        ClassesError: without a map, a target that names its classes otherwise.
+        InputSizeError: a target does not take such images; nothing was measured.
 
     Yields:
         One record a target; protocol "cue-conflict". ``n_counted`` are the answers that name the shape or the texture,
@@ -92,6 +95,8 @@ def cue_conflict(
     given = range(data.num_classes) if class_map is None else class_map
     cues = tuple(None if cue is None else int(cue) for cue in given)
     _check_map(cues, data)
+    if class_map is None:
+        check_all_names(data, targets)
     return _results(targets, _Question(data, seed, cues, batch_size, Team.of(accelerator)), store, progress)
 
 
@@ -128,12 +133,18 @@ class _Question:
 def _results(
     targets: Mapping[str, nn.Module], asked: _Question, store: RunDirectory | None, progress: bool
 ) -> Iterator[Result]:
+    fit = functools.cache(lambda: _check_targets(targets, asked))
+
+    def measure(name: str, target: nn.Module, bar: Any) -> list[Result]:
+        fit()
+        return _measure(asked, name, target, bar)
+
     with progress_bar(len(targets) * len(asked.data), "cue-conflict", show=progress, team=asked.team) as bar:
         for number, (name, target) in enumerate(targets.items(), 1):
             yield from remember(
                 store,
                 functools.partial(asked.key, name, target),
-                functools.partial(_measure, asked, name, target, bar),
+                functools.partial(measure, name, target, bar),
                 team=asked.team,
             )
             bar.update(number * len(asked.data) - bar.n)
@@ -143,13 +154,6 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
     data, parts = asked.data, []
     for first, images, labels in own_batches(data, asked.batch_size, asked.team):
         logits = logits_of(target, images, batch_size=asked.batch_size, name=name)
-        if logits.shape[1] != len(asked.cues):
-            raise ModelOutputError(
-                f"The classes of {name} are not those of the class map.",
-                logits.shape[1],
-                f"{len(asked.cues)} classes",
-                "pass class_map with one entry a class of the model",
-            )
         said = cue_decisions(logits, asked.cues, data.num_classes)
         texture = data.texture_labels[first : first + len(images)]
         parts.append((first, (said == labels, said == texture)))
@@ -178,6 +182,18 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
             hardware=ran_on(target),
         )
     ]
+
+
+def _check_targets(targets: Mapping[str, nn.Module], asked: _Question) -> None:
+    for name, target in targets.items():
+        count = check_fit(target, asked.data, name=name, classes=False)
+        if count != len(asked.cues):
+            raise ModelOutputError(
+                f"The classes of {name} are not those of the class map.",
+                count,
+                f"{len(asked.cues)} classes",
+                "pass class_map with one entry a class of the model",
+            )
 
 
 def _check_map(cues: Sequence[int | None], data: CueConflict) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.fit import check_fits
 from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import correct, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -60,6 +61,7 @@ def minimal_distance(
     Raises:
         SpecError: no target, a bounded attack, or ``count`` below 1; or the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Source: paper, section 4.3, table 6; FACTS of the authors' code.
     """
@@ -70,6 +72,7 @@ def minimal_distance(
     if count is not None and count < 1:
         raise SpecError("The number of images is not usable.", count, "an int >= 1, or None")
     team = Team.of(accelerator)
+    check_fits(data, targets)
     with progress_bar(len(targets) * (count or len(data)), attack.name, show=progress, team=team) as bar:
         for number, (name, target) in enumerate(targets.items(), 1):
             # The first process alone: it stops where it has enough, and costs next to nothing beside the attack.

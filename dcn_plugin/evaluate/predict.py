@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -11,17 +11,12 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import check_labels, check_logits, warn_if_probabilities
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.engine import CompactModel
-from dcn_plugin.evaluate.environment import hardware
-from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
+from dcn_plugin.evaluate.environment import device_of, hardware
+from dcn_plugin.evaluate.fit import check_count, check_names, refusals
+from dcn_plugin.evaluate.team import ALONE, Part, Team, own_batches, whole
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["correct", "correct_on", "device_of", "logits_of", "predict", "ran_on"]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU if it has none."""
-    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def ran_on(model: nn.Module, *, source: nn.Module | None = None) -> Mapping[str, str | int | None]:
@@ -96,7 +91,7 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
     """
     said, num_classes = predict(model, images, batch_size=batch_size, name=name)
     check_labels(labels, count=len(images), num_classes=num_classes)
-    return said == labels.cpu()
+    return said == labels.cpu().long()
 
 
 def correct_on(
@@ -110,10 +105,18 @@ def correct_on(
         batch_size: see there.
         name: see there.
         team: processes that share the images; each gets the whole answer.
+
+    Raises:
+        ClassesError: the model's classes are not those of the data, by name, order or number.
+        InputSizeError: it does not take such images.
     """
-    parts = [
-        (first, (correct(model, images, labels, batch_size=batch_size, name=name),))
-        for first, images, labels in own_batches(data, batch_size, team)
-    ]
+    check_names(model, data, name=name)
+    parts: list[Part] = []
+    for first, images, labels in own_batches(data, batch_size, team):
+        with contextlib.nullcontext() if parts else refusals(model, data.shape, name=name):
+            said, count = predict(model, images, batch_size=batch_size, name=name)
+        check_count(model, count, data, name=name)
+        check_labels(labels, count=len(images), num_classes=count)
+        parts.append((first, (said == labels.cpu().long(),)))
     (flags,) = whole(parts, team)
     return flags

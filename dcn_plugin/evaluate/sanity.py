@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.attempts import Attempts, Outcome
+from dcn_plugin.evaluate.fit import check_all_names
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.paired import LEVEL, Verdict, not_weaker, only_one, sign_test, stronger
 from dcn_plugin.evaluate.predict import device_of, ran_on
@@ -89,6 +90,7 @@ def sanity(
     Raises:
         SpecError: eps, steps or queries are out of range; or the processes have different models or data.
         LabelError, ModelOutputError: as attacks do.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Yields:
         One record a check, in the order above; protocol "sanity", ``attack`` the name of the check, ``figures`` the
@@ -103,6 +105,7 @@ def sanity(
         raise SpecError("Many steps are compared with one.", steps, "steps >= 2")
     if queries < 0:
         raise SpecError("The number of queries is not usable.", queries, "an int >= 0")
+    check_all_names(data, {name: model}, sources or {})
     team = Team.of(accelerator)
     case = Attempts(model, data, eps, steps, sources or {}, queries, attack_seed, batch_size, team)
     with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=team) as bar:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.fit import check_fit
 from dcn_plugin.evaluate.keys import Key, attack_key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.records import Rounding
@@ -143,6 +144,7 @@ class AdversarialSet:
 
         Raises:
             LabelError, ModelOutputError: as the attack does.
+            ClassesError, InputSizeError: the source's classes or images are not those of the data.
         """
         if "loaded" in vars(self):
             step = self.team.size * self.batch_size
@@ -155,6 +157,7 @@ class AdversarialSet:
         for first, images, labels in own_batches(self.data, self.batch_size, self.team, count=len(self)):
             kept = self.store.read_batch(key, first) if self.store is not None and key is not None else None
             if kept is None:
+                self._fits  # noqa: B018  (checked once)
                 kept = self._attacked(images, labels, first)
                 if self.store is not None and key is not None:
                     self.store.write_batch(key, first, kept)
@@ -168,6 +171,11 @@ class AdversarialSet:
         """All images as one batch. It stays in memory; whoever iterates from then on reads it."""
         parts = [(batch.first, tuple(getattr(batch, column) for column in _COLUMNS)) for batch in self]
         return AdversarialBatch(0, *whole(parts, self.team))
+
+    @functools.cached_property
+    def _fits(self) -> bool:
+        check_fit(self.source, self.data, name=self.name)
+        return True
 
     def _attacked(self, images: Tensor, labels: Tensor, first: int) -> dict[str, Tensor]:
         device = device_of(self.source)

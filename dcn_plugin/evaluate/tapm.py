@@ -12,6 +12,7 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.fit import check_all_names
 from dcn_plugin.evaluate.keys import Key, model_key
 from dcn_plugin.evaluate.predict import correct, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -63,6 +64,7 @@ def tapm(
     Raises:
         SpecError: no source, target or attack; or the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Source: Sitawarin, Chang, Huang, Altoyan, Wagner 2024, "PubDef", arXiv 2310.17645, section 3.
     """
@@ -77,11 +79,13 @@ def tapm(
         AdversarialSet(name, source, attack, data, rounding, batch_size, store, team=team)
         for (name, source), attack in itertools.product(sources.items(), attacks)
     ]
+    check_all_names(data, sources, targets)
+    clean = CleanAnswers(targets, data, sources, batch_size=batch_size, team=team)
     with progress_bar(len(made) * len(data), "TAPM", show=progress, team=team) as bar:
         yield from remember(
             store,
             functools.partial(_key, made, targets, seed),
-            functools.partial(_measure, made, targets, seed, bar),
+            functools.partial(_measure, made, targets, clean, seed, bar),
             team=team,
         )
 
@@ -94,10 +98,11 @@ def _key(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed:
     return {"protocol": "tapm", "sets": sets, "targets": models, "seed": seed}
 
 
-def _measure(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int, bar: Any) -> list[Result]:
+def _measure(
+    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, bar: Any
+) -> list[Result]:
     first = made[0]
     data = first.data
-    clean = CleanAnswers(targets, data, batch_size=first.batch_size, team=first.team)
     # Source and attack -> how many images each target has right.
     singles: dict[str, list[tuple[int, str]]] = {name: [] for name in targets}
     held = {name: clean[name].clone() for name in targets}

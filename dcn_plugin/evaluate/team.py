@@ -102,7 +102,7 @@ def own_batches(
         count: the first so many images of the set, all by default.
 
     Yields:
-        Place of the first image, images (B, C, H, W), labels (B,).
+        Place of the first image, images (B, C, H, W), labels int64 (B,), whatever integers the set gives.
 
     Raises:
         SpecError: ``batch_size`` is below 1.
@@ -114,14 +114,14 @@ def own_batches(
         indexed = cast(IndexedImages, data)
         for first in range(team.rank * batch_size, total, team.size * batch_size):
             places = torch.arange(first, min(first + batch_size, total))
-            yield first, indexed.take(places), indexed.labels[places]
+            yield first, indexed.take(places), indexed.labels.long()[places]
         return
     for number, (images, labels) in enumerate(data.batches(batch_size)):
         first = number * batch_size
         if first >= total:
             return
         if number % team.size == team.rank:
-            yield first, images[: total - first], labels[: total - first]
+            yield first, images[: total - first], labels[: total - first].long()
 
 
 def whole(parts: Sequence[Part], team: Team) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key, model_key, relation
 from dcn_plugin.evaluate.predict import correct, correct_on, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -28,16 +29,27 @@ __all__ = ["CleanAnswers", "measure_targets", "transfer"]
 
 
 class CleanAnswers:
-    """Which clean images each target classifies correctly: asked once a target, when it is first needed."""
+    """Which clean images each target classifies correctly: asked once a target, when it is first needed.
+
+    Before the first, all targets and sources are held against the data, so that no attack runs in vain.
+    """
 
     def __init__(
-        self, targets: Mapping[str, nn.Module], data: LabelledImages, *, batch_size: int, team: Team = ALONE
+        self,
+        targets: Mapping[str, nn.Module],
+        data: LabelledImages,
+        sources: Mapping[str, nn.Module],
+        *,
+        batch_size: int,
+        team: Team = ALONE,
     ) -> None:
-        self.targets, self.data, self.batch_size, self.team = targets, data, batch_size, team
+        self.targets, self.data, self.sources, self.batch_size, self.team = targets, data, sources, batch_size, team
         self._known: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """Bool (N,) on the CPU."""
+        if not self._known:
+            check_fits(self.data, self.sources, self.targets)
         if name not in self._known:
             self._known[name] = correct_on(
                 self.targets[name], self.data, batch_size=self.batch_size, name=name, team=self.team
@@ -83,6 +95,7 @@ def transfer(
     Raises:
         SpecError: no source, target or attack; or the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Source: paper, section 4.1; denominators as in the authors' code.
     """
@@ -90,7 +103,8 @@ def transfer(
         if not given:
             raise SpecError(f"There is no {what}.", given, "at least one")
     team = Team.of(accelerator)
-    clean = CleanAnswers(targets, data, batch_size=batch_size, team=team)
+    check_all_names(data, sources, targets)
+    clean = CleanAnswers(targets, data, sources, batch_size=batch_size, team=team)
     with progress_bar(len(sources) * len(attacks) * len(data), "transfer", show=progress, team=team) as bar:
         for number, (name, attack) in enumerate(itertools.product(sources, attacks), 1):
             made = AdversarialSet(name, sources[name], attack, data, rounding, batch_size, store, team=team)
@@ -121,9 +135,10 @@ def measure_targets(
     Raises:
         SpecError: the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
     """
     store, team = made.store, made.team
-    clean = clean or CleanAnswers(targets, made.data, batch_size=made.batch_size, team=team)
+    clean = clean or CleanAnswers(targets, made.data, {made.name: made.source}, batch_size=made.batch_size, team=team)
     own = made.key if store is not None or team.size > 1 else None
     keys = {name: _unit_key(own, name, target, made, seed) for name, target in targets.items()}
     team.check(keys)

@@ -11,6 +11,7 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -56,6 +57,7 @@ def whitebox(
     Raises:
         SpecError: no target or no attack; or the processes have different models or data.
         LabelError, ModelOutputError: as the attack does.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Source: paper, appendix, table 12.
     """
@@ -63,11 +65,18 @@ def whitebox(
         raise SpecError("There is nothing to measure.", (list(targets), list(attacks)), "a target and an attack")
     units = [(name, attack) for name in targets for attack in attacks]
     team = Team.of(accelerator)
+    check_all_names(data, targets)
+    fit = functools.cache(lambda: check_fits(data, targets))
+
+    def measure(made: AdversarialSet, bar: Any) -> list[Result]:
+        fit()
+        return _measure(made, seed, bar)
+
     with progress_bar(len(units) * len(data), "white-box", show=progress, team=team) as bar:
         for number, (name, attack) in enumerate(units, 1):
             made = AdversarialSet(name, targets[name], attack, data, rounding, batch_size, store, team=team)
             yield from remember(
-                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar), team=team
+                store, functools.partial(_key, made, seed), functools.partial(measure, made, bar), team=team
             )
             bar.update(number * len(data) - bar.n)
 

@@ -51,7 +51,6 @@ class DataInfo:
 
 _CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 DATA = {
     "digits": DataInfo("digits (scikit-learn)", (1, 32, 32), 10, 1168, 450, (0.5,), (0.5,)),
@@ -246,4 +245,4 @@ def _first(images: Images, limit: int | None) -> Images:
 
 def _in_memory(files: Images) -> ImageSet:
     images, labels = (torch.cat(parts) for parts in zip(*files.batches(1000), strict=True))
-    return ImageSet(images, labels, files.num_classes, files.name)
+    return ImageSet(images, labels, files.num_classes, files.name, files.class_names)

@@ -18,7 +18,6 @@ from dcn_plugin.attacks import Attack
 from dcn_plugin.data import ImageFiles, ImageSet
 from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.evaluate import AdversarialSet, RunDirectory, predict
-from dcn_plugin.experiments.datasets import CIFAR10_CLASSES
 from dcn_plugin.experiments.recipe import Measure
 from dcn_plugin.experiments.scales import Scale
 from dcn_plugin.files import write_atomic
@@ -112,10 +111,7 @@ def _picture(image: Tensor) -> Image.Image:
 
 
 def _class_names(images: ImageSet | ImageFiles) -> list[str]:
-    if isinstance(images, ImageFiles):
-        return list(images.class_names)
-    rgb = images.shape[0] == 3 and images.num_classes == 10
-    return list(CIFAR10_CLASSES) if rgb else [str(label) for label in range(images.num_classes)]
+    return list(images.class_names or map(str, range(images.num_classes)))
 
 
 def _study(

@@ -63,6 +63,8 @@ class PretrainedCard:
         command: that made it.
         versions: package -> version.
         hardware: what it was trained on.
+        class_names: what the classes are called, in the order of the logits; None where the numbers say it, or it is
+            not known.
         schema: version of these fields.
 
     Raises:
@@ -93,6 +95,7 @@ class PretrainedCard:
     command: str
     versions: Mapping[str, Any]
     hardware: Mapping[str, Any]
+    class_names: tuple[str, ...] | None = None
     schema: int = CARD_SCHEMA
 
     def __post_init__(self) -> None:
@@ -110,6 +113,8 @@ class PretrainedCard:
         for name in ("model_args", "normalization", "versions", "hardware"):
             object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
         object.__setattr__(self, "input_size", check_chw(self.input_size))
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", tuple(self.class_names))
 
     @property
     def accuracy(self) -> float:
@@ -121,6 +126,8 @@ class PretrainedCard:
         raw = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         for name in ("defects", "training"):
             raw[name] = None if raw[name] is None else json.loads(raw[name].to_json())
+        if self.class_names is None:
+            del raw["class_names"]  # a card without them reads in earlier versions too
         return json.dumps(raw, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -196,6 +203,10 @@ def _rules(card: PretrainedCard) -> dict[str, tuple[bool, str]]:
             f"JSON values by name, without {', '.join(_NO_ARGS)}",
         ),
         "normalization": (_is_normalization(card.normalization), "None, or lists 'mean' and 'std'"),
+        "class_names": (
+            card.class_names is None or _are_names(card.class_names, card.num_classes),
+            "None, or num_classes different texts",
+        ),
         "versions": (_is_table(card.versions), "JSON values by name"),
         "hardware": (_is_table(card.hardware), "JSON values by name"),
     }
@@ -219,6 +230,11 @@ def _is_size(value: object) -> bool:
     except InputSizeError:
         return False
     return True
+
+
+def _are_names(value: object, count: int) -> bool:
+    texts = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return texts and isinstance(value, list | tuple) and len(set(value)) == len(value) == count
 
 
 def _is_table(value: object) -> bool:

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from dcn_plugin.classes import name_classes
 from dcn_plugin.errors import CheckpointError, NotDefectiveError, PretrainedError
 from dcn_plugin.layers import Normalized
 from dcn_plugin.models import cifar_densenet, cifar_resnet, cifar_senet, cifar_vgg
@@ -58,6 +59,8 @@ def load_pretrained(name: str, *, cache_dir: str | os.PathLike[str] | None = Non
             _in_words(entry.card.defects),
             "correct the card: its defects are dcn_plugin.defect_spec(network)",
         )
+    if entry.card.class_names is not None:
+        name_classes(network, entry.card.class_names)
     return network.eval()
 
 

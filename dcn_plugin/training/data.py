@@ -57,7 +57,11 @@ class Shard(NamedTuple):
 
 
 class TrainData(Protocol):
-    """Images to train on. Write one to train on images of another kind; :class:`HeldImages` shows how."""
+    """Images to train on. Write one to train on images of another kind; :class:`HeldImages` shows how.
+
+    One that tells what its classes are called has an attribute ``class_names``, as
+    :class:`~dcn_plugin.data.LabelledImages` has it.
+    """
 
     @property
     def name(self) -> str:
@@ -120,6 +124,7 @@ class HeldImages:
     def __init__(self, data: LabelledImages, *, shift: int = 0, flip: bool = False, pca_color: float = 0.0) -> None:
         check_colored(data.shape, pca_color)
         self.name, self.num_classes, self.shape = data.name, data.num_classes, data.shape
+        self.class_names: tuple[str, ...] | None = getattr(data, "class_names", None)
         self.shift, self.flip, self.pca_color = shift, flip, pca_color
         self._pixels, self._labels = _held(data)
 
@@ -171,6 +176,7 @@ class StreamedImages:
     ) -> None:
         check_colored(files.shape, pca_color)
         self.name, self.num_classes, self.shape = files.name, files.num_classes, files.shape
+        self.class_names: tuple[str, ...] | None = files.class_names
         self._files, self.pca_color = files, pca_color
         self._plan: list[list[tuple[int, int]]] = []
         self._workers = min(workers, os.cpu_count() or 1)

@@ -10,14 +10,18 @@ import torch
 from torch import nn
 
 from dcn_plugin.attacks import check_logits
-from dcn_plugin.errors import DcnError, InputSizeError, MaskLostError, MaskStateError, SpecError
-from dcn_plugin.evaluate.predict import device_of
+from dcn_plugin.classes import check_same_names
+from dcn_plugin.data import LabelledImages
+from dcn_plugin.errors import ClassesError, MaskLostError, MaskStateError, SpecError
+from dcn_plugin.evaluate.environment import device_of
+from dcn_plugin.evaluate.fit import refusals
 from dcn_plugin.inspection import verify
 from dcn_plugin.surgery import is_defective, masks_of
 from dcn_plugin.trace import dummy_image, eval_mode
 from dcn_plugin.training.config import TrainConfig
+from dcn_plugin.training.data import TrainData
 
-__all__ = ["check_arguments", "check_fit", "check_masks", "masks_hash", "structure"]
+__all__ = ["check_arguments", "check_fit", "check_masks", "check_parts", "masks_hash", "structure"]
 
 
 def check_arguments(config: TrainConfig, count: int, processes: int, test: object) -> None:
@@ -59,28 +63,49 @@ def check_fit(model: nn.Module, shape: tuple[int, int, int], num_classes: int) -
         MaskShapeError: its masks are made for images of another size.
         InputSizeError: it does not take such images for another reason.
         ModelOutputError: it does not return logits.
-        SpecError: it has another number of classes.
+        ClassesError: it has another number of classes.
     """
     image = torch.zeros(1, *shape, device=device_of(model))
-    try:
-        with eval_mode(model):
-            logits = model(image)
-    except DcnError:
-        raise
-    except RuntimeError as error:
-        raise InputSizeError(
-            f"The model does not take the images of this data set ({str(error).splitlines()[0]}).",
-            shape,
-            "images (C, H, W) that the model is made for",
-            "build it for them, in timm with in_chans= and img_size=",
-        ) from error
+    with refusals(model, shape), eval_mode(model):
+        logits = model(image)
     classes = check_logits(logits, count=1, finite=False).shape[1]
     if classes != num_classes:
-        raise SpecError(
+        raise ClassesError(
             f"The model has {classes} classes, the data have {num_classes}.",
             classes,
             str(num_classes),
             f"build the model with num_classes={num_classes}",
+        )
+
+
+def check_parts(train: LabelledImages | TrainData, **others: LabelledImages | None) -> None:
+    """Check that the images a network is measured on are of the kind it is trained on.
+
+    Args:
+        train: the training images.
+        others: e.g. ``val`` and ``test``; None is passed over.
+
+    Raises:
+        ClassesError: other classes, by number, name or order.
+        SpecError: images of another shape.
+    """
+    for part, data in others.items():
+        if data is None:
+            continue
+        if data.num_classes != train.num_classes or data.shape != train.shape:
+            wrong = SpecError if data.num_classes == train.num_classes else ClassesError
+            raise wrong(
+                f"The {part} images are of another kind than the training images.",
+                {"classes": data.num_classes, "shape": data.shape},
+                f"{train.num_classes} classes, shape {train.shape}",
+                "number them as the training images: class_names= of image folders takes the training folder",
+            )
+        check_same_names(
+            getattr(data, "class_names", None),
+            getattr(train, "class_names", None),
+            what=f"the {part} images {data.name!r}",
+            of=f"the training images {train.name!r}",
+            fix="open both with the same class_names=; of image folders it takes the training folder",
         )
 
 

@@ -26,6 +26,7 @@ from torch import Generator, Tensor, nn
 
 from dcn_plugin.archive import read_archive, write_archive
 from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
+from dcn_plugin.classes import class_names_in, class_names_of, name_classes
 from dcn_plugin.errors import CheckpointError, DataError
 from dcn_plugin.files import write_atomic
 from dcn_plugin.surgery import is_defective
@@ -167,10 +168,12 @@ def save_network(network: nn.Module, path: str | os.PathLike[str], *, metadata: 
         save_checkpoint(network, path, metadata=metadata)
         return
     inner = network_in(network)
+    names = class_names_of(network)
+    entry = dict(metadata) if names is None else {**metadata, "class_names": list(names)}
     # Copies, for safetensors refuses tensors that share memory.
     state = {key: value.detach().cpu().contiguous().clone() for key, value in inner.state_dict().items()}
     # One entry, for safetensors writes several in a new order each time.
-    write_atomic(path, safetensors.torch.save(state, {"training": json.dumps(dict(metadata), sort_keys=True)}))
+    write_atomic(path, safetensors.torch.save(state, {"training": json.dumps(entry, sort_keys=True)}))
 
 
 def load_network(network: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -192,6 +195,8 @@ def load_network(network: nn.Module, path: str | os.PathLike[str]) -> None:
         inner.load_state_dict(safetensors.torch.load_file(path))
     except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"The weights in {path} do not fit {type(inner).__name__} ({error}).") from error
+    if (names := class_names_in(path)) is not None:
+        name_classes(inner, names)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

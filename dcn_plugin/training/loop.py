@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Generator, Tensor, nn
 
+from dcn_plugin.classes import name_classes, telling
 from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError
 from dcn_plugin.evaluate.predict import correct_on, device_of
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
-from dcn_plugin.training.fit import check_arguments, check_fit, check_masks, masks_hash, structure
+from dcn_plugin.training.fit import check_arguments, check_fit, check_masks, check_parts, masks_hash, structure
 from dcn_plugin.training.folder import Snapshot, TrainFolder
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
@@ -79,6 +80,9 @@ def train(
     one when it is started again with the same arguments. On a CPU, and with the same versions and number of threads,
     its weights are bit-equal to those of a run that was left alone.
 
+    Where the data tell what their classes are called, the network knows it afterwards
+    (:func:`dcn_plugin.classes.class_names_of`), and so do its files.
+
     Args:
         model: images in [0, 1] -> logits, on any one device. Its training flags are restored afterwards. It ends with
             the weights of the last epoch, or with their average under ``config.ema_decay``.
@@ -101,7 +105,9 @@ def train(
         The record of the run.
 
     Raises:
-        SpecError: too little data, a batch that cannot be shared out, a class count that is not the model's, ...
+        SpecError: too little data, a batch that cannot be shared out, ...
+        ClassesError: a class count that is not the model's, or validation or test images of other classes than the
+            training images, by number, name or order.
         InputSizeError, MaskShapeError: the model, or its masks, are made for other images.
         MaskStateError: processes have different masks.
         MaskLostError: the masks do not act any more at the end, or are other masks.
@@ -113,12 +119,14 @@ def train(
     processes: Processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)
     check_arguments(config, len(data), processes.shard.size, test)
     check_fit(model, data.shape, data.num_classes)
+    check_parts(data, val=val, test=test)
     masks = masks_hash(model)
     check_masks(masks, processes.gather(masks))
     source = as_train_data(data, config, workers=workers)
     chosen_on = {"val": val, "test": test if config.select == "test" else None}
     plan = {} if out is None else _plan(config, model, masks, source, chosen_on, step_images, processes, about or {})
     selected_by = config.select if chosen_on.get(config.select) is not None else None
+    name_classes(model, telling(getattr(data, "class_names", None)))  # before the copies that _Run makes
     run = _Run(model, source, config, processes, step_images, History(plan, selected_by))
     folder = None if out is None else TrainFolder(out, plan, writes=processes.shard.rank == 0)
     start = time.perf_counter()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import dcn_plugin as dcn
+from dcn_plugin.classes import class_names_of
 from dcn_plugin.cli.models import open_model, open_models
 from dcn_plugin.errors import CheckpointError, SpecError
 from tests.cli import factory
@@ -109,3 +110,18 @@ def test_several_models_are_opened_in_eval_mode() -> None:
     )
     assert list(found) == ["a", "b"]
     assert not any(model.training for model in found.values())
+
+
+def test_class_names_are_those_that_are_written_or_of_imagenets_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: make(name, **options))
+    assert class_names_of(open_model("resnet18")) is None
+    assert class_names_of(open_model("resnet18,pretrained=true,num_classes=10")) is None
+    names = class_names_of(open_model("resnet18,pretrained=true"))
+    assert names is not None
+    assert (len(names), names[0]) == (1000, "n01440764")
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    assert class_names_of(open_model(f"resnet18,num_classes=2,class_names={tmp_path / 'names.txt'}")) == ("ant", "bee")
+    assert class_names_of(open_model("resnet18,num_classes=2,class_names=['ant','bee']")) == ("ant", "bee")

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from dcn_plugin.data import DATA_SPECS, ImageFolder, load_digits, open_images
+from dcn_plugin.data.registry import parts_of
 from dcn_plugin.errors import DataError, SpecError
 from tests.data.test_files import write_mnist
+from tests.data.test_formats import keras, medmnist
 from tests.image_files import write_folder
 
 
@@ -90,3 +92,20 @@ def test_an_unknown_set_is_refused_with_the_list(spec: str) -> None:
 def test_options_that_do_not_fit_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(SpecError):
         open_images("digits", **options)  # type: ignore[arg-type]
+
+
+def test_the_parts_of_a_set_are_those_that_can_be_asked_for(tmp_path: Path, npz: str) -> None:
+    split = keras(tmp_path / "keras.npz")
+    expected = {
+        "digits": ("train", "val", "test"),
+        "digits:train": (),
+        f"mnist:{tmp_path}": ("train", "test"),
+        f"stl10:{tmp_path},channels=1": ("train", "test"),
+        f"cifar10c:{tmp_path},corruption=fog": (),
+        f"folder:{tmp_path}": (),
+        npz: (),
+        f"npz:{split}": ("train", "test"),
+        f"npz:{split},split=test": (),
+        f"npz:{medmnist(tmp_path / 'med.npz')}": ("train", "val", "test"),
+    }
+    assert {spec: parts_of(spec) for spec in expected} == expected

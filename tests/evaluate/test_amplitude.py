@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_an_amplitude_class_among_no_images_has_no_rate() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 5 * torch.eye(4)[3].expand(len(x), 4)
 
-    (result,) = amplitude({"never": Never()}, known_set(), seed=0)
+    (result,) = amplitude({"never": Never()}, dataclasses.replace(known_set(), num_classes=4), seed=0)
     assert result.n_counted == 0
     assert result.figures.items() >= {"n_amplitude_class": 0, "amplitude_class_rate": None}.items()
 

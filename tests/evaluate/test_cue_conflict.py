@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dcn_plugin.classes import name_classes
 from dcn_plugin.data import CUE_CLASSES, CueConflict
-from dcn_plugin.errors import ModelOutputError, SpecError
+from dcn_plugin.errors import ClassesError, InputSizeError, ModelOutputError, SpecError
 from dcn_plugin.evaluate import RunDirectory, cue_conflict, cue_decisions, wilson
 from tests.evaluate.watched import count_calls, says
 from tests.image_files import pixels, write_image
@@ -170,3 +171,18 @@ def test_a_finished_measurement_is_not_asked_again(data: CueConflict, tmp_path: 
     assert not calls
     list(cue_conflict({"a": model}, data, seed=0, class_map=[1, 0, 2], store=RunDirectory(tmp_path)))
     assert calls
+
+
+def test_all_targets_are_looked_at_before_the_first_is_measured(data: CueConflict) -> None:
+    first = linear_model(48, 3)
+    calls = count_calls(first)
+    with pytest.raises(InputSizeError, match="'small' does not take"):
+        list(cue_conflict({"a": first, "small": linear_model(47, 3)}, data, seed=0))
+    with pytest.raises(ModelOutputError, match="classes of many"):
+        list(cue_conflict({"a": first, "many": linear_model(48, 4)}, data, seed=0))
+    assert calls == [1, 1]
+    named = linear_model(48, 3)
+    name_classes(named, list(reversed(THREE)))
+    with pytest.raises(ClassesError, match="'named'"):
+        next(cue_conflict({"named": named}, data, seed=0))
+    assert len(list(cue_conflict({"named": named}, data, seed=0, class_map=[2, 1, 0]))) == 1

@@ -63,7 +63,7 @@ def test_a_killed_run_goes_on_where_it_was(models: dict[str, Asked], data: Image
     rows = models["b"].rows
     (again,) = minimal_distance({"b": models["b"]}, ATTACK, data, seed=0, count=20, batch_size=8, store=store)
     assert again == first
-    assert models["b"].rows - rows <= 40  # the search for the 20 images alone
+    assert models["b"].rows - rows <= 41  # the search for the 20 images alone, and the check before it
 
 
 def test_an_attack_within_a_ball_has_no_distance_to_measure(models: dict[str, Asked], data: ImageSet) -> None:

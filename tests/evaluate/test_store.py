@@ -101,8 +101,8 @@ def test_a_new_target_is_measured_on_the_images_that_are_there(
     list(transfer(source, source, [ATTACK], data, seed=0, store=RunDirectory(tmp_path)))
     rows = models["a"].rows
     both = list(transfer(source, models, [ATTACK], data, seed=0, store=RunDirectory(tmp_path)))
-    assert models["a"].rows == rows
-    assert models["b"].rows == 2 * len(data)
+    assert models["a"].rows == rows + 1  # one black image shows whether a model takes the data
+    assert models["b"].rows == 2 * len(data) + 1
     assert both == list(transfer(source, models, [ATTACK], data, seed=0))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,8 @@ def test_a_target_that_gets_nothing_right_has_no_rate_and_raises_nothing(data: I
                 torch.nn.functional.one_hot(torch.full((len(x),), 3), 4).float() * 5 + 0 * x.flatten(1).sum(1)[:, None]
             )
 
-    (result,) = whitebox({"never": Never()}, [PGD(0.1, steps=1)], data, seed=0)
+    four = dataclasses.replace(data, num_classes=4)
+    (result,) = whitebox({"never": Never()}, [PGD(0.1, steps=1)], four, seed=0)
     assert (result.n_clean_correct, result.n_counted, result.defense_rate, result.accuracy_all) == (0, 0, None, 0.0)
 
 

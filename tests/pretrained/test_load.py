@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import dcn_plugin as dcn
+from dcn_plugin.classes import class_names_of
 from dcn_plugin.errors import CheckpointError, PretrainedError
-from dcn_plugin.pretrained import load_half, load_pretrained, register_pretrained
+from dcn_plugin.pretrained import PretrainedCard, load_half, load_pretrained, register_pretrained
 from tests.pretrained.toy_cards import SIZE, toy_card, toy_network
 
 IMAGES = torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(0))
@@ -34,6 +35,16 @@ def test_a_network_behind_a_url_is_downloaded_into_the_folder_that_is_named(tmp_
     first = load_pretrained(card.name, cache_dir=tmp_path / "cache")
     (server / card.file).unlink()
     assert torch.equal(load_pretrained(card.name, cache_dir=tmp_path / "cache")(IMAGES), first(IMAGES))
+
+
+def test_the_class_names_of_the_card_are_the_networks(tmp_path: Path) -> None:
+    card = toy_card(tmp_path)
+    assert "class_names" not in card.to_json()  # earlier versions read such cards
+    named = dataclasses.replace(card, class_names=["ant", "bee", "cat"])
+    assert PretrainedCard.from_json(named.to_json()) == named
+    named.write(tmp_path / "toy.json")
+    register_pretrained(tmp_path / "toy.json")
+    assert class_names_of(load_pretrained(card.name)) == ("ant", "bee", "cat")
 
 
 def test_the_global_random_state_is_left_alone(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dcn_plugin.classes import class_names_in, class_names_of, name_classes
 from dcn_plugin.data import ImageSet
-from dcn_plugin.errors import InputSizeError, MaskLostError, MaskShapeError, ModelOutputError, SpecError
+from dcn_plugin.errors import ClassesError, InputSizeError, MaskLostError, MaskShapeError, ModelOutputError, SpecError
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.surgery import defectify
@@ -371,6 +373,42 @@ def test_a_model_for_other_data_is_refused_before_it_is_touched(
     with pytest.raises(error, match=said):
         train(model, data, CONFIG)
     assert equal(weights(model), before)
+
+
+def named(data: ImageSet, *names: str) -> ImageSet:
+    return dataclasses.replace(data, class_names=names)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        named(SQUARES, "bee", "ant", "cat"),
+        named(SQUARES, "ant", "bee", "wolf"),
+        image_set(20, classes=2, shape=(1, 8, 8)),
+    ],
+    ids=["order", "names", "number"],
+)
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_an_epoch_is_never_chosen_on_images_of_other_classes(other: ImageSet, part: str) -> None:
+    model = plain()
+    before = weights(model)
+    config = dataclasses.replace(CONFIG, select=part)
+    with pytest.raises(ClassesError, match=f"The (classes of the )?{part} images"):
+        train(model, named(SQUARES, "ant", "bee", "cat"), config, **{part: other})  # type: ignore[arg-type]
+    assert equal(weights(model), before)
+
+
+def test_the_network_and_its_files_know_what_the_classes_are_called(tmp_path: Path) -> None:
+    model, data = plain(), named(SQUARES, "ant", "bee", "cat")
+    name_classes(model, ["x", "y", "z"])  # of what it was trained on before
+    config = dataclasses.replace(CONFIG, epochs=1, ema_decay=0.9)
+    result = train(model, data, config, val=data, out=tmp_path)
+    assert class_names_of(model) == data.class_names
+    assert result.best is not None
+    for path in (result.best, tmp_path / "last.safetensors"):
+        assert class_names_in(path) == data.class_names
+    train(model, SQUARES, config)
+    assert class_names_of(model) is None  # nobody knows any more
 
 
 def test_a_choice_on_the_test_set_needs_one() -> None:
