@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
+from dcn_plugin import startup
 from dcn_plugin.cli.arguments import Commands
 from dcn_plugin.cli.bench import add as add_bench
 from dcn_plugin.cli.demo import add as add_demo
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, 2 after an error that the user can mend, 130 after an interrupt.
     """
     args = _parser().parse_args(argv)
+    startup.finish()
     run: Callable[[argparse.Namespace], int] = args.run
     logging.basicConfig(level=logging.WARNING, format="defective: %(message)s", stream=sys.stderr)
     try:
