@@ -36,8 +36,8 @@ from dcn_plugin.evaluate import (
 from dcn_plugin.experiments.demo_networks import (
     BASELINE,
     SHIPPED,
-    SHIPPED_KEEP,
     SHIPPED_SEED,
+    SHIPPED_SPEC,
     SOURCE,
     network_names,
     shipped_networks,
@@ -151,14 +151,14 @@ def run_demo(
     """
     from tqdm import tqdm
 
-    spec = spec or (dataclasses.replace(DemoSpec(), keep=SHIPPED_KEEP) if pretrained else DemoSpec())
+    spec = spec or (SHIPPED_SPEC if pretrained else DemoSpec())
     seeds = _checked(seeds, pretrained=pretrained)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise DataError("Results go into a folder.", str(folder), "a folder, or a name that is free")
     shipped = shipped_networks(spec) if pretrained else None
     hashes = {name: pretrained_card(name).sha256 for name in SHIPPED.values()} if pretrained else None
-    splits = load_digits(size=spec.size)
+    splits = _images(spec)
     finished: dict[int, FinishedSeed] = {}
     reused = []
     stages = (0 if pretrained else len(network_names(spec))) + len(spec.eps) + 1
@@ -187,6 +187,14 @@ def run_demo(
     )
     whole.write(folder / "results.json")
     return DemoOutcome(whole, finished[seeds[0]].examples, tuple(reused))
+
+
+def _images(spec: DemoSpec) -> Splits:
+    splits = load_digits(size=spec.size)
+    if spec.images is None or spec.images >= len(splits.test):
+        return splits
+    few = splits.test.subset(torch.arange(spec.images), name=f"{splits.test.name}[:{spec.images}]")
+    return dataclasses.replace(splits, test=few)
 
 
 def _checked(seeds: Sequence[int] | None, *, pretrained: bool) -> tuple[int, ...]:
