@@ -92,7 +92,12 @@ def leaves() -> list[list[str]]:
 
 
 def test_help_version_and_a_wrong_argument_load_neither_torch_nor_timm_and_a_command_loads_all() -> None:
-    asked = [["--version"], ["evaluate", "transfr"], ["train", "--epohs", "3"], *([*path, "--help"] for path in leaves())]
+    asked = [
+        ["--version"],
+        ["evaluate", "transfr"],
+        ["train", "--epohs", "3"],
+        *([*path, "--help"] for path in leaves()),
+    ]
     assert len(asked) > 20
     done = subprocess.run(
         [sys.executable, "-c", PROBE],

@@ -17,6 +17,7 @@ from dcn_plugin.cli.arguments import Commands
 from dcn_plugin.cli.bench import add as add_bench
 from dcn_plugin.cli.demo import add as add_demo
 from dcn_plugin.cli.evaluate import add as add_evaluate
+from dcn_plugin.cli.parsers import Parser
 from dcn_plugin.cli.recipe import add as add_recipe
 from dcn_plugin.cli.report import add as add_report
 from dcn_plugin.cli.summary import add as add_summary
@@ -55,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="defective",
         description="Defective convolutional networks (not deformable convolution): train, attack, report.",
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
 from dcn_plugin.cli.processes import launched, open_accelerator
-from dcn_plugin.errors import DcnError
+from dcn_plugin.errors import DataError, DcnError
 
 if TYPE_CHECKING:
     from dcn_plugin.experiments.recipe import RecipeSpec
@@ -151,6 +151,8 @@ def _list(args: argparse.Namespace) -> int:
 
     root = Path(args.recipes) if args.recipes is not None else recipes_root()
     names = list_recipes(root)
+    if not names:
+        raise DataError(f"{root} holds no recipe.", str(root), "a folder with NAME/recipe.toml in it")
     width = max(map(len, names), default=0)
     for name in names:
         spec = load_recipe(name, root)

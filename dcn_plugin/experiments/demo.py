@@ -46,6 +46,7 @@ from dcn_plugin.experiments.demo_networks import (
 from dcn_plugin.experiments.demo_spec import DemoSpec
 from dcn_plugin.experiments.seeds import FinishedSeed, fixed_threads, now
 from dcn_plugin.layers import DefectMask2d
+from dcn_plugin.logs import log_line
 from dcn_plugin.pretrained import pretrained_card
 from dcn_plugin.training import TrainConfig
 
@@ -138,7 +139,7 @@ def run_demo(
         spec: the settings.
         pretrained: take the networks that come with the package, trained with seed 0 and p = 0.3, and train none. It
             takes seconds, so that nothing is kept for reuse, and what is in ``out/seeds`` stays as it is.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr, or a line a seed where that is no terminal.
         fresh: reuse nothing.
 
     Returns:
@@ -166,7 +167,7 @@ def run_demo(
         total=stages * len(seeds), disable=None if progress else True, unit="stage", leave=False, dynamic_ncols=True
     )
     with fixed_threads(spec.threads), bar:
-        for seed in seeds:
+        for number, seed in enumerate(seeds, 1):
             settings = spec.to_json([seed], shipped=hashes)
             known = None if fresh or pretrained else FinishedSeed.read(folder, seed, settings)
             if known is None:
@@ -176,10 +177,13 @@ def run_demo(
                 known = FinishedSeed(ResultFile(settings, tuple(results), run), examples)
                 if not pretrained:
                     known.write(folder, seed)
+                how = f"finished in {run['seconds']:.1f} s"
             else:
                 reused.append(seed)
                 bar.update(stages)
+                how = "was finished before, its results are reused"
             finished[seed] = known
+            log_line(f"seed {seed}, {number} of {len(seeds)}: {how}", show=progress)
     whole = ResultFile(
         spec.to_json(seeds, shipped=hashes),
         tuple(result for one in finished.values() for result in one.file.results),

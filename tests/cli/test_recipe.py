@@ -18,6 +18,11 @@ def test_the_list_names_every_recipe_what_it_reproduces_and_its_data(capsys: pyt
         assert expected in printed
 
 
+def test_a_folder_without_recipes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipe", "list", "--recipes", str(tmp_path / "nowhere")]) == 2
+    assert "holds no recipe" in capsys.readouterr().err
+
+
 def test_a_recipe_runs_by_path_and_prints_time_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write_recipe(tmp_path), tmp_path / "out"
     arguments = ["recipe", "run", str(path), "--out", str(out), "--no-progress"]

@@ -257,3 +257,10 @@ def test_bad_input_is_one_line_before_anything_is_written(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("defective: ") and said in error
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_another_type_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for baseline in ("madry,eps=abc", "madry,steps=many"):
+        line = ["train", LINEAR, "--data", "digits", "--size", "8", "--baseline", baseline, "--out", str(tmp_path)]
+        assert cli.main(line) == 2
+        assert "does not take these settings" in capsys.readouterr().err
