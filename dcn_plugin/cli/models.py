@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.spec import Spec, named, nearest, parse_spec
-from dcn_plugin.errors import CheckpointError, SpecError
+from dcn_plugin.errors import CheckpointError, DcnError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -81,8 +81,13 @@ def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
         raise SpecError("This is no model.", spec.head, MODELS, _instead_of(spec.head, timm.list_models()))
     try:
         model = timm.create_model(spec.head, **spec.options)
-    except TypeError as error:
-        raise SpecError(f"{spec.head} does not take these options ({error}).", dict(spec.options)) from error
+    except DcnError:
+        raise
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if not spec.options or isinstance(error, OSError):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise SpecError(f"{spec.head} does not take these options ({reason}).", dict(spec.options)) from error
     cfg: Any = model.pretrained_cfg
     return model, {"mean": cfg["mean"], "std": cfg["std"]} if cfg.get("mean") and cfg.get("std") else None
 

@@ -74,14 +74,15 @@ class DemoOutcome:
     def intro(self) -> list[str]:
         """What was done, in words."""
         spec, test = self.file.spec, self.file.results[0]
+        first = "first " if spec.get("images") else ""
         return [
             "Every network here is the same small ResNet, trained in the same way on scikit-learn's handwritten "
             f"digits ({spec['size']} x {spec['size']} pixels). In a defective one, a mask drawn once before training "
             f"sets neurons of the {spec['blocks']} blocks to zero, in training and in test; p is the share kept.",
             "An attacker who cannot see these networks trains one of their own, the source, makes adversarial images "
-            f"on it with {test.attack} (L-inf, {test.steps} steps) from the {test.n_total} test images, and sends them "
-            "to the others. This is a black-box threat: who knows a network's weights and masks attacks it directly, "
-            "and that is not measured here.",
+            f"on it with {test.attack} (L-inf, {test.steps} steps) from the {first}{test.n_total} test images, and "
+            "sends them to the others. This is a black-box threat: who knows a network's weights and masks attacks it "
+            "directly, and that is not measured here.",
         ]
 
     @property
@@ -136,7 +137,7 @@ def run_demo(
     Args:
         out: folder for the results; made if need be.
         seeds: one run each, different from each other, >= 0; 0, 1 and 2 by default.
-        spec: the settings.
+        spec: the settings; by default :class:`DemoSpec`'s, with ``pretrained`` fewer steps and the first 100 images.
         pretrained: take the networks that come with the package, trained with seed 0 and p = 0.3, and train none. It
             takes seconds, so that nothing is kept for reuse, and what is in ``out/seeds`` stays as it is.
         progress: show a progress bar on stderr, or a line a seed where that is no terminal.

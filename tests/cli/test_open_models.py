@@ -89,6 +89,10 @@ def test_a_function_gets_its_options_and_its_weights(tmp_path: Path) -> None:
     [
         ("resnet81", "did you mean resnet18"),
         ("resnet18,num_clases=3", "does not take these options"),
+        ("resnet18,drop_rate=5", "does not take these options"),
+        ("resnet18,in_chans=-3", "does not take these options"),
+        ("resnet18,output_stride=5", "does not take these options"),
+        ("resnet18,block=wide", "does not take these options"),
         ("tests.cli.factory:nothing", "There is no 'nothing'"),
         ("nowhere:net", "There is no 'net'"),
         ("tests.cli.factory:linear,widht=3", "has no option 'widht'"),
