@@ -86,7 +86,7 @@ def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:
         )
     if logits.shape[1] == 1:
         raise ModelOutputError(
-            "The model returns one logit an image, which is no choice between classes.",
+            "The model returns one logit an image, and a decision needs another class.",
             tuple(logits.shape),
             f"a floating-point tensor ({count}, classes) of two classes or more",
             "let a network of one logit z return two: torch.cat([torch.zeros_like(z), z], dim=1)",

@@ -15,11 +15,11 @@ __all__ = [
     "add_no_progress",
     "keep_probability",
     "natural",
+    "number",
     "positive",
     "positive_number",
     "probability",
     "radius",
-    "share",
 ]
 
 
@@ -49,49 +49,42 @@ def natural(text: str) -> int:
     return number
 
 
-def positive_number(text: str) -> float:
-    """A finite number > 0, also written as a fraction."""
-    number = _number(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
-
-
-def radius(text: str) -> float:
-    """A radius around images in [0, 1]: in (0, 1], also written as a fraction."""
-    number = _number(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not in (0, 1], the unit of images in [0, 1]; write e.g. 8/255")
-    return number
-
-
-def share(text: str) -> float:
-    """A share of a whole that something is left of: in [0, 1)."""
-    number = _number(text)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1)")
-    return number
-
-
-def keep_probability(text: str) -> float:
-    """A keep probability: in (0, 1]."""
-    number = _number(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no keep probability in (0, 1]")
-    return number
-
-
-def probability(text: str) -> float:
-    """A probability: in [0, 1]."""
-    number = _number(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no probability in [0, 1]")
-    return number
-
-
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """A number, also written as a fraction."""
     top, slash, bottom = text.partition("/")
     try:
         return float(top) / float(bottom) if slash else float(text)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 0.1 or 8/255") from None
+
+
+def positive_number(text: str) -> float:
+    """A finite number > 0, also written as a fraction."""
+    value = number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def radius(text: str) -> float:
+    """A radius around images in [0, 1]: in (0, 1], also written as a fraction."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in (0, 1], the unit of images in [0, 1]; write e.g. 8/255")
+    return value
+
+
+def keep_probability(text: str) -> float:
+    """A keep probability: in (0, 1]."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no keep probability in (0, 1]")
+    return value
+
+
+def probability(text: str) -> float:
+    """A probability: in [0, 1]."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no probability in [0, 1]")
+    return value

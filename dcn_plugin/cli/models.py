@@ -73,17 +73,21 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
 
 
 def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
+    import pickle
+
+    import safetensors
     import timm
 
     import dcn_plugin.models  # noqa: F401  registers the defective models
 
+    broken_file = (pickle.UnpicklingError, safetensors.SafetensorError)
     if not timm.is_model(spec.head):
         raise SpecError("This is no model.", spec.head, MODELS, _instead_of(spec.head, timm.list_models()))
     try:
         model = timm.create_model(spec.head, **spec.options)
     except DcnError:
         raise
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, *broken_file) as error:
         if not spec.options or isinstance(error, OSError):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -97,8 +101,8 @@ def _instead_of(name: str, names: list[str]) -> str:
     base = name.removeprefix("defective_")
     if base != name and base in names:
         return (
-            f"timm has {base}, but no defective version comes with this package: write a function that returns "
-            f"dcn_plugin.defectify(timm.create_model({base!r}), ...), and name it module:function"
+            f"timm has {base}, but no defective version comes with this package: if it is a CNN, write a function that "
+            f"returns dcn_plugin.defectify(timm.create_model({base!r}), ...), and name it module:function"
         )
     listed = "all names: import dcn_plugin, timm; timm.list_models(), or timm.list_models('defective_*')"
     near = nearest(name, names)

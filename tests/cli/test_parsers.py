@@ -114,12 +114,6 @@ def test_a_word_like_none_gets_no_suggestion(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     "line",
     [
-        "train net --data digits --out o --val-share 1",
-        "train net --data digits --out o --val-share nan",
-        "train net --data digits --out o --lr 0",
-        "train net --data digits --out o --lr inf",
-        "train net --data digits --out o --label-smoothing -0.1",
-        "train net --data digits --out o --ema 1",
         "train net --data digits --out o --clip x",
         "bench engine --model m --out o --p 0",
         *(f"evaluate gaussian --target a=b --data digits --out o {option}" for option in ("--level nan", "--sigma 0")),
