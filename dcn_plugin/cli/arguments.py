@@ -13,6 +13,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 __all__ = [
     "Commands",
     "add_no_progress",
+    "folder",
     "keep_probability",
     "natural",
     "number",
@@ -28,6 +29,13 @@ def add_no_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-progress", action="store_true", help="show no progress bars, and no lines in their place in a log"
     )
+
+
+def folder(text: str) -> str:
+    """A folder by name; an empty name, such as that of a variable that is not set, would be the one the user is in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name is no folder; the current one is written .")
+    return text
 
 
 def positive(text: str) -> int:

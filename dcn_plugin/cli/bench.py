@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, keep_probability, natural, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, keep_probability, natural, positive
 from dcn_plugin.cli.models import MODELS, open_models
 from dcn_plugin.cli.processes import open_device
 
@@ -60,7 +60,7 @@ def add(commands: Commands) -> None:
     )
     engine.add_argument("--seed", type=natural, default=0, metavar="S", help="of weights and images (default: 0)")
     engine.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device, e.g. cuda (default: cpu)")
-    engine.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    engine.add_argument("--out", type=folder, required=True, metavar="DIR", help="folder for the results")
     add_no_progress(engine)
 
 

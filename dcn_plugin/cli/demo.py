@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, positive
 
 if TYPE_CHECKING:
     from dcn_plugin.experiments import DemoOutcome
@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         "report.html and plots. With --pretrained it trains nothing and takes seconds.",
     )
     parser.add_argument(
-        "--out", default="demo-out", metavar="DIR", help="folder for the results (default: %(default)s)"
+        "--out", type=folder, default="demo-out", metavar="DIR", help="folder for the results (default: %(default)s)"
     )
     parser.add_argument(
         "--pretrained",

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive, positive_number, probability, radius
+from dcn_plugin.cli.arguments import (
+    Commands,
+    add_no_progress,
+    folder,
+    natural,
+    positive,
+    positive_number,
+    probability,
+    radius,
+)
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import MODELS, open_models
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
@@ -130,7 +139,7 @@ def add(commands: Commands) -> None:
         own.add_argument("--limit", type=positive, metavar="N", help="measure so many images only (default: all)")
         if protocol.more is not None:
             protocol.more(own)
-        own.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+        own.add_argument("--out", type=folder, required=True, metavar="DIR", help="folder for the results")
         own.add_argument(
             "--seed", type=natural, default=0, metavar="S", help="of the models' training, for the records (default: 0)"
         )

@@ -137,6 +137,8 @@ def _from_function(spec: Spec) -> nn.Module:
     from torch import nn
 
     module_name, _, function = spec.head.partition(":")
+    if not module_name or not function:
+        raise SpecError("This names no function.", spec.head, MODELS)
     options = dict(spec.options)
     weights = options.pop("weights", None)
     if "" not in sys.path:

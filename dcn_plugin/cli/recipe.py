@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, positive
 from dcn_plugin.cli.processes import launched, open_accelerator
 from dcn_plugin.errors import DataError, DcnError
 
@@ -61,7 +61,9 @@ def _add_run(actions: Commands) -> None:
         help="smoke (embedded digits, seconds; default), small (two CPU cores, hours) or full (the paper's)",
     )
     parser.add_argument("--data", metavar="ROOT", help="folder of the data set; 'recipe list' shows which")
-    parser.add_argument("--out", default="recipe-runs", metavar="DIR", help="output folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=folder, default="recipe-runs", metavar="DIR", help="output folder (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="number of replicates (default: 1)")
     parser.add_argument("--seed", type=natural, default=0, metavar="S", help="seed of the first (default: 0)")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it takes, then stop")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, number, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive
 from dcn_plugin.cli.defences import add_defence, open_defence
 from dcn_plugin.cli.models import MODELS, open_model
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
@@ -66,7 +66,7 @@ def add(commands: Commands) -> None:
         "--val-share", type=number, default=0.1, metavar="X", help="that share (default: 0.1); 0: no validation"
     )
     parser.add_argument("--test", metavar="DATA", help="test images; default: the test part of a data set that has one")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--out", type=folder, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--preset", choices=_PRESETS, default="fast", help="schedule (default: fast, one cycle)")
     parser.add_argument("--epochs", type=positive, metavar="N", help="stretch the schedule over so many epochs")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="images a step, over all processes")

@@ -128,6 +128,23 @@ def test_a_number_out_of_range_is_told_with_what_is_allowed(line: str, capsys: p
     assert re.search(r"error: argument --[a-z-]+: '.*' is no", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train net --data digits",
+        "evaluate amplitude --target a=b --data digits",
+        "bench engine --model m",
+        "demo",
+        "recipe run table05",
+        "report run",
+    ],
+)
+def test_an_empty_name_of_a_folder_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*shlex.split(line), "--out", ""])
+    assert "no folder" in capsys.readouterr().err
+
+
 def test_fractions_are_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     args = cli._parser().parse_args(
         shlex.split("train net --data digits --out o --label-smoothing 1/9 --lr 0.1 --ema 0.999")

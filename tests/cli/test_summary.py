@@ -71,6 +71,8 @@ def test_the_numbers_are_those_of_the_library(capsys: pytest.CaptureFixture[str]
         ("zzzzzzzz", "timm.list_models()"),
         ("defective_hrnet_w18", "defectify(timm.create_model('hrnet_w18'), ...)"),
         ("defective_resnet18,blocks=9", "layer4"),
+        (":make", "names no function"),
+        ("nowhere:", "names no function"),
         ("nowhere.safetensors", "nowhere.safetensors"),
         (f"{FACTORY}:__name__", "is no function"),
         ("tests.cli.factory:linear", "carries no defect masks"),
