@@ -15,4 +15,4 @@ def log_line(text: str, *, show: bool = True) -> None:
         show: nothing is written without.
     """
     if show and not sys.stderr.isatty():
-        print(f"defective: {text}", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)

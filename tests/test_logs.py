@@ -33,7 +33,7 @@ def test_a_line_is_written_where_no_terminal_shows_a_bar(
 ) -> None:
     log_line("one")
     log_line("two", show=False)
-    assert lines(capsys) == ["defective: one"]
+    assert lines(capsys) == ["one"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     log_line("three")
     assert lines(capsys) == []
@@ -46,7 +46,7 @@ def test_training_tells_every_epoch(progress: bool, capsys: pytest.CaptureFixtur
     told = lines(capsys)
     assert len(told) == (3 if progress else 0)
     for line, record in zip(told, history.epochs, strict=False):
-        assert line.startswith(f"defective: net epoch {record.epoch + 1} of 3: loss {record.loss:.4f}, train ")
+        assert line.startswith(f"net epoch {record.epoch + 1} of 3: loss {record.loss:.4f}, train ")
         assert f"val {record.val_accuracy:.2%}, " in line and line.endswith(" s")
 
 
@@ -66,16 +66,16 @@ def test_a_run_that_goes_on_tells_the_epochs_that_it_trains(tmp_path: Path, caps
         train(linear_model(16, 2), images(8), config, out=tmp_path, step_images=stop, progress=True)  # type: ignore[arg-type]
     assert len(lines(capsys)) == 1
     train(linear_model(16, 2), images(8), config, out=tmp_path, step_images=stop, progress=True)  # type: ignore[arg-type]
-    assert [line.partition(":")[2].partition(":")[0] for line in lines(capsys)] == [" epoch 2 of 3", " epoch 3 of 3"]
+    assert [line.partition(":")[0] for line in lines(capsys)] == ["epoch 2 of 3", "epoch 3 of 3"]
 
 
 def test_the_demo_tells_every_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_demo(tmp_path, seeds=[0], spec=TINY, progress=True)
     run_demo(tmp_path, seeds=[0, 3], spec=TINY, progress=True)
     first, again, last = lines(capsys)
-    assert first.startswith("defective: seed 0, 1 of 1: finished in ")
-    assert again == "defective: seed 0, 1 of 2: was finished before, its results are reused"
-    assert last.startswith("defective: seed 3, 2 of 2: finished in ")
+    assert first.startswith("seed 0, 1 of 1: finished in ")
+    assert again == "seed 0, 1 of 2: was finished before, its results are reused"
+    assert last.startswith("seed 3, 2 of 2: finished in ")
 
 
 def test_the_command_tells_its_epochs_unless_it_is_told_not_to(
