@@ -1,10 +1,13 @@
 # One environment for the project (.venv), one for the docs tools (.venv-docs): torchattacks pins a `requests`
-# that current mkdocs-material refuses. Each is made once and refreshed when its requirements change.
+# that current mkdocs-material refuses. Each is made once and refreshed when its requirements change. The demo needs a part
+# of .venv only, and brings only that; whatever needs more adds the rest.
 
 PYTHON ?= python3
 VENV := .venv
 DOCS_VENV := .venv-docs
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
+BUILT_FROM := pyproject.toml setup.py dcn_plugin/engine/kernel.c
 DOCS_STAMP := $(DOCS_VENV)/.installed
 BIN := $(VENV)/bin
 DOCS_BIN := $(DOCS_VENV)/bin
@@ -22,10 +25,10 @@ export NO_MKDOCS_2_WARNING := 1
 .PHONY: help install demo reproduce-small need-data test test-all lint docs docs-serve clean
 
 help:
-	@echo "make demo        train and attack small nets on real digits, results in demo-out/"
+	@echo "make demo        train and attack small nets on real digits, results in demo-out/; installs what that needs"
 	@echo "make reproduce-small DATA=ROOT"
 	@echo "                 table 5 and figure 4 with small networks on CIFAR-10, hours; goes on where it stopped"
-	@echo "make test        lint, then the fast tests"
+	@echo "make test        lint, then the fast tests; installs every extra"
 	@echo "make test-all    lint, every test, the docs"
 	@echo "make lint        ruff and mypy"
 	@echo "make docs        run the tutorials, build the docs into site/ (docs-serve: with live reload)"
@@ -39,9 +42,17 @@ define make_venv
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 endef
 
-$(STAMP): pyproject.toml setup.py dcn_plugin/engine/kernel.c
+# Packages and sizes: Linux x86-64, Python 3.11, pip's own choice of torch (with CUDA, 5.6 GB of them).
+$(STAMP): $(BUILT_FROM)
 	$(call make_venv,$(VENV))
+	@echo "Installing dcn_plugin with all extras into $(VENV): about 105 packages, 6.5 GB with a torch for CUDA; a torch that is there stays."
 	$(BIN)/python -m pip install --editable '.[all]'
+	@touch $(DEMO_STAMP) $@
+
+$(DEMO_STAMP): $(BUILT_FROM)
+	$(call make_venv,$(VENV))
+	@echo "Installing dcn_plugin with what the demo needs into $(VENV): about 65 packages, 6.1 GB with a torch for CUDA; a torch that is there stays."
+	$(BIN)/python -m pip install --editable '.[demo]'
 	@touch $@
 
 $(DOCS_STAMP): docs/requirements.txt
@@ -51,7 +62,7 @@ $(DOCS_STAMP): docs/requirements.txt
 
 install: $(STAMP)
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(BIN)/defective demo --out demo-out $(ARGS)
 
 # Before anything is installed or trained.

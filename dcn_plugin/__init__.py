@@ -5,14 +5,19 @@ training and in test (Luo et al., arXiv 1911.08432). This is not deformable conv
 abbreviation "DCN".
 """
 
-from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
-from dcn_plugin.engine import CompactModel, compact
-from dcn_plugin.inspection import summary, verify
-from dcn_plugin.layers import DefectiveConv2d, DefectMask2d, Normalized
-from dcn_plugin.masks import sample_mask
-from dcn_plugin.models import defective as _timm_models  # noqa: F401  (registers defective_<name> with timm)
-from dcn_plugin.specs import DefectSpec, MaskSpec
-from dcn_plugin.surgery import defect_spec, defectify, is_defective, undefectify
+from typing import TYPE_CHECKING
+
+from dcn_plugin import startup
+
+if TYPE_CHECKING or not startup.waits():
+    from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
+    from dcn_plugin.engine import CompactModel, compact
+    from dcn_plugin.inspection import summary, verify
+    from dcn_plugin.layers import DefectiveConv2d, DefectMask2d, Normalized
+    from dcn_plugin.masks import sample_mask
+    from dcn_plugin.models import defective as _timm_models  # noqa: F401  (registers defective_<name> with timm)
+    from dcn_plugin.specs import DefectSpec, MaskSpec
+    from dcn_plugin.surgery import defect_spec, defectify, is_defective, undefectify
 
 __version__ = "0.1.0"
 

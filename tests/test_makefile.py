@@ -1,4 +1,4 @@
-"""``make reproduce-small``: what it refuses, and that its commands run."""
+"""What the targets install; ``make reproduce-small``: what it refuses, and that its commands run."""
 
 from __future__ import annotations
 
@@ -35,6 +35,51 @@ def commands(*arguments: str) -> list[list[str]]:
     assert shown.returncode == 0, shown.stderr
     lines = [shlex.split(line) for line in shown.stdout.splitlines() if line.startswith(".venv/bin/defective ")]
     return [line[1:] for line in lines]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """A folder that stands for .venv: its programs write down how they were called."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "defective"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n')
+        program.chmod(0o755)
+    return tmp_path
+
+
+def calls(environment: Path, target: str) -> list[str]:
+    """What making a target calls in the environment."""
+    log = environment / "calls"
+    log.unlink(missing_ok=True)
+    done = make(target, f"VENV={environment}")
+    assert done.returncode == 0, done.stderr
+    return log.read_text().splitlines() if log.exists() else []
+
+
+DEMO, ALL = (f"python -m pip install --editable .[{extra}]" for extra in ("demo", "all"))
+RUN = "defective demo --out demo-out"
+
+
+def test_the_demo_installs_what_it_needs_and_the_rest_comes_when_it_is_needed(environment: Path) -> None:
+    assert calls(environment, "demo") == [DEMO, RUN]
+    assert calls(environment, "demo") == [RUN]
+    assert calls(environment, "install") == [ALL]
+    assert calls(environment, "demo") == [RUN]
+    assert calls(environment, "install") == []
+
+
+def test_where_everything_is_installed_the_demo_installs_nothing(environment: Path) -> None:
+    assert calls(environment, "install") == [ALL]
+    assert calls(environment, "demo") == [RUN]
+
+
+@pytest.mark.parametrize(("target", "packages"), [("demo", "what the demo needs"), ("install", "all extras")])
+def test_it_says_what_it_installs_and_how_much_before_it_does(environment: Path, target: str, packages: str) -> None:
+    said = make("--dry-run", target, f"VENV={environment}").stdout.partition("pip install")[0]
+    assert packages in said and "packages" in said and "GB" in said
+    assert make(target, f"VENV={environment}").stdout.count("Installing") == 1
+    assert "Installing" not in make(target, f"VENV={environment}").stdout
 
 
 def test_without_data_nothing_is_installed_and_the_layout_is_named() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcn_plugin.attacks.base import Attack, AttackRun
 from dcn_plugin.attacks.checks import check_logits
-from dcn_plugin.errors import ModelOutputError, SpecError
+from dcn_plugin.errors import SpecError
 
 __all__ = ["CW"]
 
@@ -143,8 +143,6 @@ class CW(Attack):
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Largest other logit minus that of the true class, (N,): above 0 where the model is wrong."""
-    if logits.shape[1] < 2:
-        raise ModelOutputError("An untargeted attack needs another class.", tuple(logits.shape), "two logits or more")
     own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     # Not by subtracting a large number: that is wrong for logits larger than it, and loses digits of the others.
     return logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]

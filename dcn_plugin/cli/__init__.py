@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
+from dcn_plugin import startup
 from dcn_plugin.cli.arguments import Commands
 from dcn_plugin.cli.bench import add as add_bench
 from dcn_plugin.cli.demo import add as add_demo
 from dcn_plugin.cli.evaluate import add as add_evaluate
+from dcn_plugin.cli.parsers import Parser
 from dcn_plugin.cli.recipe import add as add_recipe
 from dcn_plugin.cli.report import add as add_report
 from dcn_plugin.cli.summary import add as add_summary
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, 2 after an error that the user can mend, 130 after an interrupt.
     """
     args = _parser().parse_args(argv)
+    startup.finish()
     run: Callable[[argparse.Namespace], int] = args.run
     logging.basicConfig(level=logging.WARNING, format="defective: %(message)s", stream=sys.stderr)
     try:
@@ -53,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="defective",
         description="Defective convolutional networks (not deformable convolution): train, attack, report.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from dcn_plugin.cli.spec import Spec, parse_spec
+from dcn_plugin.cli.spec import Spec, nearest, parse_spec
 from dcn_plugin.errors import SpecError
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def _open(spec: Spec) -> list[Attack]:
     if own is not None and spec.head.islower():
         return [spec.call(own)]
     if spec.head.islower():
-        raise SpecError("There is no attack of this name.", spec.head, ATTACKS)
+        near = nearest(spec.head, [*_own(), "paper", "modern"])
+        raise SpecError("There is no attack of this name.", spec.head, ATTACKS, near)
     from dcn_plugin.adapters.torchattacks import TorchAttack
 
     return [TorchAttack(spec.head, **spec.options)]

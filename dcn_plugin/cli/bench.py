@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, keep_probability, natural, positive
 from dcn_plugin.cli.models import MODELS, open_models
 from dcn_plugin.cli.processes import open_device
 
@@ -40,7 +39,12 @@ def add(commands: Commands) -> None:
     )
     shown = " ".join(map(str, KEEP))
     engine.add_argument(
-        "--p", nargs="+", type=_probability, default=KEEP, metavar="P", help=f"keep probabilities (default: {shown})"
+        "--p",
+        nargs="+",
+        type=keep_probability,
+        default=KEEP,
+        metavar="P",
+        help=f"keep probabilities (default: {shown})",
     )
     shown = " ".join(map(str, BATCHES))
     engine.add_argument(
@@ -55,8 +59,8 @@ def add(commands: Commands) -> None:
         "--rounds", type=_rounds, default=10, metavar="N", help="pairs of runs a measurement (default: %(default)s)"
     )
     engine.add_argument("--seed", type=natural, default=0, metavar="S", help="of weights and images (default: 0)")
-    engine.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
-    engine.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    engine.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device, e.g. cuda (default: cpu)")
+    engine.add_argument("--out", type=folder, required=True, metavar="DIR", help="folder for the results")
     add_no_progress(engine)
 
 
@@ -64,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.engine.sweep import sweep_speed
     from dcn_plugin.evaluate.progress import progress_bar
     from dcn_plugin.files import write_atomic
+    from dcn_plugin.logs import log_line
     from dcn_plugin.report import speed_png, speed_table
 
     out = Path(args.out)
@@ -87,6 +92,9 @@ def _run(args: argparse.Namespace) -> int:
             points.append(point)
             _write_record(out, args, points)
             bar.update(1)
+            log_line(
+                f"{point.network}, p {point.p:g}, batch {point.speed.batch_size}: measured", show=not args.no_progress
+            )
     table = speed_table(points)
     write_atomic(out / "engine.md", table.to_markdown() + "\n")
     write_atomic(out / "engine.png", speed_png(points))
@@ -125,17 +133,6 @@ def _write_record(out: Path, args: argparse.Namespace, points: list[SpeedPoint])
         "results": [{"network": point.network, "p": point.p, **point.speed.to_json()} for point in points],
     }
     write_atomic(out / "engine.json", json.dumps(record, indent=1) + "\n")
-
-
-def _probability(text: str) -> float:
-    """A keep probability."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no keep probability in (0, 1]")
-    return number
 
 
 def _rounds(text: str) -> int:

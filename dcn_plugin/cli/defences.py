@@ -159,16 +159,27 @@ def _ready(adversarial: str | None, spec: Spec) -> StepImages | None:
     """The hook, where it needs no images."""
     import torch
 
-    from dcn_plugin.training import madry, training_hook
+    from dcn_plugin.training import madry
 
     if adversarial is not None:
         hook: StepImages = parse_spec(f"madry,{adversarial}" if adversarial else "madry").call(madry)
         return hook
     if spec.head != "pubdef":
-        return training_hook(spec.head, settings=spec.options)
+        return _training_hook(spec)
     # One pixel: so a setting that is out of range is found before the public models are attacked.
-    training_hook(spec.head, adversarial=[torch.zeros(1, 1, 1, 1)], settings=spec.options)
+    _training_hook(spec, adversarial=[torch.zeros(1, 1, 1, 1)])
     return None
+
+
+def _training_hook(spec: Spec, **images: Any) -> StepImages | None:
+    from dcn_plugin.training import training_hook
+
+    try:
+        return training_hook(spec.head, settings=spec.options, **images)
+    except TypeError as error:  # a value of another type
+        raise SpecError(
+            f"Baseline {spec.head!r} does not take these settings ({error}).", dict(spec.options)
+        ) from error
 
 
 _PUBLIC = ("public", "public_attack", "public_images")

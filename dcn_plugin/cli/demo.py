@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, positive
 
 if TYPE_CHECKING:
     from dcn_plugin.experiments import DemoOutcome
@@ -26,13 +26,13 @@ def add(commands: Commands) -> None:
         "report.html and plots. With --pretrained it trains nothing and takes seconds.",
     )
     parser.add_argument(
-        "--out", default="demo-out", metavar="DIR", help="folder for the results (default: %(default)s)"
+        "--out", type=folder, default="demo-out", metavar="DIR", help="folder for the results (default: %(default)s)"
     )
     parser.add_argument(
         "--pretrained",
         action="store_true",
         help="take the networks that come with the package: a source, a standard one and a defective one (p=0.3), "
-        "of seed 0",
+        "of seed 0, and 100 of the 450 test images",
     )
     parser.add_argument("--seeds", type=positive, metavar="N", help=f"number of runs (default: {_SEEDS})")
     parser.add_argument("--seed", type=natural, metavar="S", help="seed of the first run (default: 0)")

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.arguments import (
+    Commands,
+    add_no_progress,
+    folder,
+    natural,
+    positive,
+    positive_number,
+    probability,
+    radius,
+)
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import MODELS, open_models
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
@@ -111,7 +120,11 @@ def add(commands: Commands) -> None:
         own = protocols.add_parser(name, help=protocol.help, description=protocol.help)
         own.set_defaults(run=_run, protocol=name)
         own.add_argument(
-            "--target", action="append", required=True, metavar="NAME=MODEL", help=f"model to measure: {MODELS}"
+            "--target",
+            action="append",
+            required=True,
+            metavar="NAME=MODEL",
+            help=f"model to measure, again for more: {MODELS}",
         )
         if protocol.sources:
             own.add_argument(
@@ -120,7 +133,7 @@ def add(commands: Commands) -> None:
                 required=protocol.sources == "needed",
                 default=[],
                 metavar="NAME=MODEL",
-                help="model to attack, written like a target; A+B names an ensemble of two sources",
+                help="model to attack, again for more, written like a target; A+B names an ensemble of two sources",
             )
         if protocol.attacks is not None:
             own.add_argument(
@@ -128,7 +141,7 @@ def add(commands: Commands) -> None:
                 action="append",
                 default=[],
                 metavar="ATTACK",
-                help=f"attack ({ATTACKS}); default: {' '.join(protocol.attacks)}",
+                help=f"attack, again for more: {ATTACKS} (default: {' '.join(protocol.attacks)})",
             )
             own.add_argument(
                 "--rounding", choices=("none", "8bit"), default="none", help="of adversarial images (default: none)"
@@ -140,17 +153,23 @@ def add(commands: Commands) -> None:
         own.add_argument(
             "--resize", type=positive, metavar="PIXELS", help="shorter side before the cut, e.g. 256 for 224"
         )
-        own.add_argument("--limit", type=positive, metavar="N", help="measure so many images only")
+        own.add_argument("--limit", type=positive, metavar="N", help="measure so many images only (default: all)")
         if protocol.more is not None:
             protocol.more(own)
-        own.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+        own.add_argument("--out", type=folder, required=True, metavar="DIR", help="folder for the results")
         own.add_argument(
-            "--seed", type=natural, default=0, metavar="S", help="of the models' training, for the records"
+            "--seed", type=natural, default=0, metavar="S", help="of the models' training, for the records (default: 0)"
         )
         own.add_argument(
             "--batch-size", type=positive, default=256, metavar="N", help="images at a time (default: 256)"
         )
-        own.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
+        own.add_argument(
+            "--device",
+            default="cpu",
+            metavar="DEVICE",
+            help="torch device, e.g. cuda (default: cpu; train takes cuda by itself, but a measurement is to repeat "
+            "where there is none)",
+        )
         own.add_argument(
             "--compact",
             action="store_true",
@@ -284,20 +303,39 @@ def _distance(attack: str) -> _Protocol:
 def _gaussian(opened: _Opened) -> Iterable[Result]:
     from dcn_plugin.evaluate import gaussian
 
-    return gaussian(
-        opened.targets, opened.data, opened.args.level or [0.1, 0.2, 0.3], noise=opened.args.noise, **opened.common
-    )
+    args = opened.args
+    if args.sigma and args.noise == "clipped":
+        raise SpecError(
+            "Clipped noise is told by its largest change eps; its sigma is eps / 2.",
+            {"sigma": args.sigma},
+            f"--level {' --level '.join(f'{2 * sigma:g}' for sigma in args.sigma)}",
+        )
+    levels = [*(args.level or ()), *(args.sigma or ())]
+    return gaussian(opened.targets, opened.data, levels or [0.1, 0.2, 0.3], noise=args.noise, **opened.common)
 
 
 def _gaussian_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level",
         action="append",
-        type=_fraction,
+        type=positive_number,
         metavar="X",
-        help="sigma (plain) or eps (clipped), e.g. 0.1 or 16/255; default: 0.1, 0.2, 0.3",
+        help="strength, again for more, in the unit of images in [0, 1], e.g. 0.1 or 16/255: the standard deviation "
+        "sigma of plain noise, the largest change eps of clipped noise (default: 0.1, 0.2 and 0.3)",
     )
-    parser.add_argument("--noise", choices=("plain", "clipped"), default="plain", help="clipped is the paper's")
+    parser.add_argument(
+        "--sigma",
+        action="append",
+        type=positive_number,
+        metavar="X",
+        help="the same as --level, for plain noise; of clipped noise sigma is eps / 2, so that --level says it",
+    )
+    parser.add_argument(
+        "--noise",
+        choices=("plain", "clipped"),
+        default="plain",
+        help="clipped: sigma = eps / 2, cut at +-eps, the paper's (default: plain)",
+    )
 
 
 def _shuffle(opened: _Opened) -> Iterable[Result]:
@@ -311,7 +349,7 @@ def _shuffle_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", action="append", type=positive, metavar="K", help="a K x K grid; default: 2, 4, 8")
     parser.add_argument(
         "--confidence",
-        type=float,
+        type=probability,
         default=0.99,
         metavar="P",
         help="least softmax that counts (default: 0.99, the paper's)",
@@ -389,16 +427,14 @@ def _sanity(opened: _Opened) -> Iterable[Result]:
 
 
 def _sanity_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--eps", type=_fraction, required=True, metavar="X", help="radius, e.g. 8/255")
-    parser.add_argument("--steps", type=positive, default=40, metavar="N", help="of PGD (default: 40)")
-
-
-def _fraction(text: str) -> float:
-    top, _, bottom = text.partition("/")
-    try:
-        return float(top) / float(bottom or 1)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 0.1 or 8/255") from None
+    parser.add_argument("--eps", type=radius, default=8 / 255, metavar="X", help="radius, e.g. 16/255 (default: 8/255)")
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        default=40,
+        metavar="N",
+        help="of PGD (default: 40; twice those of --attack pgd, so that few steps are no reason for a warning)",
+    )
 
 
 _TRANSFER_ATTACKS = ("pgd,eps=8/255",)
@@ -410,7 +446,10 @@ _PROTOCOLS: dict[str, _Protocol] = {
         _TRANSFER_ATTACKS,
     ),
     "tapm": _Protocol(
-        "accuracy under the worst of all sources and attacks, image by image", _matrix("tapm"), "needed", ("modern",)
+        "accuracy under the worst of all sources and attacks, image by image",
+        _matrix("tapm"),
+        "needed",
+        ("modern,eps=8/255",),
     ),
     "whitebox": _Protocol("every target attacked on itself", _whitebox, attacks=_TRANSFER_ATTACKS),
     "boundary": _distance("boundary"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.spec import Spec, named, nearest, parse_spec
-from dcn_plugin.errors import CheckpointError, SpecError
+from dcn_plugin.errors import CheckpointError, DcnError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -69,7 +69,7 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     if not normalize or own is None:
         tell(f"{name or text}: takes images in [0, 1] as they are")
         return model
-    if own.keys() != {"mean", "std"}:
+    if own.keys() != {"mean", "std"} or not all(isinstance(own[key], list | tuple) for key in own):
         raise SpecError("Normalisation needs mean and std.", constants, "mean=[...],std=[...]")
     from dcn_plugin.layers import Normalized
 
@@ -97,18 +97,40 @@ def _knows_imagenet(model: nn.Module) -> bool:
 
 
 def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
+    import pickle
+
+    import safetensors
     import timm
 
     import dcn_plugin.models  # noqa: F401  registers the defective models
 
+    broken_file = (pickle.UnpicklingError, safetensors.SafetensorError)
     if not timm.is_model(spec.head):
-        raise SpecError("This is no model.", spec.head, MODELS, nearest(spec.head, timm.list_models()))
+        raise SpecError("This is no model.", spec.head, MODELS, _instead_of(spec.head, timm.list_models()))
     try:
         model = timm.create_model(spec.head, **spec.options)
-    except TypeError as error:
-        raise SpecError(f"{spec.head} does not take these options ({error}).", dict(spec.options)) from error
+    except DcnError:
+        raise
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, *broken_file) as error:
+        if not spec.options or isinstance(error, OSError):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise SpecError(f"{spec.head} does not take these options ({reason}).", dict(spec.options)) from error
     cfg: Any = model.pretrained_cfg
     return model, {"mean": cfg["mean"], "std": cfg["std"]} if cfg.get("mean") and cfg.get("std") else None
+
+
+def _instead_of(name: str, names: list[str]) -> str:
+    """What to write in place of a name that timm does not know."""
+    base = name.removeprefix("defective_")
+    if base != name and base in names:
+        return (
+            f"timm has {base}, but no defective version comes with this package: if it is a CNN, write a function that "
+            f"returns dcn_plugin.defectify(timm.create_model({base!r}), ...), and name it module:function"
+        )
+    listed = "all names: import dcn_plugin, timm; timm.list_models(), or timm.list_models('defective_*')"
+    near = nearest(name, names)
+    return f"{near} {listed}" if near else listed
 
 
 def _from_checkpoint(path: Path, options: dict[str, Any]) -> tuple[nn.Module, Mapping[str, Any] | None]:
@@ -139,13 +161,15 @@ def _from_function(spec: Spec) -> nn.Module:
     from torch import nn
 
     module_name, _, function = spec.head.partition(":")
+    if not module_name or not function:
+        raise SpecError("This names no function.", spec.head, MODELS)
     options = dict(spec.options)
     weights = options.pop("weights", None)
     if "" not in sys.path:
         sys.path.insert(0, "")  # the user's own file in the folder they stand in
     try:
         make = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise SpecError(f"There is no {function!r} in {module_name!r} ({error}).", spec.head, MODELS) from error
     model = Spec(spec.head, options).call(make)
     if not isinstance(model, nn.Module):

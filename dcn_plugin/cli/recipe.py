@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, positive
 from dcn_plugin.cli.processes import launched, open_accelerator
-from dcn_plugin.errors import DcnError
+from dcn_plugin.errors import DataError, DcnError
 
 if TYPE_CHECKING:
     from dcn_plugin.experiments.recipe import RecipeSpec
@@ -61,7 +61,9 @@ def _add_run(actions: Commands) -> None:
         help="smoke (embedded digits, seconds; default), small (two CPU cores, hours) or full (the paper's)",
     )
     parser.add_argument("--data", metavar="ROOT", help="folder of the data set; 'recipe list' shows which")
-    parser.add_argument("--out", default="recipe-runs", metavar="DIR", help="output folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=folder, default="recipe-runs", metavar="DIR", help="output folder (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="number of replicates (default: 1)")
     parser.add_argument("--seed", type=natural, default=0, metavar="S", help="seed of the first (default: 0)")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it takes, then stop")
@@ -151,6 +153,8 @@ def _list(args: argparse.Namespace) -> int:
 
     root = Path(args.recipes) if args.recipes is not None else recipes_root()
     names = list_recipes(root)
+    if not names:
+        raise DataError(f"{root} holds no recipe.", str(root), "a folder with NAME/recipe.toml in it")
     width = max(map(len, names), default=0)
     for name in names:
         spec = load_recipe(name, root)

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
-from dcn_plugin.cli.arguments import Commands, positive
+from dcn_plugin.cli.arguments import Commands, folder, positive
 
 if TYPE_CHECKING:
     from dcn_plugin.data import IndexedImages
@@ -24,7 +24,9 @@ def add(commands: Commands) -> None:
         "report.html (self-contained), tables.md, tables.tex, records.csv and plots.",
     )
     parser.add_argument("run_dir", metavar="DIR", help="run directory, results.json, or a folder of run directories")
-    parser.add_argument("--out", metavar="DIR", help="folder for the report (default: DIR, or that of the file)")
+    parser.add_argument(
+        "--out", type=folder, metavar="DIR", help="folder for the report (default: DIR, or that of the file)"
+    )
     parser.add_argument("--title", help="of the report (default: the folder's name)")
     parser.add_argument("--baseline", metavar="NAME", help="target that the others are held against")
     parser.add_argument("--data", metavar="DATA", help="clean images, as in evaluate, to show beside adversarial ones")

@@ -28,6 +28,8 @@ class Spec:
 
     def call(self, make: Callable[..., Any], **more: Any) -> Any:
         """Call ``make`` with the options and ``more``; what it does not know is an error that lists what it knows."""
+        if not callable(make):
+            raise SpecError(f"{self.head} is no function.", type(make).__name__, "a function that can be called")
         known = inspect.signature(make).parameters
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         for key in self.options:
@@ -63,12 +65,14 @@ def named(texts: Iterable[str], what: str) -> dict[str, str]:
     """Read ``NAME=SPEC`` arguments; without ``NAME=`` the spec is its own name.
 
     Raises:
-        SpecError: two have the same name.
+        SpecError: two have the same name, or nothing stands before the "=".
     """
     found: dict[str, str] = {}
     for text in texts:
         head = text.partition(",")[0]
         name, _, spec = text.partition("=") if "=" in head else (text, "", text)
+        if not name.strip():
+            raise SpecError(f"One of the {what} has no name.", text, "NAME=SPEC, or SPEC alone")
         if name in found:
             raise SpecError(f"Two {what} have the same name.", name, "NAME=SPEC with different names")
         found[name] = spec

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive
 from dcn_plugin.cli.defences import add_defence, open_defence
 from dcn_plugin.cli.models import MODELS, open_model
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
@@ -63,18 +63,18 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--val", metavar="DATA", help="validation images; default: a share of the training images")
     parser.add_argument(
-        "--val-share", type=float, default=0.1, metavar="X", help="that share (default: 0.1); 0: no validation"
+        "--val-share", type=number, default=0.1, metavar="X", help="that share (default: 0.1); 0: no validation"
     )
     parser.add_argument("--test", metavar="DATA", help="test images; default: the test part of a data set that has one")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--out", type=folder, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--preset", choices=_PRESETS, default="fast", help="schedule (default: fast, one cycle)")
     parser.add_argument("--epochs", type=positive, metavar="N", help="stretch the schedule over so many epochs")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="images a step, over all processes")
-    parser.add_argument("--lr", type=float, metavar="X", help="highest learning rate")
-    parser.add_argument("--label-smoothing", type=float, metavar="X", help="as in torch; the paper's 0.9 is 1/9")
-    parser.add_argument("--min-scale", type=float, metavar="X", help="random resized crops, e.g. 0.08 for ImageNet")
-    parser.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, e.g. 0.999")
-    parser.add_argument("--clip", type=float, metavar="NORM", help="clip the gradient")
+    parser.add_argument("--lr", type=number, metavar="X", help="highest learning rate")
+    parser.add_argument("--label-smoothing", type=number, metavar="X", help="as in torch; the paper's 0.9 is 1/9")
+    parser.add_argument("--min-scale", type=number, metavar="X", help="random resized crops, e.g. 0.08 for ImageNet")
+    parser.add_argument("--ema", type=number, metavar="DECAY", help="average the weights, e.g. 0.999")
+    parser.add_argument("--clip", type=number, metavar="NORM", help="clip the gradient")
     parser.add_argument("--amp", action="store_true", default=None, help="compute in bfloat16, where the device has it")
     parser.add_argument("--channels-last", action="store_true", default=None, help="memory format")
     parser.add_argument("--compile", action="store_true", default=None, help="use torch.compile")
@@ -93,8 +93,10 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--resize", type=positive, metavar="PIXELS", help="shorter side before the cut")
     parser.add_argument("--limit", type=positive, metavar="N", help="use so many training images only")
-    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
-    parser.add_argument("--workers", type=natural, default=4, metavar="N", help="processes that decode files")
+    parser.add_argument("--device", metavar="DEVICE", help="torch device (default: cuda where there is one, else cpu)")
+    parser.add_argument(
+        "--workers", type=natural, default=4, metavar="N", help="processes that decode files (default: 4)"
+    )
     parser.add_argument("--track", choices=_TRACKERS, help="also tell a tracker, through Accelerate")
     add_no_progress(parser)
     parser.set_defaults(run=_run)
@@ -208,6 +210,8 @@ def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
         limit = args.limit if like is None else None
         return open_images(text, part=part, size=args.size, resize=args.resize, limit=limit, class_names=names)
 
+    if args.val is None and not 0 <= args.val_share < 1:
+        raise SpecError("The validation share is not usable.", args.val_share, "a number in [0, 1)")
     train = opened(args.data, "train")
     parts = parts_of(args.data)
     test: Any = None

@@ -36,8 +36,8 @@ from dcn_plugin.evaluate import (
 from dcn_plugin.experiments.demo_networks import (
     BASELINE,
     SHIPPED,
-    SHIPPED_KEEP,
     SHIPPED_SEED,
+    SHIPPED_SPEC,
     SOURCE,
     network_names,
     shipped_networks,
@@ -46,6 +46,7 @@ from dcn_plugin.experiments.demo_networks import (
 from dcn_plugin.experiments.demo_spec import DemoSpec
 from dcn_plugin.experiments.seeds import FinishedSeed, fixed_threads, now
 from dcn_plugin.layers import DefectMask2d
+from dcn_plugin.logs import log_line
 from dcn_plugin.pretrained import pretrained_card
 from dcn_plugin.training import TrainConfig
 
@@ -73,14 +74,15 @@ class DemoOutcome:
     def intro(self) -> list[str]:
         """What was done, in words."""
         spec, test = self.file.spec, self.file.results[0]
+        first = "first " if spec.get("images") else ""
         return [
             "Every network here is the same small ResNet, trained in the same way on scikit-learn's handwritten "
             f"digits ({spec['size']} x {spec['size']} pixels). In a defective one, a mask drawn once before training "
             f"sets neurons of the {spec['blocks']} blocks to zero, in training and in test; p is the share kept.",
             "An attacker who cannot see these networks trains one of their own, the source, makes adversarial images "
-            f"on it with {test.attack} (L-inf, {test.steps} steps) from the {test.n_total} test images, and sends them "
-            "to the others. This is a black-box threat: who knows a network's weights and masks attacks it directly, "
-            "and that is not measured here.",
+            f"on it with {test.attack} (L-inf, {test.steps} steps) from the {first}{test.n_total} test images, and "
+            "sends them to the others. This is a black-box threat: who knows a network's weights and masks attacks it "
+            "directly, and that is not measured here.",
         ]
 
     @property
@@ -135,10 +137,10 @@ def run_demo(
     Args:
         out: folder for the results; made if need be.
         seeds: one run each, different from each other, >= 0; 0, 1 and 2 by default.
-        spec: the settings.
+        spec: the settings; by default :class:`DemoSpec`'s, with ``pretrained`` fewer steps and the first 100 images.
         pretrained: take the networks that come with the package, trained with seed 0 and p = 0.3, and train none. It
             takes seconds, so that nothing is kept for reuse, and what is in ``out/seeds`` stays as it is.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr, or a line a seed where that is no terminal.
         fresh: reuse nothing.
 
     Returns:
@@ -151,14 +153,14 @@ def run_demo(
     """
     from tqdm import tqdm
 
-    spec = spec or (dataclasses.replace(DemoSpec(), keep=SHIPPED_KEEP) if pretrained else DemoSpec())
+    spec = spec or (SHIPPED_SPEC if pretrained else DemoSpec())
     seeds = _checked(seeds, pretrained=pretrained)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise DataError("Results go into a folder.", str(folder), "a folder, or a name that is free")
     shipped = shipped_networks(spec) if pretrained else None
     hashes = {name: pretrained_card(name).sha256 for name in SHIPPED.values()} if pretrained else None
-    splits = load_digits(size=spec.size)
+    splits = _images(spec)
     finished: dict[int, FinishedSeed] = {}
     reused = []
     stages = (0 if pretrained else len(network_names(spec))) + len(spec.eps) + 1
@@ -166,7 +168,7 @@ def run_demo(
         total=stages * len(seeds), disable=None if progress else True, unit="stage", leave=False, dynamic_ncols=True
     )
     with fixed_threads(spec.threads), bar:
-        for seed in seeds:
+        for number, seed in enumerate(seeds, 1):
             settings = spec.to_json([seed], shipped=hashes)
             known = None if fresh or pretrained else FinishedSeed.read(folder, seed, settings)
             if known is None:
@@ -176,10 +178,13 @@ def run_demo(
                 known = FinishedSeed(ResultFile(settings, tuple(results), run), examples)
                 if not pretrained:
                     known.write(folder, seed)
+                how = f"finished in {run['seconds']:.1f} s"
             else:
                 reused.append(seed)
                 bar.update(stages)
+                how = "was finished before, its results are reused"
             finished[seed] = known
+            log_line(f"seed {seed}, {number} of {len(seeds)}: {how}", show=progress)
     whole = ResultFile(
         spec.to_json(seeds, shipped=hashes),
         tuple(result for one in finished.values() for result in one.file.results),
@@ -187,6 +192,14 @@ def run_demo(
     )
     whole.write(folder / "results.json")
     return DemoOutcome(whole, finished[seeds[0]].examples, tuple(reused))
+
+
+def _images(spec: DemoSpec) -> Splits:
+    splits = load_digits(size=spec.size)
+    if spec.images is None or spec.images >= len(splits.test):
+        return splits
+    few = splits.test.subset(torch.arange(spec.images), name=f"{splits.test.name}[:{spec.images}]")
+    return dataclasses.replace(splits, test=few)
 
 
 def _checked(seeds: Sequence[int] | None, *, pretrained: bool) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ __all__ = [
     "SHIPPED",
     "SHIPPED_KEEP",
     "SHIPPED_SEED",
+    "SHIPPED_SPEC",
     "SOURCE",
     "initial_network",
     "network_names",
@@ -44,6 +45,9 @@ SHIPPED = {
 
 SHIPPED_KEEP = (0.3,)
 SHIPPED_SEED = 0
+
+SHIPPED_SPEC = DemoSpec(keep=SHIPPED_KEEP, steps=10, images=100)
+"""What the demonstration does with them by default: few images and steps, for an answer in seconds."""
 
 
 def network_names(spec: DemoSpec) -> dict[str, float | None]:

@@ -35,6 +35,7 @@ class DemoSpec:
         steps: steps of the attack.
         sigmas: of the Gaussian noise, in the same units.
         threads: torch's threads. With one, the numbers do not depend on the number of cores.
+        images: the first so many test images; None: all.
     """
 
     size: int = 16
@@ -47,6 +48,7 @@ class DemoSpec:
     steps: int = 20
     sigmas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     threads: int = 1
+    images: int | None = None
 
     def to_json(self, seeds: Sequence[int], *, shipped: Mapping[str, str] | None = None) -> dict[str, Any]:
         """All that the numbers depend on, but for the machine and the versions, as JSON values.

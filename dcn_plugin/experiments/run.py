@@ -173,7 +173,7 @@ def run_recipe(
     Args:
         plan: see :func:`plan_recipe`.
         command: how the run was started, for the record.
-        progress: show progress bars on stderr, if that is a terminal.
+        progress: show progress bars on stderr, or lines where that is no terminal.
         tell: gets a line before each network and each cell, from the first process; by default nothing is said.
 
     Returns:

@@ -22,6 +22,7 @@ from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError
 from dcn_plugin.evaluate.predict import correct_on, device_of
 from dcn_plugin.evaluate.progress import progress_bar
+from dcn_plugin.logs import log_line
 from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
 from dcn_plugin.training.fit import check_arguments, check_fit, check_masks, check_parts, masks_hash, structure
@@ -98,7 +99,7 @@ def train(
         about: further facts that the run depends on, e.g. how the model was made: recorded, and a folder whose run has
             others is refused.
         workers: processes that decode image files, where they are streamed.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr, or a line an epoch where that is no terminal.
         name: shown beside the bar.
 
     Returns:
@@ -145,6 +146,9 @@ def train(
                 if folder is not None:
                     folder.write(run.snapshot, run.history, run.network)
                 _tell(run.history.epochs[-1], bar, processes, name)
+                log_line(
+                    _line(run.history.epochs[-1], config.epochs, name), show=progress and processes.shard.rank == 0
+                )
         processes.release(model)
         if run.network is not model:
             model.load_state_dict(run.network.state_dict())
@@ -314,6 +318,15 @@ def _tell(record: EpochRecord, bar: Any, processes: Processes, name: str) -> Non
     processes.log(values, step=record.epoch)
     shown = ", ".join(f"{key} {values[key]:.3f}" for key in ("loss", "val_accuracy", "test_accuracy") if key in values)
     bar.set_description(f"{name} epoch {record.epoch + 1}: {shown}".strip())
+
+
+def _line(record: EpochRecord, epochs: int, name: str) -> str:
+    """An epoch in a line of a log."""
+    shares = {"train": record.train_accuracy, "val": record.val_accuracy, "test": record.test_accuracy}
+    right = "".join(f", {part} {value:.2%}" for part, value in shares.items() if value is not None)
+    return (
+        f"{name} epoch {record.epoch + 1} of {epochs}: loss {record.loss:.4f}{right}, {record.seconds:.1f} s".lstrip()
+    )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from dcn_plugin import cli
+from dcn_plugin.cli.attacks import open_attacks
+from dcn_plugin.cli.evaluate import _PROTOCOLS
 from dcn_plugin.cli.processes import open_accelerator
 from dcn_plugin.evaluate import ResultFile
 
@@ -165,6 +167,34 @@ def test_bad_input_is_one_line_before_anything_is_written(
     assert cli.main(["evaluate", "whitebox", *arguments, "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_sigma_is_the_level_of_plain_noise(tmp_path: Path) -> None:
+    for option in ("--level", "--sigma"):
+        out = tmp_path / option
+        arguments = [*TARGETS, *DATA, option, "16/255", option, "0.2", "--out", str(out)]
+        assert cli.main(["evaluate", "gaussian", *arguments]) == 0
+    assert records(tmp_path / "--level") == records(tmp_path / "--sigma")
+    assert [record["eps"] for record in records(tmp_path / "--sigma")] == [16 / 255, 16 / 255, 0.2, 0.2]
+
+
+def test_sigma_of_clipped_noise_is_refused_with_the_level_that_it_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TARGETS, *DATA, "--sigma", "0.1", "--noise", "clipped", "--out", str(tmp_path)]
+    assert cli.main(["evaluate", "gaussian", *arguments]) == 2
+    assert "--level 0.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", ["transfer", "tapm", "whitebox"])
+def test_the_attacks_of_a_protocol_that_names_none_are_those_of_its_help_at_8_255(protocol: str) -> None:
+    attacks = open_attacks(_PROTOCOLS[protocol].attacks or ())
+    assert attacks and all(attack.eps == 8 / 255 for attack in attacks)
+
+
+def test_a_target_without_a_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "amplitude", "--target", f"={LINEAR}", *DATA, "--out", str(tmp_path)]) == 2
+    assert "has no name" in capsys.readouterr().err
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

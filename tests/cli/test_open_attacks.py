@@ -39,3 +39,10 @@ def test_attacks_and_sets_of_torchattacks_are_known_too() -> None:
 def test_an_attack_or_option_that_does_not_exist_is_refused_by_name(text: str) -> None:
     with pytest.raises(SpecError):
         open_attacks([text])
+
+
+def test_a_misspelt_attack_gets_the_nearest_names() -> None:
+    with pytest.raises(SpecError, match="did you mean pgd"):
+        open_attacks(["pdg,eps=0.1"])
+    with pytest.raises(SpecError, match="did you mean modern"):
+        open_attacks(["modrn,eps=0.1"])

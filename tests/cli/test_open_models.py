@@ -90,6 +90,10 @@ def test_a_function_gets_its_options_and_its_weights(tmp_path: Path) -> None:
     [
         ("resnet81", "did you mean resnet18"),
         ("resnet18,num_clases=3", "does not take these options"),
+        ("resnet18,global_pool=nothing", "does not take these options"),
+        ("resnet18,in_chans=-3", "does not take these options"),
+        ("resnet18,output_stride=5", "does not take these options"),
+        ("resnet18,block=wide", "does not take these options"),
         ("tests.cli.factory:nothing", "There is no 'nothing'"),
         ("nowhere:net", "There is no 'net'"),
         ("tests.cli.factory:linear,widht=3", "has no option 'widht'"),
@@ -99,6 +103,13 @@ def test_a_function_gets_its_options_and_its_weights(tmp_path: Path) -> None:
 def test_what_does_not_exist_is_refused_by_name(spec: str, said: str) -> None:
     with pytest.raises(SpecError, match=said):
         open_model(spec)
+
+
+def test_a_broken_file_of_weights_is_told_by_name(tmp_path: Path) -> None:
+    for name in ("net.safetensors", "net.pth"):
+        (tmp_path / name).write_text("no weights")
+        with pytest.raises((SpecError, CheckpointError), match=name):
+            open_model(f"test_resnet,checkpoint_path={tmp_path / name}")
 
 
 def test_several_models_are_opened_in_eval_mode() -> None:

@@ -18,6 +18,11 @@ def test_the_list_names_every_recipe_what_it_reproduces_and_its_data(capsys: pyt
         assert expected in printed
 
 
+def test_a_folder_without_recipes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipe", "list", "--recipes", str(tmp_path / "nowhere")]) == 2
+    assert "holds no recipe" in capsys.readouterr().err
+
+
 def test_a_recipe_runs_by_path_and_prints_time_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write_recipe(tmp_path), tmp_path / "out"
     arguments = ["recipe", "run", str(path), "--out", str(out), "--no-progress"]
@@ -33,6 +38,21 @@ def test_a_recipe_runs_by_path_and_prints_time_and_table(tmp_path: Path, capsys:
     again = capsys.readouterr()
     assert "0 of 3 networks to train, 0 of 1 cells to measure" in again.err
     assert "expected time" not in again.err
+
+
+def test_without_a_terminal_every_network_epoch_and_cell_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path)
+    assert cli.main(["recipe", "run", str(path), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "\r" not in told and "\x1b" not in told
+    lines = told.splitlines()
+    assert [line.partition("training ")[0] for line in lines if "] training " in line] == [
+        f"defective: [{number}/3] " for number in (1, 2, 3)
+    ]
+    assert sum(" epoch 1 of 1: loss " in line for line in lines) == 3
+    assert sum("[1/1] measuring " in line for line in lines) == 1
 
 
 def test_a_dry_run_says_what_is_missing_and_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,6 +224,10 @@ def test_a_folder_is_split_and_can_be_streamed(tmp_path: Path, capsys: pytest.Ca
         ([LINEAR, "--data", "cifar10:/nowhere"], "cifar-10-batches-py"),
         ([LINEAR, "--data", "digits", "--set", "epoch=3"], "did you mean epochs"),
         ([LINEAR, "--data", "digits", "--lr", "-1"], "training option lr"),
+        ([LINEAR, "--data", "digits", "--lr", "nan"], "training option lr"),
+        ([LINEAR, "--data", "digits", "--label-smoothing", "9/1"], "training option label_smoothing"),
+        ([LINEAR, "--data", "digits", "--val-share", "2"], "validation share"),
+        ([LINEAR, "--data", "digits", "--val-share", "nan"], "validation share"),
         ([LINEAR, "--data", "digits", "--preset", "paper-cifar", "--epochs", "2"], "milestones"),
         ([LINEAR, "--data", "digits", "--adversarial", "epsilon=1"], "no option 'epsilon'"),
         ([LINEAR, "--data", "digits", "--val-share", "2", "--val", "nothing"], "nothing"),
@@ -257,3 +261,10 @@ def test_bad_input_is_one_line_before_anything_is_written(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("defective: ") and said in error
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_another_type_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for baseline in ("madry,eps=abc", "madry,steps=many"):
+        line = ["train", LINEAR, "--data", "digits", "--size", "8", "--baseline", baseline, "--out", str(tmp_path)]
+        assert cli.main(line) == 2
+        assert "does not take these settings" in capsys.readouterr().err

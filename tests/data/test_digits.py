@@ -53,9 +53,16 @@ def test_the_global_generators_are_left_alone(digits: Splits) -> None:
 
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r'pip install "dcn-plugin\[demo\]"'):
         load_digits()
+
+
+def test_a_scikit_learn_that_keeps_its_file_elsewhere_is_asked_itself(
+    digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcn_plugin.data.digits._FILE", "nowhere")
+    assert load_digits().test.content_hash == digits.test.content_hash
 
 
 def test_a_size_below_the_original_is_refused() -> None:

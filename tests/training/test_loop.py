@@ -147,6 +147,9 @@ def test_a_progress_bar_shows_only_when_asked_and_only_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(SmallNet(), image_set(20), CONFIG, progress=True, name="mine")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 3 and "\r" not in err, "a line an epoch, and no bar"
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     train(SmallNet(), image_set(20), CONFIG, name="mine")
     assert capsys.readouterr() == ("", "")
