@@ -7,6 +7,7 @@ DistributedDataParallel and :class:`dcn_plugin.Normalized` are looked through in
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import json
@@ -25,7 +26,7 @@ from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStat
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
 from dcn_plugin.surgery import defect_spec, insert_masks, is_defective
-from dcn_plugin.wrappers import bare_name, network_in, unwrap
+from dcn_plugin.wrappers import Constants, bare, bare_name, network_in, unwrap
 
 __all__ = ["CheckpointInfo", "load_checkpoint", "read_info", "read_spec", "save_checkpoint"]
 
@@ -75,7 +76,11 @@ def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, s
         OSError: the file cannot be written.
     """
     entries = _check_metadata(metadata or {})
-    network, normalization = unwrap(model)
+    with bare(model) as network:
+        _save(network, path, entries, unwrap(model)[1])
+
+
+def _save(network: nn.Module, path: Pathish, entries: Mapping[str, str], normalization: Constants | None) -> None:
     masks, parts = _masks(network), _parts(network)
     if not masks and not parts:
         raise NotDefectiveError(
@@ -106,8 +111,7 @@ def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, s
         "versions": {name: _version(name) for name in ("dcn-plugin", "safetensors", "timm", "torch")},
         **_timm_origin(network),
     }
-    state = {bare_name(key): value for key, value in network.state_dict().items()}
-    write_archive(path, state, {**entries, _RECORD: json.dumps(record, sort_keys=True)})
+    write_archive(path, network.state_dict(), {**entries, _RECORD: json.dumps(record, sort_keys=True)})
 
 
 def load_checkpoint(path: Pathish, model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -202,6 +206,15 @@ def _load(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], mode
             normalization,
             f"build Normalized with {info.normalization}",
         )
+    # Files of earlier versions name the levels of parallel wrappers inside a network.
+    earlier = {bare_name(key) for key in network.state_dict()}
+    with bare(network):
+        earlier -= network.state_dict().keys()
+    with contextlib.nullcontext(network) if earlier & state.keys() else bare(network):
+        _fill(path, info, state, network)
+
+
+def _fill(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], network: nn.Module) -> None:
     if is_defective(network):
         _check_sites(path, info, network)
     else:

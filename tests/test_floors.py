@@ -22,7 +22,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "F0": (("errors", "specs"), ("files",)),
     "F1": (("masks",), ("archive",)),
     "F2": (("norms", "convs", "layers", "wrappers", "trace", "sites", "blocks", "selection"),),
-    "F3": (("surgery", "inspection", "checkpoint", "engine/"),),
+    "F3": (("surgery", "inspection", "checkpoint", "weights", "engine/"),),
     "F4": (("models/",), ("data/",), ("attacks/",)),
     "F5": (("evaluate/", "training/", "pretrained/"), ("adapters/",)),
     "F6": (("report/",), ("experiments/",)),

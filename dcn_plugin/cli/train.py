@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.arguments import Commands, add_no_progress, natural, positive
 from dcn_plugin.cli.defences import add_defence, open_defence
-from dcn_plugin.cli.models import MODELS, open_model
+from dcn_plugin.cli.models import MODELS, WEIGHT_FILES, open_model
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
 from dcn_plugin.cli.spec import Spec, nearest, parse_spec
 from dcn_plugin.errors import SpecError
@@ -271,7 +271,7 @@ def _reopen(text: str, model: nn.Module, path: Path) -> str:
 
     spec: Spec = parse_spec(text)
     options: Mapping[str, Any] = spec.options
-    if spec.head.endswith(".safetensors") or os.path.sep in spec.head:
+    if spec.head.endswith(WEIGHT_FILES) or os.path.sep in spec.head:
         return f"{path},model='{options['model']}'" if "model" in options else str(path)
     by_function = ":" in spec.head
     if not is_defective(model):
