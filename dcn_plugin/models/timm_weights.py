@@ -173,8 +173,8 @@ def settle_classes(
             f"The weights have {has} classes, and {name} is asked for with {num_classes}.",
             {"weights": has, "num_classes": num_classes},
             "the number of classes that the weights have",
-            f"pass num_classes={has}; for a new classifier of {num_classes} classes on top of these weights, say that "
-            f"they have {has}: pretrained_cfg_overlay=dict(..., num_classes={has})",
+            f"pass num_classes={has}; for a new classifier of {num_classes} classes on these weights, say how many "
+            f"they have: num_classes={num_classes}, pretrained_cfg_overlay=dict(..., num_classes={has})",
         )
     if has == num_classes:
         return described

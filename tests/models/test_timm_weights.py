@@ -63,9 +63,10 @@ def test_another_number_of_classes_is_an_error_whose_fix_works(
     with pytest.raises(PretrainedError, match=f"have 5 classes, and {NAME} is asked for with {asked}") as caught:
         create(**options, **own(path))
     fix = str(caught.value.fix)
-    whole, fresh = re.findall(r"num_classes=\d+", fix)[0], re.findall(r"\.\.\., (num_classes=\d+)", fix)[0]
+    whole, asked_for, described = re.findall(r"num_classes=\d+", fix)
     assert same_state(create(**eval(f"dict({whole})"), **own(path)), saved)
-    assert create(**options, **own(path, **eval(f"dict({fresh})"))).num_classes == asked
+    fresh = create(**eval(f"dict({asked_for})"), **own(path, **eval(f"dict({described})")))
+    assert fresh.num_classes == asked
 
 
 def test_a_new_classifier_is_made_where_the_description_is_right_and_the_log_says_so(
