@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 # floor -> chains. A chain is an order: an entry may import the entries to its left. "name/" is a folder,
 # whose files may import one another. `dcn_plugin/__init__.py` is the roof: it imports all, nobody imports it.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "F0": (("errors", "specs"), ("files",)),
+    "F0": (("errors", "specs", "files"),),
     "F1": (("masks",), ("archive",)),
     "F2": (("norms", "convs", "layers", "wrappers", "trace", "sites", "blocks", "selection"),),
     "F3": (("surgery", "inspection", "checkpoint", "weights", "engine/"),),

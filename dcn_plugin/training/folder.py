@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from dcn_plugin.archive import is_archive, read_archive, write_archive
 from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
-from dcn_plugin.errors import CheckpointError, DataError
+from dcn_plugin.errors import CheckpointError
 from dcn_plugin.files import write_atomic
 from dcn_plugin.surgery import is_defective
 from dcn_plugin.training.history import History
@@ -86,15 +86,10 @@ class TrainFolder:
         path: of the folder; it is made when the first epoch ends.
         plan: what the run depends on, as JSON values.
         writes: whether this process writes; of several, the first.
-
-    Raises:
-        DataError: ``path`` is a file.
     """
 
     def __init__(self, path: str | os.PathLike[str], plan: Mapping[str, Any], *, writes: bool = True) -> None:
         self.path, self._plan, self._writes = Path(path), plan, writes
-        if self.path.exists() and not self.path.is_dir():
-            raise DataError("A training run goes into a folder.", str(self.path), "a folder, or a name that is free")
 
     def read(self) -> tuple[dict[str, Tensor], History] | None:
         """The state after the last finished epoch, or None if there is none.

@@ -21,6 +21,7 @@ from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError
 from dcn_plugin.evaluate.predict import correct_on, device_of
 from dcn_plugin.evaluate.progress import progress_bar
+from dcn_plugin.files import check_output
 from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
 from dcn_plugin.training.fit import check_arguments, check_fit, check_masks, masks_hash, structure
@@ -107,10 +108,12 @@ def train(
         MaskLostError: the masks do not act any more at the end, or are other masks.
         ModelOutputError: the loss stopped being a number.
         CheckpointError: ``out`` holds a run with other settings.
-        DataError: ``out`` is a file.
+        DataError, OutputError: ``out`` is a file, or files cannot be written into it.
     """
     config = config or TrainConfig()
     processes: Processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)
+    if out is not None:
+        check_output(out)
     check_arguments(config, len(data), processes.shard.size, test)
     check_fit(model, data.shape, data.num_classes)
     masks = masks_hash(model)
