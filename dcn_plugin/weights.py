@@ -105,18 +105,26 @@ def _read(path: Pathish) -> Any:
         raise CheckpointError(
             f"{os.fspath(path)} holds Python objects beside its tensors, and they are not unpickled: that would run "
             "whatever code the file names.",
-            str(error).splitlines()[0][:120],
+            _classes(path),
             "tensors, numbers and text alone",
             "where you trust it, open it in a process of its own and save "
             "torch.save(model.state_dict(), 'weights.pth')",
         ) from error
     except Exception as error:  # whatever a stranger's bytes set off, it is the file that is wrong
         raise CheckpointError(
-            f"{os.fspath(path)} is no file of weights ({type(error).__name__}: {str(error).splitlines()[0:1]}).",
+            f"{os.fspath(path)} is no file of weights ({(str(error) or type(error).__name__).splitlines()[0]}).",
             f"{os.path.getsize(path)} bytes",
             "safetensors, or what torch.save(model.state_dict(), path) writes",
             "save or download it again",
         ) from error
+
+
+def _classes(path: Pathish) -> str:
+    """What a file of torch.save holds beside tensors."""
+    try:
+        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(os.fspath(path)))[:3])
+    except Exception:  # it is only for the message, and a stranger's file may set off anything
+        return "classes or functions"
 
 
 def _tensors(path: Pathish, found: Any) -> dict[str, Tensor]:
