@@ -86,11 +86,12 @@ def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:
         )
     if logits.is_floating_point() and logits.shape in ((count,), (count, 1)):
         raise ModelOutputError(
-            "The model returns one number an image, as networks for two classes do that are trained with a sigmoid.",
+            "The model returns one number an image and none for another class, as networks of two classes do that are "
+            "trained with a sigmoid.",
             (str(logits.dtype), tuple(logits.shape)),
-            f"two logits an image: ({count}, 2)",
-            "with z = model(images).flatten(), return torch.stack([torch.zeros_like(z), z], dim=1): the softmax of the "
-            "second is the sigmoid of z",
+            f"2 or more logits an image, one a class: ({count}, 2)",
+            "make it two logits: with z = model(images).flatten(), return torch.stack([torch.zeros_like(z), z], "
+            "dim=1); the softmax of the second is the sigmoid of z",
         )
     if logits.ndim != 2 or len(logits) != count or not logits.is_floating_point():
         raise ModelOutputError(

@@ -172,7 +172,7 @@ def test_the_two_logits_that_the_error_tells_of_have_the_sigmoid_as_their_softma
     for check in (check_logits, check_answers):
         with pytest.raises(ModelOutputError) as caught:
             check(said, count=5)
-    first, second = re.findall(r"with z = (.*), return (torch.stack.*\)):", str(caught.value.fix))[0]
+    first, second = re.findall(r"with z = (.*), return (torch.stack.*\));", str(caught.value.fix))[0]
     names: dict[str, Any] = {"torch": torch, "model": lambda images: images, "images": said}
     names["z"] = eval(first, names)
     two = cast(Tensor, eval(second, names))
