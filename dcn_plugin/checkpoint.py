@@ -7,8 +7,9 @@ DistributedDataParallel and :class:`dcn_plugin.Normalized` are looked through in
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -26,7 +27,7 @@ from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStat
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
 from dcn_plugin.surgery import defect_spec, insert_masks, is_defective
-from dcn_plugin.wrappers import Constants, bare, bare_name, network_in, unwrap
+from dcn_plugin.wrappers import Constants, bare, bare_name, bare_path, network_in, unwrap
 
 __all__ = ["CheckpointInfo", "load_checkpoint", "read_info", "read_spec", "save_checkpoint"]
 
@@ -206,12 +207,30 @@ def _load(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], mode
             normalization,
             f"build Normalized with {info.normalization}",
         )
-    # Files of earlier versions name the levels of parallel wrappers inside a network.
-    earlier = {bare_name(key) for key in network.state_dict()}
+    info, state = _without_levels(info, state, network)
     with bare(network):
-        earlier -= network.state_dict().keys()
-    with contextlib.nullcontext(network) if earlier & state.keys() else bare(network):
         _fill(path, info, state, network)
+
+
+def _without_levels(
+    info: CheckpointInfo, state: Mapping[str, Tensor], network: nn.Module
+) -> tuple[CheckpointInfo, Mapping[str, Tensor]]:
+    """Files of earlier versions name the levels of parallel wrappers inside a network; take away those it has."""
+    rename = functools.partial(bare_path, network)
+
+    def rename_site(part: str, site: SiteSpec) -> SiteSpec:
+        name, conv = (
+            rename(f"{part}.{path}".removeprefix(".")).removeprefix(f"{rename(part)}.")
+            for path in (site.name, site.conv)
+        )
+        return dataclasses.replace(site, name=name, conv=conv)
+
+    parts = {
+        rename(part): dataclasses.replace(spec, sites=tuple(rename_site(part, site) for site in spec.sites))
+        for part, spec in info.parts.items()
+    }
+    masks = {rename(name): shape for name, shape in info.masks.items()}
+    return dataclasses.replace(info, parts=parts, masks=masks), {rename(key): value for key, value in state.items()}
 
 
 def _fill(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], network: nn.Module) -> None:

@@ -14,8 +14,9 @@ from torch import nn
 
 from dcn_plugin.layers import Normalized
 
-__all__ = ["Constants", "bare", "bare_name", "network_in", "on_bare_network", "unwrap"]
+__all__ = ["Constants", "bare", "bare_name", "bare_path", "network_in", "on_bare_network", "unwrap"]
 
+_COMPILED = "_compiled_call_impl"  # where torch keeps what module.compile() made, on the module itself
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Mean and std of a Normalized, one number a channel.
@@ -66,13 +67,15 @@ def bare(model: nn.Module) -> Iterator[nn.Module]:
 
     Paths of modules and state-dict keys are then those of the network as it was before anything was wrapped.
     (``Normalized`` is looked through on the outside alone: inside a network it is a part of it.) The modules are the
-    same objects: what is done to them lasts. Afterwards the wrappers are back.
+    same objects: what is done to them lasts. ``module.compile()``, which wraps nothing, does not act meanwhile either:
+    compiled modules call no hooks. Afterwards everything is back.
 
     Args:
         model: a network, or a wrapped one.
     """
     network = network_in(model)
     taken: list[tuple[nn.Module, str, nn.Module]] = []
+    compiled = [(m, m.__dict__.pop(_COMPILED)) for m in network.modules() if _COMPILED in m.__dict__]
     try:
         for parent in list(network.modules()):
             for name, child in parent._modules.items():
@@ -87,6 +90,8 @@ def bare(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for parent, name, child in taken:
             parent._modules[name] = child
+        for module, call in compiled:
+            module.__dict__[_COMPILED] = call
 
 
 def on_bare_network(function: _Function) -> _Function:
@@ -98,6 +103,19 @@ def on_bare_network(function: _Function) -> _Function:
             return function(network, *args, **kwargs)
 
     return cast(_Function, call)
+
+
+def bare_path(network: nn.Module, path: str) -> str:
+    """The name that a module or tensor of ``network`` has in :func:`bare`, given the one it has in ``network``."""
+    kept: list[str] = []
+    module: nn.Module | None = network
+    for part in path.split("."):
+        while module is not None and (inside := _inside(module)) is not None and part not in module._modules:
+            module = inside  # a level that the path has not
+        wrapper = module is not None and _inside(module) is not None
+        kept += [] if wrapper else [part]
+        module = None if module is None else module._modules.get(part)
+    return ".".join(kept)
 
 
 def bare_name(path: str) -> str:

@@ -40,6 +40,10 @@ def compiled(model: nn.Module) -> nn.Module:
     return torch.compile(model, backend="eager")  # type: ignore[return-value]
 
 
+def compile_in_place(module: nn.Module) -> None:
+    module.compile(backend="eager")
+
+
 def inside(wrap: Callable[[nn.Module], nn.Module], name: str) -> Callable[[nn.Module], nn.Module]:
     """Wrap a module of the network, as ``model.features = DataParallel(model.features)`` does."""
 
@@ -65,6 +69,8 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "DataParallel": nn.DataParallel,
     "DDP": nn.parallel.DistributedDataParallel,
     "inner compiled": inside(compiled, "layer1"),
+    "compiled in place": lambda model: compile_in_place(network_in(model)) or model,
+    "inner compiled in place": lambda model: compile_in_place(network_in(model).layer2) or model,  # type: ignore
     "inner norm compiled": inside(compiled, "bn1"),
     "inner DataParallel": inside(nn.DataParallel, "layer2"),
     "inner both": inside(lambda module: nn.DataParallel(compiled(module)), "layer3"),
@@ -179,9 +185,13 @@ def test_files_that_name_an_inner_parallel_wrapper_are_still_read(tmp_path: Path
     assert torch.equal(loaded(IMAGES), expected(IMAGES))
 
 
-def test_masks_act_in_a_module_that_was_compiled_and_run_before() -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_masks_act_in_a_module_that_was_compiled_and_run_before(in_place: bool) -> None:
     model: Any = bare_net()
-    model.layer1 = compiled(model.layer1)
+    if in_place:
+        compile_in_place(model.layer1)
+    else:
+        model.layer1 = compiled(model.layer1)
     model(IMAGES)
     dcn.defectify(model, inplace=True, **HOW)
     assert torch.equal(model(IMAGES), defectify(bare_net())(IMAGES))

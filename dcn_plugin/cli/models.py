@@ -27,8 +27,8 @@ MODELS = (
 )
 """What :func:`open_model` understands, for help texts."""
 
-
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin")
+"""How the names of files end that are taken for files, without a folder in front of them."""
 
 
 def open_models(

@@ -113,7 +113,7 @@ def main_head(model: nn.Module, shape: tuple[int, int, int]) -> Callable[[Any], 
         ModelOutputError: its main head cannot be told.
     """
     network = network_in(model)
-    images = dummy_image(network, shape).expand(2, *shape)
+    images = dummy_image(network, shape).repeat(2, 1, 1, 1)
     with eval_mode(network):
         expected = network(images)
     modes = [(module, module.training) for module in network.modules()]
