@@ -52,7 +52,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inside = module.module
     else:
-        inside = module.__dict__.get("_modules", {}).get("_orig_mod")
+        inside = getattr(module, "_orig_mod", None)
     return inside if isinstance(inside, nn.Module) else None
 
 
@@ -114,7 +114,8 @@ def bare_path(network: nn.Module, path: str) -> str:
             module = inside  # a level that the path has not
         wrapper = module is not None and _inside(module) is not None
         kept += [] if wrapper else [part]
-        module = None if module is None else module._modules.get(part)
+        child = getattr(module, part, None)
+        module = child if isinstance(child, nn.Module) else None
     return ".".join(kept)
 
 
