@@ -139,6 +139,7 @@ def main_head(model: nn.Module, shape: tuple[int, int, int]) -> Callable[[Any], 
         for buffer, value in buffers:
             buffer.copy_(value)
     if isinstance(output, Tensor):
+        check_logits(output, count=len(images), finite=False)
         return None
     name = _main_entry(output, expected)
     _log.warning(
@@ -159,14 +160,15 @@ def _main_entry(output: object, expected: Tensor) -> str | int:
     elif isinstance(output, Sequence):
         entries = dict(zip(getattr(output, "_fields", range(len(output))), output, strict=True))
     logits = {name: o for name, o in entries.items() if isinstance(o, Tensor) and o.shape == expected.shape}
-    for name, value in logits.items():
-        if torch.allclose(value, expected, rtol=1e-4, atol=1e-5):
-            return name
+    equal = [name for name, value in logits.items() if torch.allclose(value, expected, rtol=1e-4, atol=1e-5)]
+    if len(equal) == 1:  # heads that start from zeros are all alike
+        return equal[0]
     for name in ("logits", "out"):
         if name in logits:
             return name
     raise ModelOutputError(
-        "In training, the model returns several outputs, and none is what it returns in evaluation.",
+        f"In training, the model returns several outputs, and {'none' if not equal else 'more than one'} is what it "
+        "returns in evaluation.",
         described(output),
         "a floating-point tensor (N, classes) in both modes, or a tuple or dict that holds the one of evaluation",
         "wrap the model in a module whose forward returns its logits alone, or switch its auxiliary heads off, e.g. "

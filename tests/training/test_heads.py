@@ -100,6 +100,25 @@ def test_a_named_entry_counts_where_training_changes_every_value() -> None:
     assert same(before, snapshot(model))
 
 
+def test_heads_that_are_all_alike_are_told_by_name_or_not_at_all() -> None:
+    def zeros(how: str) -> Net:
+        model = net(TOGETHER[how])
+        for head in (model.head, model.aux):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        return model
+
+    assert train(zeros("dict"), DATA, CONFIG).losses
+    with pytest.raises(ModelOutputError, match="more than one is what it returns in evaluation"):
+        train(zeros("tuple"), DATA, CONFIG)
+
+
+def test_a_tensor_of_another_shape_in_training_is_refused() -> None:
+    model = net(lambda main, aux: torch.stack([main, aux]))
+    with pytest.raises(ModelOutputError, match=r"does not return logits.*\(2, 2, 4\)"):
+        train(model, DATA, CONFIG)
+
+
 def test_looking_for_it_changes_nothing() -> None:
     from dcn_plugin.training.fit import main_head
 
