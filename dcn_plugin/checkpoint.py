@@ -8,6 +8,8 @@ DistributedDataParallel and :class:`dcn_plugin.Normalized` are looked through in
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -26,7 +28,7 @@ from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStat
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
 from dcn_plugin.surgery import defect_spec, insert_masks, is_defective
-from dcn_plugin.wrappers import bare_name, network_in, unwrap
+from dcn_plugin.wrappers import Constants, bare, bare_name, bare_path, network_in, unwrap
 
 __all__ = ["CheckpointInfo", "load_checkpoint", "read_info", "read_spec", "save_checkpoint"]
 
@@ -78,7 +80,11 @@ def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, s
         OSError: the file cannot be written.
     """
     entries = _check_metadata(metadata or {})
-    network, normalization = unwrap(model)
+    with bare(model) as network:
+        _save(network, path, entries, unwrap(model)[1])
+
+
+def _save(network: nn.Module, path: Pathish, entries: Mapping[str, str], normalization: Constants | None) -> None:
     masks, parts = _masks(network), _parts(network)
     if not masks and not parts:
         raise NotDefectiveError(
@@ -111,8 +117,7 @@ def save_checkpoint(model: nn.Module, path: Pathish, *, metadata: Mapping[str, s
     }
     if (names := class_names_of(network)) is not None:
         record["class_names"] = list(names)
-    state = {bare_name(key): value for key, value in network.state_dict().items()}
-    write_archive(path, state, {**entries, _RECORD: json.dumps(record, sort_keys=True)})
+    write_archive(path, network.state_dict(), {**entries, _RECORD: json.dumps(record, sort_keys=True)})
 
 
 def load_checkpoint(path: Pathish, model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -208,6 +213,33 @@ def _load(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], mode
             normalization,
             f"build Normalized with {info.normalization}",
         )
+    info, state = _without_levels(info, state, network)
+    with bare(network):
+        _fill(path, info, state, network)
+
+
+def _without_levels(
+    info: CheckpointInfo, state: Mapping[str, Tensor], network: nn.Module
+) -> tuple[CheckpointInfo, Mapping[str, Tensor]]:
+    """Files of earlier versions name the levels of parallel wrappers inside a network; take away those it has."""
+    rename = functools.partial(bare_path, network)
+
+    def rename_site(part: str, site: SiteSpec) -> SiteSpec:
+        name, conv = (
+            rename(f"{part}.{path}".removeprefix(".")).removeprefix(f"{rename(part)}.")
+            for path in (site.name, site.conv)
+        )
+        return dataclasses.replace(site, name=name, conv=conv)
+
+    parts = {
+        rename(part): dataclasses.replace(spec, sites=tuple(rename_site(part, site) for site in spec.sites))
+        for part, spec in info.parts.items()
+    }
+    masks = {rename(name): shape for name, shape in info.masks.items()}
+    return dataclasses.replace(info, parts=parts, masks=masks), {rename(key): value for key, value in state.items()}
+
+
+def _fill(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], network: nn.Module) -> None:
     if is_defective(network):
         _check_sites(path, info, network)
     else:

@@ -24,6 +24,8 @@ __all__ = [
     "MissingExtraError",
     "ModelOutputError",
     "NotDefectiveError",
+    "OutputError",
+    "OutputPermissionError",
     "PretrainedError",
     "RecordError",
     "SiteError",
@@ -133,6 +135,22 @@ class ModelOutputError(DcnError, ValueError):
 
 class RecordError(DcnError, ValueError):
     """A result record is incomplete or does not follow the schema."""
+
+
+class OutputError(DcnError, OSError):
+    """A file or a folder cannot be written; ``errno`` and ``filename`` are those of the system's error."""
+
+    def __init__(self, what: str, got: object = _UNSET, allowed: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what, got, allowed, fix)
+        self.errno = self.strerror = self.filename = None
+
+    def __reduce__(self) -> tuple[object, ...]:  # OSError's own keeps three arguments
+        system = {"errno": self.errno, "strerror": self.strerror, "filename": self.filename}
+        return type(self), (self.what, self.got, self.allowed, self.fix), {**self.__dict__, **system}
+
+
+class OutputPermissionError(OutputError, PermissionError):
+    """An :class:`OutputError` for want of permission, which a ``PermissionError`` is expected for."""
 
 
 class MissingExtraError(DcnError, ImportError):

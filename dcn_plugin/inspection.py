@@ -12,6 +12,7 @@ from dcn_plugin.errors import MaskLostError
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.surgery import defect_spec, expected_sites, image_size, masks_of, owner_path
 from dcn_plugin.trace import dummy_image, eval_mode
+from dcn_plugin.wrappers import on_bare_network
 
 __all__ = ["Summary", "SummaryRow", "summary", "verify"]
 
@@ -54,6 +55,7 @@ class Summary:
         return "\n".join(lines)
 
 
+@on_bare_network
 def summary(model: nn.Module) -> Summary:
     """Report every mask of a network, hand-written :class:`DefectiveConv2d` layers included.
 
@@ -79,6 +81,7 @@ def summary(model: nn.Module) -> Summary:
     )
 
 
+@on_bare_network  # hooks inside a compiled module would not be called
 @torch.no_grad()
 def verify(model: nn.Module, images: Tensor | None = None) -> None:
     """Run a defective network and raise if a mask is gone or no longer acts.
@@ -95,7 +98,6 @@ def verify(model: nn.Module, images: Tensor | None = None) -> None:
         NotDefectiveError: the model carries no masks at all and never did.
         InputSizeError: ``images`` is absent and the network was written by hand.
     """
-    model = getattr(model, "_orig_mod", model)  # hooks inside a compiled module would not be called
     expected = expected_sites(model)
     masks = masks_of(model)
     lost = {name: "its mask is gone" for name in expected}

@@ -25,6 +25,13 @@ from dcn_plugin.selection import FilterFn, choose_sites
 from dcn_plugin.sites import find_sites
 from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, SiteSpec, check_chw, freeze_p
 from dcn_plugin.trace import trace_model
+from dcn_plugin.wrappers import bare, on_bare_network
+
+_PACKED = (
+    "these masks are packed, as save_checkpoint writes them: read the file with "
+    "dcn_plugin.load_checkpoint(path, model), or in timm.create_model with "
+    "pretrained=True, pretrained_cfg_overlay=dict(file=path), not with checkpoint_path"
+)
 
 __all__ = [
     "defect_spec",
@@ -59,7 +66,9 @@ def defectify(
     ``...drop.mask`` a site. With p = 1 its outputs are bit-equal to the original's, in train and in eval.
 
     Args:
-        model: any CNN. It is run once, in eval mode without gradients, to read its data flow.
+        model: any CNN. It is run once, in eval mode without gradients, to read its data flow. ``torch.compile``,
+            ``DataParallel``, ``DistributedDataParallel`` and ``Normalized`` around it, or the first three around
+            modules inside, stay where they are; blocks, names and masks are those of the network without them.
         blocks: "bottom" (first half of the blocks, rounded up), "top" (the rest), "all", "paper" (the authors'
             placement, for their architectures), block numbers (0 = stem), or globs over module names.
         p: keep probability in (0, 1], or a mapping block -> p with an entry for every chosen block.
@@ -91,6 +100,7 @@ def defectify(
     return insert_masks(model if inplace else copy.deepcopy(model), spec)
 
 
+@on_bare_network
 def plan_defects(
     model: nn.Module,
     blocks: BlocksArg = "bottom",
@@ -142,6 +152,12 @@ def insert_masks(model: nn.Module, spec: DefectSpec) -> nn.Module:
         AlreadyDefectiveError: ``model`` carries masks.
         SiteError: a site is not in this model.
     """
+    with bare(model) as network:
+        _insert_masks(network, spec)
+    return model
+
+
+def _insert_masks(model: nn.Module, spec: DefectSpec) -> None:
     _check_not_defective(model)
     owners = [_owner(model, site) for site in spec.sites]
     masks = [_make_mask(model, owner, site) for owner, site in zip(owners, spec.sites, strict=True)]
@@ -149,7 +165,6 @@ def insert_masks(model: nn.Module, spec: DefectSpec) -> nn.Module:
         _install(owner, site, mask)
     model.defect_spec = spec  # type: ignore[assignment]
     model.register_load_state_dict_pre_hook(_check_masks_in_state_dict)
-    return model
 
 
 def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -212,7 +227,9 @@ def _check_masks_in_state_dict(module: nn.Module, state_dict: dict[str, Any], pr
             f"missing, {len(wrong)} have another dtype or shape.",
             wrong or tuple(missing[:3]),
             "no mask keys at all (standard weights), or all of them, as bool and of the same shapes",
-            "make the model defective as the checkpoint's was: same blocks, mode and input_size",
+            _PACKED
+            if any(dtype == "torch.uint8" and len(shape) == 1 for dtype, shape in wrong.values())
+            else "make the model defective as the checkpoint's was: same blocks, mode and input_size",
         )
 
 

@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 # floor -> chains. A chain is an order: an entry may import the entries to its left. "name/" is a folder,
 # whose files may import one another. `dcn_plugin/__init__.py` is the roof: it imports all, nobody imports it.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "F0": (("errors", "specs"), ("files",), ("logs",), ("startup",)),
+    "F0": (("errors", "specs", "files"), ("logs",), ("startup",)),
     "F1": (("masks",), ("archive",)),
     "F2": (("norms", "convs", "layers", "wrappers", "classes", "trace", "sites", "blocks", "selection"),),
-    "F3": (("surgery", "inspection", "checkpoint", "engine/"),),
+    "F3": (("surgery", "inspection", "checkpoint", "weights", "engine/"),),
     "F4": (("models/",), ("data/",), ("attacks/",)),
     "F5": (("evaluate/", "training/", "pretrained/"), ("adapters/",)),
     "F6": (("report/",), ("experiments/",)),

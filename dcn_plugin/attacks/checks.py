@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError
 
-__all__ = ["check_answers", "check_images", "check_labels", "check_logits", "warn_if_probabilities"]
+__all__ = ["check_answers", "check_images", "check_labels", "check_logits", "described", "warn_if_probabilities"]
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -64,7 +65,7 @@ def check_labels(labels: Tensor, *, count: int, num_classes: int | None = None) 
 
 
 def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:
-    """Check that a model returned finite (N, classes) logits.
+    """Check that a model returned finite (N, classes) logits, of two classes or more.
 
     Args:
         logits: what it returned.
@@ -77,11 +78,26 @@ def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:
     Raises:
         ModelOutputError: it returned something else.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count or not logits.is_floating_point():
-        got = (str(logits.dtype), tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor):
+        raise ModelOutputError(
+            "The model does not return logits alone.",
+            described(logits),
+            f"a floating-point tensor ({count}, classes)",
+            "wrap the model in a module whose forward returns the logits, e.g. model(images)" + _entry(logits),
+        )
+    if logits.is_floating_point() and logits.shape in ((count,), (count, 1)):
+        raise ModelOutputError(
+            "The model returns one number an image and none for another class, as networks of two classes do that are "
+            "trained with a sigmoid.",
+            (str(logits.dtype), tuple(logits.shape)),
+            f"2 or more logits an image, one a class: ({count}, 2)",
+            "make it two logits: with z = model(images).flatten(), return torch.stack([torch.zeros_like(z), z], "
+            "dim=1); the softmax of the second is the sigmoid of z",
+        )
+    if logits.ndim != 2 or len(logits) != count or not logits.is_floating_point():
         raise ModelOutputError(
             "The model does not return logits.",
-            got,
+            (str(logits.dtype), tuple(logits.shape)),
             f"a floating-point tensor ({count}, classes)",
             "wrap the model so that it returns its logits alone",
         )
@@ -101,6 +117,34 @@ def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:
             "check the weights, and the range of the images the model was trained on",
         )
     return logits
+
+
+def described(output: object) -> str:
+    """What a model returned that is no tensor, in a few words: its type, and its entries with their shapes."""
+    kind = type(output).__name__
+    if isinstance(output, Mapping):
+        entries = [f"{key}: {_shape(value)}" for key, value in output.items()]
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        names = getattr(output, "_fields", [""] * len(output))
+        entries = [f"{name}: {_shape(value)}".removeprefix(": ") for name, value in zip(names, output, strict=True)]
+    else:
+        return kind
+    return f"{kind} of {', '.join(entries)}"
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _entry(output: object) -> str:
+    """How to take the logits out of what a model returned, by the names that torchvision and others give them."""
+    fields = getattr(output, "_fields", ())
+    for name in ("logits", "out"):
+        if isinstance(output, Mapping) and name in output:
+            return f"[{name!r}]"
+        if name in fields or (not isinstance(output, Mapping) and hasattr(output, name)):
+            return f".{name}"
+    return "[0]"
 
 
 def check_answers(answers: object, *, count: int) -> Tensor:

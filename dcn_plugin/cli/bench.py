@@ -67,15 +67,16 @@ def add(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.engine.sweep import sweep_speed
     from dcn_plugin.evaluate.progress import progress_bar
-    from dcn_plugin.files import write_atomic
+    from dcn_plugin.files import check_output, write_atomic
     from dcn_plugin.logs import log_line
     from dcn_plugin.report import speed_png, speed_table
 
     out = Path(args.out)
+    check_output(out)
     keep, batches = list(dict.fromkeys(args.p)), list(dict.fromkeys(args.batch))
     models = _networks(args)
     points: list[SpeedPoint] = []
-    _write_record(out, args, points)  # a folder that cannot be written to is an error now, not at the end
+    _write_record(out, args, points)
     with progress_bar(
         len(models) * len(keep) * len(batches), "bench engine", show=not args.no_progress, unit="run"
     ) as bar:

@@ -125,6 +125,7 @@ def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
     Raises:
         SpecError: an unknown baseline or setting, or arguments that do not go together.
     """
+    from dcn_plugin.files import check_output
     from dcn_plugin.training import BASELINES
 
     spec = parse_spec(args.baseline or "standard")
@@ -152,6 +153,8 @@ def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
     elif given := [f"--{name.replace('_', '-')}" for name in _PUBLIC if getattr(args, name)]:
         raise SpecError("Public models are for --baseline pubdef.", ", ".join(given), "without them, or pubdef")
     folder = args.public_images or os.path.join(args.out, "public")
+    if baseline.pubdef:
+        check_output(folder)
     return Defence(spec.head, spec.options, _ready(args.adversarial, spec), args.public, attacks, folder)
 
 

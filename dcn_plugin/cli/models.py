@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["MODELS", "open_model", "open_models"]
+__all__ = ["MODELS", "WEIGHT_FILES", "open_model", "open_models"]
 
 MODELS = (
     "a timm name (defective_resnet18,p=0.3,num_classes=10,checkpoint_path=FILE), a checkpoint of save_checkpoint "
@@ -26,6 +26,9 @@ MODELS = (
     "(module:function,option=1,weights=FILE); class_names=FILE says what its classes are called"
 )
 """What :func:`open_model` understands, for help texts."""
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin")
+"""How the names of files end that are taken for files, without a folder in front of them."""
 
 
 def open_models(
@@ -58,7 +61,7 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     normalize = options.pop("normalize", True)
     constants: dict[str, Any] = {key: options.pop(key) for key in ("mean", "std") if key in options}
     names = options.pop("class_names", None)
-    if spec.head.endswith(".safetensors") or os.path.sep in spec.head:
+    if spec.head.endswith(WEIGHT_FILES) or os.path.sep in spec.head:
         model, own = _from_checkpoint(Path(spec.head), options)
     elif ":" in spec.head:
         model, own = _from_function(Spec(spec.head, options)), None
@@ -97,26 +100,27 @@ def _knows_imagenet(model: nn.Module) -> bool:
 
 
 def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
-    import pickle
-
-    import safetensors
     import timm
 
     import dcn_plugin.models  # noqa: F401  registers the defective models
 
-    broken_file = (pickle.UnpicklingError, safetensors.SafetensorError)
     if not timm.is_model(spec.head):
         raise SpecError("This is no model.", spec.head, MODELS, _instead_of(spec.head, timm.list_models()))
+    options = dict(spec.options)
+    # timm reads it too, but neither masks that are packed nor all the nests that state dicts lie in.
+    weights = options.pop("checkpoint_path", None)
     try:
-        model = timm.create_model(spec.head, **spec.options)
+        model = timm.create_model(spec.head, **options)
     except DcnError:
         raise
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, *broken_file) as error:
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if not spec.options or isinstance(error, OSError):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise SpecError(f"{spec.head} does not take these options ({reason}).", dict(spec.options)) from error
     cfg: Any = model.pretrained_cfg
+    if weights:
+        model = _with_weights(model, Path(str(weights)))
     return model, {"mean": cfg["mean"], "std": cfg["std"]} if cfg.get("mean") and cfg.get("std") else None
 
 
@@ -134,13 +138,24 @@ def _instead_of(name: str, names: list[str]) -> str:
 
 
 def _from_checkpoint(path: Path, options: dict[str, Any]) -> tuple[nn.Module, Mapping[str, Any] | None]:
+    from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint, read_info
     from dcn_plugin.wrappers import unwrap
 
-    info = read_info(path)
     base = options.pop("model", None)
     if options:
         raise SpecError("A checkpoint brings its own options.", options, "model=SPEC, normalize=, mean=, std=")
+    if not is_archive(path):
+        if base is None:
+            raise CheckpointError(
+                f"{path} is no file of save_checkpoint, and does not say which architecture it holds.",
+                None,
+                "a file of save_checkpoint, or one of weights beside the name of its architecture",
+                f"name it: 'resnet18,num_classes=10,checkpoint_path={path}' or 'module:function,weights={path}'",
+            )
+        model, constants = unwrap(open_model(str(base), tell=lambda _: None))
+        return _with_weights(model, path), constants
+    info = read_info(path)
     inside: Mapping[str, Any] | None = info.normalization
     if base is not None:
         model = open_model(str(base), tell=lambda _: None)
@@ -178,20 +193,11 @@ def _from_function(spec: Spec) -> nn.Module:
 
 
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:
-    import safetensors.torch
-
     from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint
-    from dcn_plugin.classes import class_names_in, name_classes
-    from dcn_plugin.wrappers import network_in
+    from dcn_plugin.weights import load_weights
 
     if is_archive(path):
         return load_checkpoint(path, model)
-    network = network_in(model)  # what training and checkpoints save
-    try:
-        network.load_state_dict(safetensors.torch.load_file(path))
-    except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"The weights in {path} do not fit {type(model).__name__} ({error}).") from error
-    if (names := class_names_in(path)) is not None:
-        name_classes(network, names)
+    load_weights(model, path)
     return model

@@ -37,12 +37,15 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from dcn_plugin.files import check_output
+
+    folder = args.run_dir if os.path.isdir(args.run_dir) else os.path.dirname(args.run_dir) or "."
+    check_output(args.out or folder)
     data = None
     if args.data is not None:
         from dcn_plugin.data import open_images
 
         data = open_images(args.data, size=args.size, resize=args.resize, limit=args.limit)
-    folder = args.run_dir if os.path.isdir(args.run_dir) else os.path.dirname(args.run_dir) or "."
     return show(args.run_dir, args.out or folder, title=args.title, baseline=args.baseline, data=data)
 
 

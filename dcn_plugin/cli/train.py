@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive
 from dcn_plugin.cli.defences import add_defence, open_defence
-from dcn_plugin.cli.models import MODELS, open_model
+from dcn_plugin.cli.models import MODELS, WEIGHT_FILES, open_model
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
 from dcn_plugin.cli.spec import Spec, nearest, parse_spec
 from dcn_plugin.errors import SpecError
@@ -103,10 +103,12 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from dcn_plugin.files import check_output
     from dcn_plugin.training import isolated_rng, train
     from dcn_plugin.training.fit import check_fit
     from dcn_plugin.training.rng import derived_seed
 
+    check_output(args.out)
     config = _config(args)
     defence = open_defence(args, config)
     data = _open_data(args, config)
@@ -275,7 +277,7 @@ def _reopen(text: str, model: nn.Module, path: Path) -> str:
 
     spec: Spec = parse_spec(text)
     options: Mapping[str, Any] = spec.options
-    if spec.head.endswith(".safetensors") or os.path.sep in spec.head:
+    if spec.head.endswith(WEIGHT_FILES) or os.path.sep in spec.head:
         return f"{path},model='{options['model']}'" if "model" in options else str(path)
     by_function = ":" in spec.head
     if not is_defective(model):

@@ -26,11 +26,11 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from dcn_plugin.errors import DataError, RecordError
+from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate.keys import Key, digest
 from dcn_plugin.evaluate.records import Result, ResultFile
 from dcn_plugin.evaluate.team import ALONE, Team
-from dcn_plugin.files import write_atomic
+from dcn_plugin.files import check_output, remove_leftovers, write_atomic
 
 __all__ = ["RunDirectory", "remember"]
 
@@ -46,14 +46,16 @@ class RunDirectory:
 
     Raises:
         DataError: ``path`` is a file.
+        OutputError: files cannot be written into it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fresh: bool = False) -> None:
         self.path, self.fresh = Path(path), fresh
         #: Units of this run that were there already, and units that were measured.
         self.reused = self.measured = 0
-        if self.path.exists() and not self.path.is_dir():
-            raise DataError("Results go into a folder.", str(self.path), "a folder, or a name that is free")
+        check_output(self.path)
+        for inner in (self.path / "units", *self.path.glob("sets/*")):
+            remove_leftovers(inner)
 
     def read_unit(self, key: Key) -> Sequence[Result] | None:
         """The records under a key, or None. A file that is damaged or of another schema counts as not there."""

@@ -22,7 +22,7 @@ from torch import nn
 
 from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageSet, Splits, load_digits
-from dcn_plugin.errors import DataError, SpecError
+from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import (
     AdversarialSet,
     ExampleRow,
@@ -45,6 +45,7 @@ from dcn_plugin.experiments.demo_networks import (
 )
 from dcn_plugin.experiments.demo_spec import DemoSpec
 from dcn_plugin.experiments.seeds import FinishedSeed, fixed_threads, now
+from dcn_plugin.files import check_output
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.logs import log_line
 from dcn_plugin.pretrained import pretrained_card
@@ -149,6 +150,7 @@ def run_demo(
     Raises:
         MissingExtraError: scikit-learn is not installed.
         DataError: ``out`` is a file.
+        OutputError: files cannot be written into it.
         SpecError: no seed, a seed twice, or a negative one; with ``pretrained``, seeds or settings of other networks.
     """
     from tqdm import tqdm
@@ -156,8 +158,7 @@ def run_demo(
     spec = spec or (SHIPPED_SPEC if pretrained else DemoSpec())
     seeds = _checked(seeds, pretrained=pretrained)
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise DataError("Results go into a folder.", str(folder), "a folder, or a name that is free")
+    check_output(folder)
     shipped = shipped_networks(spec) if pretrained else None
     hashes = {name: pretrained_card(name).sha256 for name in SHIPPED.values()} if pretrained else None
     splits = _images(spec)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from dcn_plugin.errors import CheckpointError, DataError, SpecError
+from dcn_plugin.errors import CheckpointError, SpecError
 from dcn_plugin.evaluate import ResultFile, RunDirectory, Team, hardware, package_versions
 from dcn_plugin.experiments.cells import Cell, CellFolder, Entry, cells_of, measure
 from dcn_plugin.experiments.comparison import Number, caveats, compare, to_markdown
@@ -34,7 +34,7 @@ from dcn_plugin.experiments.seeds import now
 from dcn_plugin.experiments.timing import Estimate, estimate
 from dcn_plugin.experiments.trained import TrainedNetworks, shortened
 from dcn_plugin.experiments.verdict import verdict_of
-from dcn_plugin.files import write_atomic
+from dcn_plugin.files import check_output, write_atomic
 
 __all__ = ["Outcome", "Plan", "plan_recipe", "run_recipe"]
 
@@ -136,13 +136,13 @@ def plan_recipe(
         SpecError: an unknown scale, no usable seeds, or an accelerator that computes in another precision than the
             recipe says.
         DataError: the data are not there, or ``out`` is a file.
+        OutputError: files cannot be written into it.
     """
     chosen = tuple(seeds)
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
         raise SpecError("The seeds are not usable.", chosen, "one or more different ints >= 0")
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise DataError("Results go into a folder.", str(folder), "a folder, or a name that is free")
+    check_output(folder)
     images = open_data(spec.data_at(scale), data)
     own = _device(accelerator)
     where = device or own

@@ -30,9 +30,17 @@ from dcn_plugin.errors import InputSizeError
 from dcn_plugin.models import paper_nets as _paper_nets  # noqa: F401  (registers those of BASES that are not timm's)
 from dcn_plugin.models.timm_features import carry_over
 from dcn_plugin.models.timm_names import BASES
-from dcn_plugin.models.timm_weights import NO_WEIGHTS, load_masks, split_masks, weight_source
+from dcn_plugin.models.timm_weights import (
+    NO_WEIGHTS,
+    load_masks,
+    settle_classes,
+    split_masks,
+    tell_unused,
+    weight_source,
+)
 from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, check_chw, freeze_p
 from dcn_plugin.surgery import insert_masks, plan_defects
+from dcn_plugin.weights import fitting
 
 # timm's register_model looks up both names in this module, and appends every model to __all__.
 __all__ = ["default_cfgs"]
@@ -101,7 +109,10 @@ def _register(base: str) -> None:
 
     Args:
         pretrained: load weights that were trained with defects, from where ``pretrained_cfg_overlay=dict(file=...)``,
-            a local directory or the Hub says. Weights without masks are taken too.
+            a local directory or the Hub says. Weights without masks are taken too. They arrive whole: with another
+            number of classes than ``num_classes`` they are refused, unless their description
+            (``pretrained_cfg_overlay=dict(..., num_classes=...)``, or the tag's) says how many they have: then the
+            classifier is new, as with every model of timm's, and the log says so.
         p: keep probability in (0, 1], or a mapping block -> p.
         blocks: "bottom", "top", "all", "paper", block numbers, or globs over module names.
         mode: "neuron", "channel", "shared", "hole" or "nm".
@@ -136,9 +147,12 @@ def _build(
     options: dict[str, Any],
 ) -> nn.Module:
     name = _PREFIX + base
-    cfg = resolve_pretrained_cfg(name, options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None))
+    overlay = options.pop("pretrained_cfg_overlay", None)
+    tell_unused(overlay, name, pretrained=pretrained, init_from=init_from)
+    cfg = resolve_pretrained_cfg(name, options.pop("pretrained_cfg", None), overlay)
     options = {"in_chans": cfg.input_size[0], "num_classes": cfg.num_classes, **options}
     size = _input_size(cfg, img_size, options["in_chans"])
+    features = bool(options.get("features_only"))
     saved = options.get("pretrained_model_args") or {}
     if init_from is not None and saved.get("init_from") == init_from:
         init_from = None  # timm repeats the options that a saved model was built with; its weights are in its own file
@@ -146,8 +160,16 @@ def _build(
     source = weight_source(base, name, cfg, pretrained=pretrained, init_from=init_from)
     if source is not None:
         source, masks = split_masks(source, init_from=init_from, cache_dir=options.get("cache_dir"))
-    model = _build_base(base, source or cfg, pretrained=source is not None, options=options)
-    features = bool(options.get("features_only"))
+        classes = 0 if features else options["num_classes"]
+        whole = {key: value for key, value in options.items() if key not in _ONLY_FOR_FEATURES}
+
+        def try_whole(weights: PretrainedCfg, num_classes: int) -> None:
+            with fitting(name):
+                _build_base(base, weights, pretrained=True, options={**whole, "num_classes": num_classes})
+
+        source = settle_classes(source, classes, name=name, try_whole=try_whole)
+    with fitting(name):
+        model = _build_base(base, source or cfg, pretrained=source is not None, options=options)
     if features:
         full = _build_full(base, cfg, options)
         model = carry_over(model, full, defects.plan(full, size), masks)

@@ -30,6 +30,8 @@ from dcn_plugin.models.cifar_parts import check_sizes
 from dcn_plugin.models.cifar_resnet import cifar_resnet
 from dcn_plugin.models.cifar_senet import cifar_senet
 from dcn_plugin.models.cifar_vgg import cifar_vgg
+from dcn_plugin.models.timm_weights import NO_WEIGHTS, settle_classes, split_masks, tell_unused
+from dcn_plugin.weights import fitting
 
 __all__ = ["default_cfgs"]
 
@@ -140,8 +142,9 @@ def _create(
     options: dict[str, Any],
     feature_cfg: dict[str, Any] | None = None,
 ) -> _Net:
-    given = options.pop("pretrained_cfg", None)
-    cfg: PretrainedCfg = resolve_pretrained_cfg(name, given, options.pop("pretrained_cfg_overlay", None))
+    given, overlay = options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None)
+    tell_unused(overlay, name, pretrained=pretrained, init_from=None)
+    cfg: PretrainedCfg = resolve_pretrained_cfg(name, given, overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         raise PretrainedError(
             f"No pretrained weights exist for {name}.",
@@ -149,11 +152,37 @@ def _create(
             "a file of weights",
             "train it, or pass pretrained_cfg_overlay=dict(file='weights.safetensors')",
         )
-    return build_model_with_cfg(
-        builder,
-        name,
-        pretrained,
-        pretrained_cfg=cfg,  # type: ignore[arg-type]  # annotated as a dict, but this is what timm itself passes
-        feature_cfg=dict(feature_cfg or {}),
-        **options,
-    )
+
+    def build(weights: PretrainedCfg, kwargs: dict[str, Any]) -> _Net:
+        with fitting(name):
+            return build_model_with_cfg(
+                builder,
+                name,
+                pretrained,
+                pretrained_cfg=weights,  # type: ignore[arg-type]  # annotated as a dict, but this is what timm passes
+                feature_cfg=dict(feature_cfg or {}),
+                **kwargs,
+            )
+
+    where = {key: value for key, value in cfg.to_dict().items() if key in NO_WEIGHTS and key != "state_dict"}
+    if pretrained:
+        cfg, masks = split_masks(cfg, init_from=None, cache_dir=options.get("cache_dir"))
+        if masks:
+            raise PretrainedError(
+                f"These are the weights of a defective network; {name} has no place for their masks.",
+                f"{len(masks)} masks",
+                "weights without masks",
+                f"create defective_{name} with the same options",
+            )
+        features = ("features_only", "out_indices", "feature_cls", "feature_cfg")
+        whole = {key: value for key, value in options.items() if key not in features}
+        classes = 0 if options.get("features_only") else options.get("num_classes", cfg.num_classes)
+        cfg = settle_classes(
+            cfg, classes, name=name, try_whole=lambda weights, n: build(weights, {**whole, "num_classes": n})
+        )
+    model = build(cfg, options)
+    if pretrained:  # say where the weights lie, as before they were read
+        described: Any = model
+        kept = {key: value for key, value in described.pretrained_cfg.items() if key != "state_dict"}
+        described.pretrained_cfg = described.default_cfg = {**kept, **where}
+    return model

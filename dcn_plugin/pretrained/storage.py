@@ -13,7 +13,7 @@ from dcn_plugin.archive import is_archive, read_archive
 from dcn_plugin.checkpoint import load_checkpoint
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.training import load_network, save_network
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.wrappers import bare
 
 __all__ = ["load_half", "save_half"]
 
@@ -67,8 +67,8 @@ def load_half(path: str | os.PathLike[str], network: nn.Module) -> nn.Module:
     if not is_archive(path):
         load_network(loaded, path)
         return loaded.float()
-    inner = network_in(loaded)
-    _take_dtypes(inner, read_archive(path)[0])
+    with bare(loaded) as inner:
+        _take_dtypes(inner, read_archive(path)[0])
     return load_checkpoint(path, loaded).float()
 
 

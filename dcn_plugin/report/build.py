@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcn_plugin.evaluate import Examples, Result
-from dcn_plugin.files import write_atomic
+from dcn_plugin.files import check_output, write_atomic
 from dcn_plugin.report.cautions import cautions
 from dcn_plugin.report.figures import examples_figure, family_figures, grid_figures
 from dcn_plugin.report.findings import findings
@@ -106,7 +106,9 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
+        OutputError: files cannot be written there.
     """
+    check_output(folder)
     sections = _sections(report)
     page = render_html(
         title=report.title,

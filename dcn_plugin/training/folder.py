@@ -19,19 +19,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from dcn_plugin.archive import read_archive, write_archive
+from dcn_plugin.archive import is_archive, read_archive, write_archive
 from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
-from dcn_plugin.classes import class_names_in, class_names_of, name_classes
-from dcn_plugin.errors import CheckpointError, DataError
+from dcn_plugin.classes import class_names_of
+from dcn_plugin.errors import CheckpointError
 from dcn_plugin.files import write_atomic
 from dcn_plugin.surgery import is_defective
 from dcn_plugin.training.history import History
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.weights import load_weights
+from dcn_plugin.wrappers import bare
 
 __all__ = ["Snapshot", "TrainFolder", "load_network", "save_network"]
 
@@ -87,15 +87,10 @@ class TrainFolder:
         path: of the folder; it is made when the first epoch ends.
         plan: what the run depends on, as JSON values.
         writes: whether this process writes; of several, the first.
-
-    Raises:
-        DataError: ``path`` is a file.
     """
 
     def __init__(self, path: str | os.PathLike[str], plan: Mapping[str, Any], *, writes: bool = True) -> None:
         self.path, self._plan, self._writes = Path(path), plan, writes
-        if self.path.exists() and not self.path.is_dir():
-            raise DataError("A training run goes into a folder.", str(self.path), "a folder, or a name that is free")
 
     def read(self) -> tuple[dict[str, Tensor], History] | None:
         """The state after the last finished epoch, or None if there is none.
@@ -167,36 +162,32 @@ def save_network(network: nn.Module, path: str | os.PathLike[str], *, metadata: 
     if is_defective(network):
         save_checkpoint(network, path, metadata=metadata)
         return
-    inner = network_in(network)
+    with bare(network) as inner:
+        own = inner.state_dict()
     names = class_names_of(network)
     entry = dict(metadata) if names is None else {**metadata, "class_names": list(names)}
     # Copies, for safetensors refuses tensors that share memory.
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in inner.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in own.items()}
     # One entry, for safetensors writes several in a new order each time.
     write_atomic(path, safetensors.torch.save(state, {"training": json.dumps(entry, sort_keys=True)}))
 
 
 def load_network(network: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load what :func:`save_network` wrote, in place.
+    """Load what :func:`save_network` wrote, or weights from elsewhere, in place.
 
     Args:
-        network: of the same architecture; one that is to be defective already is.
-        path: of the file. Nothing in it is unpickled.
+        network: of the same architecture, wrapped or not; one that is to be defective already is.
+        path: of the file; see :func:`dcn_plugin.weights.read_weights` for the kinds of files. Nothing in it is
+            unpickled that could run code.
 
     Raises:
         CheckpointError: the file is damaged or does not fit.
         OSError: it cannot be read.
     """
-    if is_defective(network):
+    if is_defective(network) and is_archive(path):
         load_checkpoint(path, network, inplace=True)
-        return
-    inner = network_in(network)
-    try:
-        inner.load_state_dict(safetensors.torch.load_file(path))
-    except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"The weights in {path} do not fit {type(inner).__name__} ({error}).") from error
-    if (names := class_names_in(path)) is not None:
-        name_classes(inner, names)
+    else:
+        load_weights(network, path)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

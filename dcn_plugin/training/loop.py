@@ -19,13 +19,22 @@ from torch import Generator, Tensor, nn
 
 from dcn_plugin.classes import name_classes, telling
 from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
-from dcn_plugin.errors import ModelOutputError
+from dcn_plugin.errors import ModelOutputError, SpecError
 from dcn_plugin.evaluate.predict import correct_on, device_of
 from dcn_plugin.evaluate.progress import progress_bar
+from dcn_plugin.files import check_output
 from dcn_plugin.logs import log_line
 from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
-from dcn_plugin.training.fit import check_arguments, check_fit, check_masks, check_parts, masks_hash, structure
+from dcn_plugin.training.fit import (
+    check_arguments,
+    check_fit,
+    check_masks,
+    check_parts,
+    main_head,
+    masks_hash,
+    structure,
+)
 from dcn_plugin.training.folder import Snapshot, TrainFolder
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
@@ -86,7 +95,8 @@ def train(
 
     Args:
         model: images in [0, 1] -> logits, on any one device. Its training flags are restored afterwards. It ends with
-            the weights of the last epoch, or with their average under ``config.ema_decay``.
+            the weights of the last epoch, or with their average under ``config.ema_decay``. One with auxiliary heads
+            (several outputs in training) is trained with its main head alone, in one process, and the log says so.
         data: the training images. :class:`TrainData` brings its own augmentation; others get that of ``config``.
         config: see :class:`TrainConfig`; its defaults when absent.
         val: validation set, measured after every epoch; the best epoch is chosen on it.
@@ -112,15 +122,27 @@ def train(
         InputSizeError, MaskShapeError: the model, or its masks, are made for other images.
         MaskStateError: processes have different masks.
         MaskLostError: the masks do not act any more at the end, or are other masks.
-        ModelOutputError: the loss stopped being a number.
+        ModelOutputError: the model does not return two logits or more, or in training several outputs of which none
+            is the main one; the loss stopped being a number.
         CheckpointError: ``out`` holds a run with other settings.
-        DataError: ``out`` is a file.
+        DataError, OutputError: ``out`` is a file, or files cannot be written into it.
     """
     config = config or TrainConfig()
     processes: Processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)
+    if out is not None:
+        check_output(out)
     check_arguments(config, len(data), processes.shard.size, test)
     check_fit(model, data.shape, data.num_classes)
     check_parts(data, val=val, test=test)
+    head = main_head(model, data.shape)
+    if head is not None and processes.shard.size > 1:
+        raise SpecError(
+            "A network with auxiliary heads is trained with its main head alone, and several processes cannot share "
+            "a network of which parts get no gradient.",
+            processes.shard.size,
+            "one process",
+            "switch its auxiliary heads off, e.g. aux_logits=False",
+        )
     masks = masks_hash(model)
     check_masks(masks, processes.gather(masks))
     source = as_train_data(data, config, workers=workers)
@@ -128,7 +150,7 @@ def train(
     plan = {} if out is None else _plan(config, model, masks, source, chosen_on, step_images, processes, about or {})
     selected_by = config.select if chosen_on.get(config.select) is not None else None
     name_classes(model, telling(getattr(data, "class_names", None)))  # before the copies that _Run makes
-    run = _Run(model, source, config, processes, step_images, History(plan, selected_by))
+    run = _Run(model, source, config, processes, step_images, History(plan, selected_by), head)
     folder = None if out is None else TrainFolder(out, plan, writes=processes.shard.rank == 0)
     start = time.perf_counter()
     with _flags_restored(model):
@@ -170,9 +192,10 @@ class _Run:
         processes: Processes,
         step_images: StepImages | None,
         history: History,
+        head: Callable[[Any], Tensor] | None,
     ) -> None:
         self.config, self.history = config, history
-        self._source, self._processes, self._step_images = source, processes, step_images
+        self._source, self._processes, self._step_images, self._head = source, processes, step_images, head
         self.steps_per_epoch = max(1, len(source) // config.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
         if config.channels_last:
@@ -191,7 +214,7 @@ class _Run:
         averaged = None if self._average is None else self._average.module
         self.snapshot = Snapshot(model, optimizer, averaged, Generator().manual_seed(config.seed))
         prepared, self._stepper = processes.prepare(model, optimizer)
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(prepared) if config.compile else prepared
+        self._forward: Callable[[Tensor], Any] = torch.compile(prepared) if config.compile else prepared
 
     @property
     def network(self) -> nn.Module:
@@ -248,7 +271,8 @@ class _Run:
                     images = batch.images
                     if config.channels_last:
                         images = images.contiguous(memory_format=torch.channels_last)
-                    logits = self._forward(images)
+                    output = self._forward(images)
+                    logits: Tensor = output if self._head is None else self._head(output)
                     loss = _loss(logits, batch, config.label_smoothing)
                 self._stepper.zero_grad()
                 processes.backward(loss)

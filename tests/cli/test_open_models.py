@@ -136,3 +136,33 @@ def test_class_names_are_those_that_are_written_or_of_imagenets_weights(
     (tmp_path / "names.txt").write_text("ant\nbee\n")
     assert class_names_of(open_model(f"resnet18,num_classes=2,class_names={tmp_path / 'names.txt'}")) == ("ant", "bee")
     assert class_names_of(open_model("resnet18,num_classes=2,class_names=['ant','bee']")) == ("ant", "bee")
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": {f"module.{key}": v for key, v in s.items()}}])
+def test_a_torch_file_is_taken_like_a_safetensors_one(tmp_path: Path, wrap) -> None:
+    path, other = tmp_path / "net.pth", factory.resnet(width=8)
+    torch.save(wrap(other.state_dict()), path)
+    for spec in (
+        f"tests.cli.factory:resnet,width=8,weights={path}",
+        f"{path},model='tests.cli.factory:resnet,width=8'",
+    ):
+        assert torch.equal(says(open_model(spec), GREY), says(other, GREY))
+    with pytest.raises(CheckpointError, match="name it: 'resnet18,num_classes=10,checkpoint_path="):
+        open_model(str(path))
+    plain = timm.create_model("test_resnet", num_classes=3)
+    torch.save(wrap(plain.state_dict()), path)
+    model = open_model(f"test_resnet,num_classes=3,checkpoint_path={path},normalize=false")
+    assert torch.equal(says(model), says(plain))
+    with pytest.raises(CheckpointError, match=r"size mismatch for .*\(3, .*\(4, "):
+        open_model(f"test_resnet,num_classes=4,checkpoint_path={path}")
+
+
+def test_a_file_of_save_checkpoint_is_taken_by_either_option(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    net = timm.create_model("defective_resnet18", p=0.5, num_classes=2, img_size=64, seed=3)
+    dcn.save_checkpoint(net, path)
+    for head in ("defective_resnet18,img_size=64", "defective_resnet18,img_size=64,seed=3,p=0.5", "resnet18"):
+        model = open_model(f"{head},num_classes=2,checkpoint_path={path},normalize=false")
+        assert torch.equal(says(model), says(net))
+    model = open_model(f"timm:create_model,model_name=defective_resnet18,img_size=64,num_classes=2,weights={path}")
+    assert torch.equal(says(model), says(net))

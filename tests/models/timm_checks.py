@@ -269,7 +269,7 @@ HEAVY: dict[str, Check] = {
 
 def pretrained_adapts(subject: Subject, weights: Path) -> list[Any]:
     """Weights for 3 channels and 1000 classes load into a model with other numbers, and into a truncated one."""
-    overlay: dict[str, Any] = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(weights)))
+    overlay: dict[str, Any] = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(weights), num_classes=1000))
     found: list[Any] = [subject.build(in_chans=1, num_classes=n, **overlay).state_dict() for n in (5, 0)]
     return [*found, subject.build(features_only=True, **overlay).state_dict()]
 
