@@ -31,11 +31,11 @@ from dcn_plugin.training.fit import (
     check_fit,
     check_masks,
     check_parts,
-    main_head,
     masks_hash,
     structure,
 )
 from dcn_plugin.training.folder import Snapshot, TrainFolder
+from dcn_plugin.training.heads import main_head
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
 from dcn_plugin.training.processes import Accelerated, Alone, Processes

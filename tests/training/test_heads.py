@@ -120,7 +120,7 @@ def test_a_tensor_of_another_shape_in_training_is_refused() -> None:
 
 
 def test_looking_for_it_changes_nothing() -> None:
-    from dcn_plugin.training.fit import main_head
+    from dcn_plugin.training.heads import main_head
 
     model = net(TOGETHER["tuple"])
     model.body[1].eval()
