@@ -28,6 +28,7 @@ __all__ = [
     "SiteError",
     "SpecError",
     "TraceError",
+    "WeakAttackWarning",
 ]
 
 _UNSET = "<unset>"
@@ -132,3 +133,7 @@ class RecordError(DcnError, ValueError):
 
 class MissingExtraError(DcnError, ImportError):
     """An optional dependency is needed that is not installed."""
+
+
+class WeakAttackWarning(UserWarning):
+    """An attack cannot be as strong as its settings say: its steps do not reach the edge of its ball."""

@@ -52,7 +52,8 @@ def check_labels(labels: Tensor, *, count: int, num_classes: int | None = None) 
             f"integers ({count},), one class number an image",
             "turn one-hot labels into numbers with labels.argmax(1)",
         )
-    low, high = int(labels.min()), int(labels.max())
+    numbers = labels.long()  # torch finds no extremes of unsigned integers
+    low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         raise LabelError(
             "The labels are out of range.",
@@ -111,7 +112,7 @@ def check_answers(answers: object, *, count: int) -> Tensor:
 
 def warn_if_probabilities(logits: Tensor, *, name: str) -> None:
     """Warn if rows are non-negative and sum to 1: gradient attacks on probabilities look weaker than they are."""
-    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+    if bool((logits >= 0).all()) and bool(((logits.float().sum(dim=1) - 1).abs() < 1e-3).all()):
         warnings.warn(
             f"{name} seems to return probabilities, not logits: every row is non-negative and sums to 1. "
             "Attacks on its gradient look weaker than they are. Remove the final softmax.",
