@@ -31,6 +31,7 @@ __all__ = [
     "SiteError",
     "SpecError",
     "TraceError",
+    "WeakAttackWarning",
 ]
 
 _UNSET = "<unset>"
@@ -155,3 +156,7 @@ class OutputPermissionError(OutputError, PermissionError):
 
 class MissingExtraError(DcnError, ImportError):
     """An optional dependency is needed that is not installed."""
+
+
+class WeakAttackWarning(UserWarning):
+    """An attack cannot be as strong as its settings say: its steps do not reach the edge of its ball."""

@@ -27,7 +27,8 @@ class DefectiveClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships
     ``input_shape``. What differs from ART's class:
 
     - Images are cast to the model's dtype wherever they enter. ART's BoundaryAttack and HopSkipJump compute in
-      float64 under NumPy 2, and a float32 network refuses that.
+      float64 under NumPy 2, and a float32 network refuses that. NumPy has no bfloat16: images for such a network are
+      float32 until they reach it, and so are its answers.
     - ``clone_for_refitting`` takes the optimiser along whatever its class (ART's fails on AdamW) and whatever its
       parameter groups. Masks stay, weights are reset; modules without ``reset_parameters`` keep theirs, as in ART.
     - Pickles and deep copies hold everything themselves. ART's write the weights to a file in its data folder at
@@ -113,6 +114,12 @@ class DefectiveClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships
             self._layer_names = kwargs["model"].get_layers
         super().set_params(**kwargs)
 
+    def _make_model_wrapper(self, model: nn.Module) -> nn.Module:
+        wrapper: nn.Module = super()._make_model_wrapper(model)
+        wrapper.register_forward_pre_hook(_to_bfloat16)
+        wrapper.register_forward_hook(_from_bfloat16)
+        return wrapper
+
     def _apply_preprocessing(self, x: Any, y: Any, fit: bool = False, no_grad: bool = True) -> tuple[Any, Any]:
         # The one place that everything passes on its way into the model.
         x, y = super()._apply_preprocessing(x, y, fit=fit, no_grad=no_grad)
@@ -141,6 +148,20 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     """The dtype a model computes in: that of its first floating-point parameter or buffer; float32 if it has none."""
     tensors = (*model.parameters(), *model.buffers())
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
+def _to_bfloat16(wrapper: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What ART carries as float32 enters a bfloat16 network as such."""
+    if dtype_of(wrapper) != torch.bfloat16:
+        return None
+    return tuple(arg.bfloat16() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+
+
+def _from_bfloat16(wrapper: nn.Module, args: tuple[Any, ...], outputs: list[Any]) -> list[Any] | None:
+    """NumPy has no bfloat16."""
+    if dtype_of(wrapper) != torch.bfloat16:
+        return None
+    return [out.float() if isinstance(out, Tensor) and out.dtype == torch.bfloat16 else out for out in outputs]
 
 
 def _check_masks(model: nn.Module, input_shape: tuple[int, ...]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torchattacks.attack import Attack as TheirAttack
 
 from dcn_plugin import attacks as ours
+from dcn_plugin.attacks.arguments import check_types
 from dcn_plugin.errors import LabelError, SpecError
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["CW", "BoundaryAttack", "DcnAttack", "HopSkipJump"]
 
-#: Images that were normalised and brought back may leave [0, 1] by so much.
+#: Images that were normalised and brought back may leave [0, 1] by so much; in half precision by the dtype's rounding.
 ROUNDING = 1e-5
 
 
@@ -46,6 +48,7 @@ class DcnAttack(TheirAttack):  # type: ignore[misc]  # torchattacks ships no typ
         self.supported_mode = ["default"]
         self._ours = attack
         self._result: ours.AttackResult | None = None
+        self._rounding = ROUNDING
 
     @property
     def result(self) -> ours.AttackResult | None:
@@ -61,16 +64,18 @@ class DcnAttack(TheirAttack):  # type: ignore[misc]  # torchattacks ships no typ
         """
         if labels is None:
             raise LabelError(f"{self.attack} needs the true labels.", labels, "integers (N,)")
-        images, labels = images.to(self.device), labels.to(self.device)
+        images = images.to(self.device)
         if self.normalization_used is not None:
             inside = images.clamp(0, 1)
-            images = inside if (inside - images).abs().max() <= ROUNDING else images
+            images = inside if (inside - images).abs().max() <= self._rounding else images
         result = self._ours(_Logits(self), images, labels, batch_size=max(1, len(images)))
         self._result = result
         return result.images
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Attack a batch; see the class."""
+        check_types(inputs)
+        self._rounding = max(ROUNDING, torch.finfo(inputs.dtype).eps) if inputs.is_floating_point() else ROUNDING
         applied = self._normalization_applied
         with eval_mode(self.model):
             try:
@@ -78,6 +83,12 @@ class DcnAttack(TheirAttack):  # type: ignore[misc]  # torchattacks ships no typ
             finally:
                 self._set_normalization_applied(applied)
         return found
+
+    def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Ask the model; torchattacks' own normalisation turns images in half precision into float32, this does not."""
+        if self._normalization_applied is False:
+            inputs = self.normalize(inputs).to(inputs.dtype)
+        return self.model(inputs)
 
     def save(self, *args: Any, **kwargs: Any) -> Any:
         """Attack the batches of a loader and save them; arguments and result are torchattacks' own."""

@@ -12,21 +12,28 @@ import torchattacks
 from torch import Tensor, nn
 
 from dcn_plugin.adapters._global_rngs import isolated_global_rngs
+from dcn_plugin.adapters._torchattacks_sizes import check_diversity, check_square_l2
 from dcn_plugin.adapters._torchattacks_table import Option, look_up, resolve_options
 from dcn_plugin.attacks import Attack, AttackResult, AttackRun, SampleStreams, check_logits
+from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.attacks.base import Rows
 from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError
 
 __all__ = ["TorchAttack"]
 
+#: AutoAttack runs Square with torchattacks' default.
+AUTOATTACK_P_INIT = 0.8
+
 
 class TorchAttack(Attack):
     """One of torchattacks' attacks, untargeted.
 
-    The result is that of ``torchattacks.<attack>(model, ...)(images, labels)`` in eval mode. What torchattacks leaves
-    to its caller is done here: images outside [0, 1] are an error (it clamps them); the output is checked against the
-    ball of the attack's norm; modes, ``requires_grad`` and the global generators come back as they were, also after an
-    exception; samples whose gradient is exactly zero are counted and warned about.
+    The result is that of ``torchattacks.<attack>(model, ...)(images, labels)`` in eval mode, but for two things: where
+    ``alpha`` is not given it follows eps (see below), and AutoAttack takes 100 steps, as published. What torchattacks
+    leaves to its caller is done here: images outside [0, 1] are an error (it clamps them); the output is checked
+    against the ball of the attack's norm; modes, ``requires_grad`` and the global generators come back as they were,
+    also after an exception; samples whose gradient is exactly zero are counted and warned about; sizes and options on
+    which an attack fails half-way, or silently does something else, are refused by name.
 
     Random attacks draw for a whole batch at once, so their result depends on where it is cut. They are cut into pieces
     of ``batch`` images, counted from the first image of the data set, and each piece is seeded from ``seed`` and the
@@ -43,8 +50,13 @@ class TorchAttack(Attack):
         seed: of everything the attack draws.
         batch: images a piece of a random attack has; it decides on memory too.
         **options: options of that attack's constructor, by their names there (eps, alpha, steps, decay, ...); what is
-            not given has torchattacks' default. ``n_classes`` of APGDT, FAB and AutoAttack is a limit: a model with
-            fewer classes gets its own number. ``seed`` and ``verbose`` are not passed on.
+            not given has torchattacks' default, but for ``alpha``. That is 2/255 there whatever eps is, and its ten
+            steps reach no further than 20/255. Here it is torchattacks' default times eps / (its default of eps), and
+            at least eps / steps: max(eps / 4, eps / steps), 1.25 * eps for FFGSM, max(eps / 5, eps / steps) for PGDL2
+            and PGDRSL2. At torchattacks' own eps, from four steps on (in L2 five), nothing differs. AutoAttack has one
+            more option: ``steps`` of its APGD, APGD-T and FAB-T, 100 as published, where torchattacks takes 10.
+            ``n_classes`` of APGDT, FAB and AutoAttack is a limit: a model with fewer classes gets its own number.
+            ``seed`` and ``verbose`` are not passed on.
 
     Raises:
         SpecError: the attack or an option does not exist, or a value is out of range.
@@ -64,7 +76,8 @@ class TorchAttack(Attack):
         resolved = resolve_options(attack, options)
         norm: Any = known.norm or resolved.pop("norm")
         eps = float(resolved.pop("eps"))
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        batch = plain(batch)
+        if not is_whole(batch, least=1):
             raise SpecError("The batch of a random attack is not usable.", batch, "an int >= 1")
         if norm == "L2" and not 0 < eps < math.inf:
             raise SpecError("eps is not usable.", eps, "a number > 0: the radius of the L2 ball")
@@ -78,6 +91,13 @@ class TorchAttack(Attack):
     def name(self) -> str:
         """The attack's name in torchattacks."""
         return self.attack
+
+    @property
+    def reach(self) -> float | None:
+        """How far all steps together can move an image, in the attack's norm; None for attacks without ``alpha``."""
+        if "alpha" not in self._options:
+            return None
+        return float(self._options["alpha"]) * int(self._options.get("steps", 1))
 
     @property
     def settings(self) -> dict[str, float | int | str | bool | None]:
@@ -107,7 +127,8 @@ class TorchAttack(Attack):
 
         Args:
             model: images in [0, 1] -> logits. It comes back as it was, also after an exception.
-            images: float32 (N, C, H, W) in [0, 1], on the model's device; most attacks take float64 too.
+            images: float32 (N, C, H, W) in [0, 1], on the model's device; most attacks take float64 too. Images in
+                half precision are attacked in float32; see :meth:`Attack.__call__`.
             labels: integers (N,), the true classes.
             batch_size: images at a time. For a random attack a multiple of ``batch``.
             first_index: place of the first image in its data set. For a random attack a multiple of ``batch``.
@@ -115,6 +136,7 @@ class TorchAttack(Attack):
 
         Warns:
             UserWarning: images kept their class while their gradient was exactly zero.
+            WeakAttackWarning: all steps together do not reach the edge of the ball.
 
         Raises:
             ImageRangeError: the images are not of a kind that this attack takes, or it left its ball.
@@ -122,7 +144,8 @@ class TorchAttack(Attack):
             ModelOutputError: the model does not return finite logits, or has too few classes for this attack.
             SpecError: ``batch_size`` or ``first_index`` is out of range or no multiple of ``batch``.
         """
-        if self.batch is not None:
+        batch_size, first_index = plain(batch_size), plain(first_index)
+        if self.batch is not None and isinstance(batch_size, int) and isinstance(first_index, int):
             if batch_size % self.batch or first_index % self.batch:
                 raise SpecError(
                     f"{self.name} draws for {self.batch} images at once, and these pieces do not fit.",
@@ -158,7 +181,8 @@ class TorchAttack(Attack):
         probe = _Probe(run, rows, copies=int(self._options.get("noise_batch_size", 1)))
         seed = self.batch_seed(run.streams.indices[0])
         with isolated_global_rngs(seed):
-            found = self._build(probe, seed, run)(run.images[index], run.labels[index]).detach()
+            # Some of its views fail on images whose channels lie last in memory.
+            found = self._build(probe, seed, run)(run.images[index].contiguous(), run.labels[index]).detach()
         probe.settle()
         images = run.images.clone()
         images[index] = found
@@ -173,7 +197,14 @@ class TorchAttack(Attack):
         if "n_classes" in given:
             assert run.num_classes is not None
             given["n_classes"] = min(int(given["n_classes"]), run.num_classes)
-        return getattr(torchattacks, self.attack)(probe, **given)
+        if self.name != "AutoAttack":
+            return getattr(torchattacks, self.attack)(probe, **given)
+        steps = given.pop("steps")
+        built = torchattacks.AutoAttack(probe, **given)
+        for part in built._autoattack.attacks:
+            if hasattr(part, "steps"):
+                part.steps = steps
+        return built
 
     def _check_fit(self, run: AttackRun) -> None:
         _, channels, height, width = run.images.shape
@@ -192,16 +223,25 @@ class TorchAttack(Attack):
             raise ImageRangeError(
                 f"torchattacks' {self.name} makes every image a square.", tuple(run.images.shape), "(N, C, S, S)"
             )
+        if "resize_rate" in self._options:
+            check_diversity(self.name, self._options, width, run.model)
+        asks_square = self.name == "Square" or (self.name == "AutoAttack" and self._options["version"] != "rand")
+        if asks_square and self.norm == "L2":
+            check_square_l2(self.name, height, width, p_init=float(self._options.get("p_init", AUTOATTACK_P_INIT)))
         needed = self._known.classes_needed(self._options)
         if run.num_classes is not None and run.num_classes < needed:
             raise ModelOutputError(
                 f"The loss of torchattacks' {self.name} compares several logits.", run.num_classes, f"{needed} or more"
             )
 
+    def _ball_rounding(self, dtype: torch.dtype) -> float:
+        # torchattacks mixes float32 numbers into float64 images.
+        return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+
     def _check_l2_ball(self, images: Tensor, adversarial: Tensor) -> None:
         furthest = float((adversarial - images).double().flatten(1).norm(dim=1).max())
         # Every pixel of x + delta is rounded to the dtype of the images, and so is the norm that delta was scaled by.
-        rounding = torch.finfo(images.dtype).eps * (math.sqrt(images[0].numel()) + 10 * self.eps)
+        rounding = self._ball_rounding(images.dtype) * (math.sqrt(images[0].numel()) + 10 * self.eps)
         if not furthest <= self.eps + rounding:
             raise ImageRangeError(f"{self.name} left its eps-ball (L2).", furthest, f"<= {self.eps}")
 
@@ -229,18 +269,22 @@ class _Probe(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return finite logits."""
+        """Return finite logits, in the dtype of the images."""
         self.settle()
         # The momentum attacks divide a gradient of zero by its norm, and those of Nesterov's kind then show the model
         # the NaN that comes out: one such sample must not spoil the batch. What this returns is a node of the graph,
         # as the hook needs, even where the input is a leaf.
         images = images.nan_to_num(nan=0.5)
         whole = len(images) == len(self._rows) * self._copies
-        if whole and images.requires_grad:
-            images.register_hook(self._look)
+        if images.requires_grad:
+            # A network whose weights lie channels last returns such gradients, and some of torchattacks' views fail.
+            images.register_hook(Tensor.contiguous)
+            if whole:
+                images.register_hook(self._look)
         # A part of the batch does not tell which part: then every sample counts as asked about.
-        rows = np.repeat(self._rows, self._copies) if whole else self._rows
-        return check_logits(self._run.forward(images, rows), count=len(images))
+        rows = np.repeat(self._rows, self._copies)
+        # The network may compute in another dtype than the attack does.
+        return check_logits(self._run.forward(images, rows), count=len(images)).to(images.dtype)
 
     def _look(self, gradient: Tensor) -> None:
         alive = (gradient != 0).flatten(1).any(dim=1).view(len(self._rows), self._copies).any(dim=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dcn_plugin.adapters._torchattacks_runner import TorchAttack
 from dcn_plugin.adapters._torchattacks_table import Option
 from dcn_plugin.attacks import PGD, Attack
+from dcn_plugin.attacks.arguments import is_number, is_whole, plain
+from dcn_plugin.errors import SpecError
 
 __all__ = ["modern_transfer_attacks", "paper_attacks"]
 
@@ -73,10 +75,12 @@ def modern_transfer_attacks(
     Source: Xie et al. 2019 (DI, arXiv 1803.06978), Dong et al. 2019 (TI, arXiv 1904.02884), Lin et al. 2020 (SI-NI,
     arXiv 1908.06281), Wang and He 2021 (VMI, VNI, arXiv 2103.15571).
     """
+    eps, steps = plain(eps), plain(steps)
+    if not (is_number(eps) and 0 < eps <= 1 and is_whole(steps, least=1)):
+        raise SpecError("eps or steps are not usable.", (eps, steps), "a number in (0, 1], and an int >= 1")
 
     def attack(name: str, **options: Option) -> TorchAttack:
-        # A number of steps below 1 is refused in there.
-        alpha = eps / max(steps, 1)
+        alpha = eps / steps
         return TorchAttack(name, seed=seed, batch=batch, eps=eps, alpha=alpha, steps=steps, decay=1.0, **options)
 
     attacks: dict[str, Attack] = {"DI-FGSM": attack("DIFGSM")}

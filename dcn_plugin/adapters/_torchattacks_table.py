@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torchattacks
 
+from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.errors import SpecError
 
 __all__ = ["KNOWN", "Known", "Norm", "Option", "look_up", "resolve_options"]
@@ -109,8 +110,34 @@ _REFUSED = {
 
 #: Options that the runner sets itself (`seed`, through its own option), or that change nothing but what is printed.
 _OWN = ("self", "model", "seed", "verbose")
+#: Options of ours: torchattacks' AutoAttack runs its APGD, APGD-T and FAB-T with 10 steps, published are 100.
+_ADDED: Mapping[str, Mapping[str, Option]] = {"AutoAttack": {"steps": 100}}
 #: Options whose default is an int although they are real numbers.
 _REAL = ("scale", "nsig")
+
+_POSITIVE = (lambda value: value > 0, "a finite number > 0")
+_SHARE = (lambda value: 0 <= value <= 1, "a number in [0, 1]")
+_PART = (lambda value: 0 < value <= 1, "a number in (0, 1]")
+#: Option, or attack and option -> which numbers or ints it takes beyond its type, and how an error says that. Outside
+#: of these torchattacks fails half-way, or does nothing, or does what another value does.
+_RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "alpha": _POSITIVE,
+    "diversity_prob": _SHARE,
+    "eps_for_division": _POSITIVE,  # a gradient of zero is divided by it
+    "p_init": _PART,
+    "resize_rate": (lambda value: 0 < value <= 4 and value != 1, "a number in (0, 4] other than 1"),
+    "rho": _PART,
+    "scale": _POSITIVE,
+    "FAB.alpha_max": _SHARE,
+    "FAB.beta": _PART,
+    "FAB.eta": _POSITIVE,
+    # Far from its centre a normal density is 0 in float64, and so is the whole of a small kernel.
+    "nsig": (lambda value: 0 < value <= 20, "a number in (0, 20]"),
+    # Copies are divided by 2**i in int64.
+    "m": (lambda value: value <= 63, "an int in 1 .. 63"),
+    # One of them is the true class.
+    "n_classes": (lambda value: value >= 2, "an int >= 2"),
+}
 
 
 def look_up(name: str) -> Known:
@@ -130,11 +157,16 @@ def look_up(name: str) -> Known:
 def resolve_options(name: str, given: Mapping[str, Option]) -> dict[str, Option]:
     """All options of an attack, the defaults of its constructor included.
 
+    A step that is not given follows eps: ``alpha`` is torchattacks' default in the ratio of eps to its default there,
+    and at least eps / steps, so that the steps reach the edge of the ball.
+
     Raises:
         SpecError: an option does not exist, or its value has the wrong type or is out of range.
     """
     parameters = inspect.signature(getattr(torchattacks, name).__init__).parameters
     defaults: dict[str, Option] = {key: p.default for key, p in parameters.items() if key not in _OWN}
+    defaults |= _ADDED.get(name, {})
+    given = {key: plain(value) for key, value in given.items()}
     for key, value in given.items():
         if key not in defaults:
             close = difflib.get_close_matches(key, defaults, n=1)
@@ -145,7 +177,20 @@ def resolve_options(name: str, given: Mapping[str, Option]) -> dict[str, Option]
                 f"did you mean {close[0]!r}" if close else None,
             )
         _check_option(name, key, value, defaults[key])
-    return defaults | dict(given)
+    resolved = defaults | given
+    if "alpha" in defaults and "alpha" not in given:
+        resolved["alpha"] = _following_alpha(defaults, float(resolved["eps"]), int(resolved.get("steps", 1)))
+    if resolved.get("noise_batch_size", 0) > resolved.get("batch_max", math.inf):  # type: ignore[operator]
+        raise SpecError(
+            f"noise_batch_size of torchattacks' {name} is not usable: one image with its noise does not fit batch_max.",
+            resolved["noise_batch_size"],
+            f"an int in 1 .. {resolved['batch_max']}",
+        )
+    return resolved
+
+
+def _following_alpha(defaults: Mapping[str, Option], eps: float, steps: int) -> float:
+    return max(float(defaults["alpha"]) * (eps / float(defaults["eps"])), eps / steps)
 
 
 def _check_option(name: str, key: str, value: object, default: Option) -> None:
@@ -155,9 +200,11 @@ def _check_option(name: str, key: str, value: object, default: Option) -> None:
     elif isinstance(default, bool):
         fits, allowed = isinstance(value, bool), "True, False"
     elif isinstance(default, int) and key not in _REAL:
-        fits, allowed = isinstance(value, int) and not isinstance(value, bool) and value >= 1, "an int >= 1"
+        fits, allowed = is_whole(value, least=1), "an int >= 1"
     else:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits, allowed = number and math.isfinite(value) and value >= 0, "a finite number >= 0"  # type: ignore[arg-type, operator]
+        fits, allowed = is_number(value) and math.isfinite(value) and value >= 0, "a finite number >= 0"  # type: ignore[arg-type, operator]
+    if fits and (limit := _RANGES.get(f"{name}.{key}", _RANGES.get(key))) is not None:
+        within, allowed = limit
+        fits = within(value)  # type: ignore[arg-type]
     if not fits:
         raise SpecError(f"{key} of torchattacks' {name} is not usable.", value, allowed)

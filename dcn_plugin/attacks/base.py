@@ -9,6 +9,7 @@ and checks what comes out.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcn_plugin.attacks.arguments import as_labels, check_model, check_types, is_number, is_whole, plain
 from dcn_plugin.attacks.checks import (
     check_answers,
     check_images,
@@ -27,13 +29,15 @@ from dcn_plugin.attacks.checks import (
     check_logits,
     warn_if_probabilities,
 )
+from dcn_plugin.attacks.dtypes import as_input, model_dtype, rounded, walking_dtype
 from dcn_plugin.attacks.streams import SampleStreams
-from dcn_plugin.errors import ImageRangeError, SpecError
+from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["Attack", "AttackResult", "AttackRun", "Rows", "Status"]
 
 Status = Literal["fooled", "not fooled", "no start", "misclassified"]
+Norm = Literal["linf", "l2"]
 Rows = npt.NDArray[np.int64]
 
 
@@ -95,9 +99,10 @@ class AttackRun:
 
     Args:
         model: in eval mode, its weights frozen.
-        images: (N, C, H, W), clean.
+        images: (N, C, H, W), clean; float32 also where the caller's are in half precision.
         labels: int64 (N,).
         streams: one random stream a sample.
+        dtype: of the caller's images, by default that of ``images``.
         max_rows: images that the model may be asked about in one forward pass.
         starting_points: (N, C, H, W) in [0, 1], where the caller gave some.
         on_progress: is told the share of this batch that is done, in [0, 1].
@@ -113,11 +118,13 @@ class AttackRun:
         labels: Tensor,
         streams: SampleStreams,
         *,
+        dtype: torch.dtype | None = None,
         max_rows: int | None = None,
         starting_points: Tensor | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         self.model, self.images, self.labels, self.streams = model, images, labels, streams
+        self._dtype, self._model_dtype = images.dtype if dtype is None else dtype, model_dtype(model)
         self.max_rows = len(images) if max_rows is None else max_rows
         self.starting_points, self.on_progress = starting_points, on_progress
         self.zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -129,6 +136,9 @@ class AttackRun:
     def forward(self, images: Tensor, rows: Rows | None = None) -> object:
         """Ask the model about images and count it, whatever it answers.
 
+        The model sees them in the dtype of the caller's images, which is what these can become, and then in its own.
+        Logits in half precision come back in float32.
+
         Args:
             images: (M, C, H, W).
             rows: int64 (M,), which sample each belongs to; by default image i to sample i, M = N.
@@ -138,7 +148,8 @@ class AttackRun:
             self.queries += 1
         else:
             self.queries += np.bincount(rows, minlength=len(self.queries))
-        return self.model(images)
+        answer = self.model(as_input(images.to(self._dtype), self._model_dtype))
+        return answer.to(walking_dtype(answer.dtype)) if isinstance(answer, Tensor) else answer
 
     @torch.no_grad()
     def logits(self, images: Tensor, rows: Rows | None = None) -> Tensor:
@@ -181,7 +192,8 @@ class Attack(ABC):
     decision_based: ClassVar[bool] = False
 
     def __init__(self, *, eps: float | None, seed: int = 0) -> None:
-        if eps is not None and not 0 < eps <= 1:
+        eps, seed = plain(eps), plain(seed)
+        if eps is not None and not (is_number(eps) and 0 < eps <= 1):
             raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")
         SampleStreams(self.name, seed, ())
         self.eps, self.seed = eps, seed
@@ -190,6 +202,25 @@ class Attack(ABC):
     def name(self) -> str:
         """The field's name for it; the class's own by default."""
         return type(self).__name__
+
+    @property
+    def reach(self) -> float | None:
+        """How far all steps together can move an image, in the attack's norm; None where steps have no fixed length."""
+        return None
+
+    @property
+    def change_norm(self) -> Norm:
+        """The norm that the attack bounds or minimises: "linf" or "l2".
+
+        It is that of an attribute ``norm``; without one "linf" for an attack in a ball, and otherwise "l2".
+        """
+        named = str(getattr(self, "norm", "l2" if self.eps is None else "linf")).lower()
+        return "linf" if named == "linf" else "l2"
+
+    def changes(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        """How far each image was moved in :attr:`change_norm`: float64 (N,)."""
+        moves = (adversarial.double() - images.double()).flatten(1)
+        return moves.abs().amax(dim=1) if self.change_norm == "linf" else moves.norm(dim=1)
 
     @property
     def settings(self) -> dict[str, float | int | str | bool | None]:
@@ -225,8 +256,10 @@ class Attack(ABC):
         """Attack every image.
 
         Args:
-            model: images in [0, 1] -> logits. It comes back as it was, also after an exception.
-            images: floating point (N, C, H, W) in [0, 1], on the model's device.
+            model: images in [0, 1] -> logits. It comes back as it was, also after an exception. It is asked in the
+                dtype that its parameters share, whatever that of the images.
+            images: floating point (N, C, H, W) in [0, 1], on the model's device. Images in half precision are
+                attacked in float32, and each is asked about as it is in half precision.
             labels: integers (N,), the true classes.
             batch_size: images at a time; it decides on memory and speed, not on the result.
             first_index: place of the first image in its data set. Random draws are keyed by it, so that a data set
@@ -236,11 +269,14 @@ class Attack(ABC):
         Returns:
             The adversarial images and what became of each.
 
+        Warns:
+            WeakAttackWarning: all steps together do not reach the edge of the ball.
+
         Raises:
             ImageRangeError: ``images`` are not of that kind, or the attack left its ball or the range of pixels.
             LabelError: ``labels`` are not of that kind, or out of the range of the logits.
             ModelOutputError: the model does not return finite (N, classes) logits.
-            SpecError: ``batch_size`` or ``first_index`` is out of range.
+            SpecError: ``batch_size`` or ``first_index`` is out of range, or ``model`` is no module.
         """
         return self._attack(model, images, labels, batch_size=batch_size, first_index=first_index, progress=progress)
 
@@ -256,14 +292,20 @@ class Attack(ABC):
         progress: bool,
         starting_points: Tensor | None = None,
     ) -> AttackResult:
+        check_model(model)
+        check_types(images)
         check_images(images)
+        labels = as_labels(labels, images)
         check_labels(labels, count=len(images))
         if starting_points is not None:
+            check_types(starting_points)
             self._check_output(images, starting_points, name="The starting points")
-        if batch_size < 1:
+        batch_size, first_index = plain(batch_size), plain(first_index)
+        if not is_whole(batch_size, least=1):
             raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
-        if first_index < 0:
+        if not is_whole(first_index, least=0):
             raise SpecError("The place of the first image is not usable.", first_index, "an int >= 0")
+        self._warn_if_weak()
         # Tensors made in inference mode cannot carry gradients; clone() under this context makes normal ones.
         with (
             torch.inference_mode(False),
@@ -301,26 +343,29 @@ class Attack(ABC):
         done: int,
         tell: Callable[[float], None] | None,
     ) -> AttackResult:
-        count = len(images)
+        count, walking = len(images), walking_dtype(images.dtype)
+        wide = images.to(walking)
         run = AttackRun(
             model,
-            images,
+            wide,
             labels,
             SampleStreams(self.name, self.seed, range(first_index, first_index + count)),
+            dtype=images.dtype,
             max_rows=max_rows,
-            starting_points=starting_points,
+            starting_points=None if starting_points is None else starting_points.to(walking),
             on_progress=None if tell is None else lambda share: tell(done + share * count),
         )
-        run.correct = self._classes(run, images, None) == labels
+        run.correct = self._classes(run, wide, None) == labels
         adversarial = self.perturb(run).detach()
-        self._check_output(images, adversarial, name=self.name)
+        self._check_output(wide, adversarial, name=self.name)
+        adversarial = rounded(adversarial, images, eps=self.eps, norm=self.change_norm)
         # Only who was right and got somewhere is asked again.
         again = (run.correct & run.started).nonzero().flatten()
         fooled = torch.zeros_like(run.correct)
         if len(again):
             rows = again.cpu().numpy()
             fooled[again] = self._classes(run, adversarial[again], rows) != labels[again]
-        distance = (adversarial - images).double().flatten(1).square().mean(dim=1)
+        distance = (adversarial.to(walking) - wide).double().flatten(1).square().mean(dim=1)
         if tell is not None:
             tell(done + count)
         return AttackResult(
@@ -355,11 +400,26 @@ class Attack(ABC):
         if self.eps is None:
             return
         furthest = float((adversarial - images).abs().max())
-        # x + eps is rounded to the dtype of the images.
-        if furthest > self.eps + torch.finfo(images.dtype).eps:
+        if furthest > self.eps + self._ball_rounding(images.dtype):
             raise ImageRangeError(
                 f"{name} left its eps-ball.", furthest, f"<= {self.eps}", "project onto the ball after every step"
             )
+
+    def _ball_rounding(self, dtype: torch.dtype) -> float:
+        """By how much x + eps may leave the L-inf ball: it is rounded to the dtype of the images."""
+        return torch.finfo(dtype).eps
+
+    def _warn_if_weak(self) -> None:
+        # A share of eps is what the steps' sum may lose to rounding.
+        if self.eps is None or self.reach is None or self.reach >= self.eps * (1 - 1e-6):
+            return
+        warnings.warn(
+            f"{self.name}: steps * step size (alpha) = {self.reach:.4g} is below eps = {self.eps:.4g}. The attack "
+            "cannot reach the edge of its ball and is weaker than its eps says: take more steps or a larger step size, "
+            "or leave the step size out.",
+            WeakAttackWarning,
+            stacklevel=4,
+        )
 
 
 def _is_scalar(value: object) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal, Self
 import numpy as np
 from torch import Tensor
 
+from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import Asker, Bools, DecisionAttack, Floats, StartSearch, at, column, row_sums
 from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, check_coarse
@@ -114,12 +115,15 @@ class BoundaryAttack(DecisionAttack):
             start_search=start_search,
             seed=seed,
         )
-        if directions < 1 or check_every < 1:
+        directions, check_every, coarse = map(plain, (directions, check_every, coarse))
+        spherical_step, source_step, step_adaptation = map(plain, (spherical_step, source_step, step_adaptation))
+        if not (is_whole(directions, least=1) and is_whole(check_every, least=1)):
             raise SpecError("A number of candidates or steps is not usable.", (directions, check_every), "ints >= 1")
         check_coarse(coarse)
-        if not (0 < spherical_step <= 1 and 0 < source_step < 1):
-            raise SpecError("A step is not usable.", (spherical_step, source_step), "numbers in (0, 1)", "try 0.01")
-        if not 1 < step_adaptation <= 10:
+        lengths = (spherical_step, source_step)
+        if not (all(map(is_number, lengths)) and 0 < spherical_step <= 1 and 0 < source_step < 1):
+            raise SpecError("A step is not usable.", lengths, "numbers in (0, 1)", "try 0.01")
+        if not (is_number(step_adaptation) and 1 < step_adaptation <= 10):
             raise SpecError("The step adaptation is not usable.", step_adaptation, "a factor in (1, 10]", "try 1.25")
         if adaptation not in ("smooth", "window"):
             raise SpecError("Unknown adaptation.", adaptation, "'smooth', 'window'")

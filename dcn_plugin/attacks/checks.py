@@ -163,7 +163,7 @@ def check_answers(answers: object, *, count: int) -> Tensor:
 
 def warn_if_probabilities(logits: Tensor, *, name: str) -> None:
     """Warn if rows are non-negative and sum to 1: gradient attacks on probabilities look weaker than they are."""
-    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+    if bool((logits >= 0).all()) and bool(((logits.float().sum(dim=1) - 1).abs() < 1e-3).all()):
         warnings.warn(
             f"{name} seems to return probabilities, not logits: every row is non-negative and sums to 1. "
             "Attacks on its gradient look weaker than they are. Remove the final softmax.",

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from dcn_plugin.attacks.arguments import check_flag, is_number, is_whole, plain
 from dcn_plugin.attacks.base import Attack, AttackRun
 from dcn_plugin.attacks.checks import check_logits
 from dcn_plugin.errors import SpecError
@@ -65,16 +66,18 @@ class CW(Attack):
         early_stop: bool = True,
     ) -> None:
         super().__init__(eps=None)
-        if not 0 <= confidence < math.inf:
+        confidence, steps, step_size, c_start = map(plain, (confidence, steps, step_size, c_start))
+        c_factor, c_max, bisections, early_stop = map(plain, (c_factor, c_max, bisections, early_stop))
+        if not (is_number(confidence) and 0 <= confidence < math.inf):
             raise SpecError("The confidence is not usable.", confidence, "a number >= 0")
-        if steps < 1 or bisections < 0:
+        if not (is_whole(steps, least=1) and is_whole(bisections, least=0)):
             raise SpecError("A number of steps is not usable.", (steps, bisections), "steps >= 1, bisections >= 0")
-        if not 0 < step_size <= 1:
+        if not (is_number(step_size) and 0 < step_size <= 1):
             raise SpecError("The step size is not usable.", step_size, "a number in (0, 1]", "try 0.005")
-        if not (0 < c_start <= c_max < math.inf and 1 < c_factor < math.inf):
-            raise SpecError(
-                "The search for c is not usable.", (c_start, c_factor, c_max), "0 < start <= most, and a factor > 1"
-            )
+        search = (c_start, c_factor, c_max)
+        if not (all(map(is_number, search)) and 0 < c_start <= c_max < math.inf and 1 < c_factor < math.inf):
+            raise SpecError("The search for c is not usable.", search, "0 < start <= most, and a factor > 1")
+        check_flag("early_stop", early_stop)
         self.confidence, self.steps, self.step_size = confidence, steps, step_size
         self.c_start, self.c_factor, self.c_max = c_start, c_factor, c_max
         self.bisections, self.early_stop = bisections, early_stop

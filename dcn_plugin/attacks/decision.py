@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun, Rows
 from dcn_plugin.attacks.noise import row_sums
 from dcn_plugin.errors import SpecError
@@ -163,17 +164,19 @@ class DecisionAttack(Attack):
         seed: int,
     ) -> None:
         super().__init__(eps=None, seed=seed)
-        if max_queries is not None and max_queries < MIN_QUERIES:
+        max_queries, steps, scouts, restarts = map(plain, (max_queries, steps, scouts, restarts))
+        start_draws, start_grid = map(plain, (start_draws, start_grid))
+        if max_queries is not None and not is_whole(max_queries, least=MIN_QUERIES):
             raise SpecError("The query budget is too small.", max_queries, f"an int >= {MIN_QUERIES}, or None")
         if max_queries is None and steps is None:
             raise SpecError("The attack has no end.", (max_queries, steps), "max_queries, steps, or both")
-        if steps is not None and steps < 1:
+        if steps is not None and not is_whole(steps, least=1):
             raise SpecError("The number of steps is not usable.", steps, "an int >= 1")
-        if scouts < 1 or restarts < 0:
+        if not (is_whole(scouts, least=1) and is_whole(restarts, least=0)):
             raise SpecError(
                 "The number of walks is not usable.", (scouts, restarts), "scouts >= 1 and restarts >= 0, both ints"
             )
-        if start_draws < 1 or start_grid < 1:
+        if not (is_whole(start_draws, least=1) and is_whole(start_grid, least=1)):
             raise SpecError("The search for a start needs a try.", (start_draws, start_grid), "ints >= 1")
         if start_search not in ("bisection", "linear"):
             raise SpecError("Unknown search for a start.", start_search, "'bisection', 'linear'")
@@ -194,8 +197,10 @@ class DecisionAttack(Attack):
         """Attack every image.
 
         Args:
-            model: images in [0, 1] -> logits or labels. It comes back as it was, also after an exception.
-            images: floating point (N, C, H, W) in [0, 1], on the model's device.
+            model: images in [0, 1] -> logits or labels. It comes back as it was, also after an exception. It is asked
+                in the dtype that its parameters share, whatever that of the images.
+            images: floating point (N, C, H, W) in [0, 1], on the model's device. Images in half precision walk in
+                float32, and every point is asked about as it is in half precision.
             labels: integers (N,), the true classes.
             batch_size: images at a time, and images in one forward pass; it decides on memory and speed, not on the
                 result.

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dcn_plugin.attacks.arguments import is_number, plain
 from dcn_plugin.attacks.checks import check_logits
+from dcn_plugin.attacks.dtypes import as_input, model_dtype, walking_dtype
 from dcn_plugin.errors import ModelOutputError, SpecError
 
 __all__ = ["EnsembleSource"]
@@ -18,8 +20,9 @@ class EnsembleSource(nn.Module):
     """The (weighted) mean of the logits of several models, for any attack of any library.
 
     Each model takes images in [0, 1] and normalises them itself; wrap it in :class:`dcn_plugin.Normalized` where it
-    does not. Modes, devices and gradients are those of the models: ``eval()``, ``to()`` and ``requires_grad_()`` reach
-    each of them, and the gradient with respect to the images runs through all.
+    does not. Each is asked in the dtype of its parameters; logits in half precision are averaged in float32. Modes,
+    devices and gradients are those of the models: ``eval()``, ``to()`` and ``requires_grad_()`` reach each of them, and
+    the gradient with respect to the images runs through all.
 
     Args:
         models: at least one; a model may stand there twice.
@@ -38,23 +41,29 @@ class EnsembleSource(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
+        if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+            raise SpecError("An ensemble needs models.", type(models).__name__, "a list of nn.Module instances")
         if not models:
             raise SpecError("An ensemble needs models.", list(models), "at least one nn.Module")
         for model in models:
             if not isinstance(model, nn.Module):
                 raise SpecError("An ensemble is made of modules.", type(model).__name__, "nn.Module instances")
-        numbers = [1.0] * len(models) if weights is None else [float(weight) for weight in weights]
-        usable = len(numbers) == len(models) and all(math.isfinite(w) and w >= 0 for w in numbers) and sum(numbers) > 0
-        if not usable:
+        given = [1.0] * len(models) if weights is None else [plain(weight) for weight in weights]
+        real = len(given) == len(models) and all(is_number(w) and math.isfinite(w) and w >= 0 for w in given)
+        if not real or not sum(given) > 0:
             raise SpecError(
-                "The weights do not fit the ensemble.", numbers, f"{len(models)} numbers >= 0 with a sum above 0"
+                "The weights do not fit the ensemble.", given, f"{len(models)} numbers >= 0 with a sum above 0"
             )
+        numbers = [float(weight) for weight in given]
         self.models = nn.ModuleList(models)
         self.weights = tuple(number / sum(numbers) for number in numbers)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean logits (N, classes)."""
-        said = [check_logits(model(images), count=len(images), finite=False) for model in self.models]
+        said = [
+            check_logits(model(as_input(images, model_dtype(model))), count=len(images), finite=False)
+            for model in self.models
+        ]
         widths = [logits.shape[1] for logits in said]
         if len(set(widths)) > 1:
             raise ModelOutputError(
@@ -63,7 +72,9 @@ class EnsembleSource(nn.Module):
                 "the same number of logits from each",
                 "build each model with the same num_classes",
             )
-        terms = [weight * logits for weight, logits in zip(self.weights, said, strict=True)]
+        terms = [
+            weight * logits.to(walking_dtype(logits.dtype)) for weight, logits in zip(self.weights, said, strict=True)
+        ]
         return torch.stack(terms).sum(dim=0)
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import (
     Asker,
@@ -143,17 +144,19 @@ class HopSkipJump(DecisionAttack):
             start_search=start_search,
             seed=seed,
         )
+        coarse, initial_probes, max_probes, theta = map(plain, (coarse, initial_probes, max_probes, theta))
         if norm not in ("l2", "linf"):
             raise SpecError("Unknown norm.", norm, "'l2', 'linf'")
         if probes is None:
             probes = "tangent" if norm == "l2" else "sphere"
         if probes not in ("tangent", "sphere"):
             raise SpecError("Unknown kind of probes.", probes, "'tangent', 'sphere'")
-        if not 2 <= initial_probes <= max_probes:
-            raise SpecError("The numbers of probes are not usable.", (initial_probes, max_probes), "2 <= first <= most")
+        counts = (initial_probes, max_probes)
+        if not (all(is_whole(count, least=2) for count in counts) and initial_probes <= max_probes):
+            raise SpecError("The numbers of probes are not usable.", counts, "2 <= first <= most")
         if coarse is not None:
             check_coarse(coarse)
-        if not 0 < theta < 1:
+        if not (is_number(theta) and 0 < theta < 1):
             raise SpecError("Theta is not usable.", theta, "a number in (0, 1)", "try 0.01")
         self.norm, self.probes, self.theta = norm, probes, theta
         self.coarse, self.initial_probes, self.max_probes = coarse, initial_probes, max_probes

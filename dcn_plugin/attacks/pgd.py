@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dcn_plugin.attacks.arguments import check_flag, is_number, is_whole, plain
 from dcn_plugin.attacks.base import Attack, AttackRun
 from dcn_plugin.errors import SpecError
 
@@ -41,14 +42,23 @@ class PGD(Attack):
         random_start: bool = False,
         seed: int = 0,
     ) -> None:
+        eps, steps, step_size, random_start = map(plain, (eps, steps, step_size, random_start))
+        if not is_number(eps):
+            raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")
         super().__init__(eps=eps, seed=seed)
-        if steps < 1:
+        if not is_whole(steps, least=1):
             raise SpecError("An attack needs at least one step.", steps, "an int >= 1")
         if step_size is None:
             step_size = 1.25 * eps / steps
-        if not 0 < step_size <= 2:
+        if not (is_number(step_size) and 0 < step_size <= 2):
             raise SpecError("The step size is not usable.", step_size, "a number in (0, 2]", "try 1.25 * eps / steps")
+        check_flag("random_start", random_start)
         self.steps, self.step_size, self.random_start = steps, step_size, random_start
+
+    @property
+    def reach(self) -> float:
+        """How far all steps together can move a pixel."""
+        return self.steps * self.step_size
 
     def perturb(self, run: AttackRun) -> Tensor:
         """Return the adversarial images (N, C, H, W) of one batch."""

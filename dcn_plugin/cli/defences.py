@@ -37,7 +37,7 @@ def add_defence(parser: argparse.ArgumentParser) -> None:
         const="",
         metavar="KEY=VALUE,...",
         help="adversarial training (Madry), also beside a baseline; settings default to eps=8/255,steps=7,"
-        "step_size=2/255",
+        "step_size=eps/4",
     )
     parser.add_argument(
         "--public",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import check_labels, check_logits, warn_if_probabilities
+from dcn_plugin.attacks.dtypes import as_input, model_dtype
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.environment import device_of, hardware
@@ -27,15 +28,22 @@ def ran_on(model: nn.Module, *, source: nn.Module | None = None) -> Mapping[str,
         source: that was attacked, if it is another one.
 
     Returns:
-        :func:`hardware`; with "engine", and "source_engine", if the one or the other is compact or holds compact ones.
+        :func:`hardware`; with "engine", and "source_engine", if the one or the other is compact or holds compact ones,
+        and "dtype", and "source_dtype", if the one or the other does not compute in float32.
     """
     engines = {"engine": _engine(model), "source_engine": None if source is None else _engine(source)}
-    return {**hardware(device_of(model)), **{key: engine for key, engine in engines.items() if engine is not None}}
+    dtypes = {"dtype": _dtype(model), "source_dtype": None if source is None else _dtype(source)}
+    return {**hardware(device_of(model)), **{key: how for key, how in (engines | dtypes).items() if how is not None}}
 
 
 def _engine(model: nn.Module) -> str | None:
     backends = {one.plan.backend for one in model.modules() if isinstance(one, CompactModel)}
     return f"compact, {' and '.join(sorted(backends))}" if backends else None
+
+
+def _dtype(model: nn.Module) -> str | None:
+    dtype = model_dtype(model)
+    return None if dtype in (None, torch.float32) else str(dtype).removeprefix("torch.")
 
 
 @torch.no_grad()
@@ -44,7 +52,7 @@ def logits_of(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: 
 
     Args:
         model: images in [0, 1] -> logits.
-        images: (N, C, H, W), N >= 1; batches move to the model's device.
+        images: (N, C, H, W), N >= 1; batches move to the model's device, and to the dtype of its parameters.
         batch_size: images at a time.
         name: of the model, for warnings; its class by default.
 
@@ -54,11 +62,11 @@ def logits_of(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: 
     Raises:
         ModelOutputError: the model does not return finite (N, classes) logits.
     """
-    device = device_of(model)
+    device, dtype = device_of(model), model_dtype(model)
     said: list[Tensor] = []
     with eval_mode(model):
         for batch in images.split(batch_size):
-            logits = check_logits(model(batch.to(device)), count=len(batch))
+            logits = check_logits(model(as_input(batch.to(device), dtype)), count=len(batch))
             if not said:
                 warn_if_probabilities(logits, name=name or type(model).__name__)
             said.append(logits.cpu())

@@ -28,6 +28,8 @@ Rounding = Literal["none", "8bit"]
 Relation = Literal["same network", "other weights", "other masks", "other network"]
 Scalar = str | int | float | bool | None
 
+# Fields that came after records were published under this schema: where they are None a record does not have them.
+_LATER = frozenset({"largest_change"})
 _DERIVED = ("clean_accuracy", "defense_rate", "defense_interval", "accuracy_all", "accuracy_interval")
 
 
@@ -64,6 +66,10 @@ class Result:
         attack_settings: its scalar settings.
         eps: strength, in units of [0, 1] images: radius of the ball, or sigma of the noise.
         steps: steps of the attack.
+        largest_change: the furthest that any image of the set was moved, measured on the images that the target saw, in
+            the norm of the attack (L-inf for attacks in such a ball, else L2) and in units of [0, 1] images. An attack
+            that does not come near its eps is weaker than its name. None where it was not measured; JSON then leaves
+            it out, as do records of before it was.
         rounding: "8bit": the images were rounded to multiples of 1/255 before the target saw them.
         versions: package -> version.
         hardware: what it ran on.
@@ -95,6 +101,7 @@ class Result:
     attack_settings: Mapping[str, Scalar] = field(default_factory=dict)
     eps: float | None = None
     steps: int | None = None
+    largest_change: float | None = None
     rounding: Rounding = "none"
     versions: Mapping[str, Scalar] = field(default_factory=package_versions)
     hardware: Mapping[str, Scalar] = field(default_factory=hardware)
@@ -112,8 +119,10 @@ class Result:
             _check_type(item.name, getattr(self, item.name), str(item.type))
         if not self.n_total:
             raise RecordError("A record needs at least one image.", 0, "n_total >= 1")
-        if self.eps is not None and not (math.isfinite(self.eps) and self.eps >= 0):
-            raise RecordError("eps must be a finite number >= 0.", self.eps)
+        for name in ("eps", "largest_change"):
+            length = getattr(self, name)
+            if length is not None and not (math.isfinite(length) and length >= 0):
+                raise RecordError(f"{name} must be a finite number >= 0.", length)
         for small, large in (
             ("n_clean_correct", "n_total"),
             ("n_counted", "n_total"),
@@ -162,6 +171,7 @@ class Result:
         """Fields and derived figures, ready for JSON."""
         stored = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         stored |= {key: dict(value) for key, value in stored.items() if isinstance(value, Mapping)}
+        stored = {key: value for key, value in stored.items() if key not in _LATER or value is not None}
         derived = {name: getattr(self, name) for name in _DERIVED}
         return stored | {key: list(v) if isinstance(v, tuple) else v for key, v in derived.items()}
 
@@ -175,16 +185,16 @@ class Result:
         if not isinstance(raw, Mapping):
             raise RecordError("A record is a JSON object.", type(raw).__name__)
         names = {item.name for item in dataclasses.fields(cls)}
-        if raw.keys() != names | set(_DERIVED):
+        if raw.keys() | _LATER != names | set(_DERIVED):
             raise RecordError(
                 "The record's fields are not those of the schema.",
                 {
-                    "missing": sorted((names | set(_DERIVED)) - raw.keys()),
+                    "missing": sorted((names | set(_DERIVED)) - raw.keys() - _LATER),
                     "unknown": sorted(map(str, raw.keys() - names - set(_DERIVED))),
                 },
                 f"schema {SCHEMA}",
             )
-        result = cls(**{name: raw[name] for name in names})
+        result = cls(**{name: raw[name] for name in names & raw.keys()})
         again = result.to_dict()
         for name in _DERIVED:
             if raw[name] != again[name]:

@@ -40,6 +40,7 @@ class AdversarialBatch:
         started: bool (B,), False where a decision-based attack found no adversarial image to start from.
         distance: float64 (B,), see :class:`~dcn_plugin.attacks.AttackResult`; of the images before rounding.
         queries: int64 (B,), images of each sample that the source was asked about.
+        change: float64 (B,), how far each of ``images`` is from the clean one, in the norm of the attack.
     """
 
     first: int
@@ -51,6 +52,7 @@ class AdversarialBatch:
     started: Tensor
     distance: Tensor
     queries: Tensor
+    change: Tensor
 
     def part(self, first: int, count: int) -> AdversarialBatch:
         """The images from place ``first`` of the data set on, at most ``count`` of them."""
@@ -164,7 +166,9 @@ class AdversarialSet:
             adversarial = kept.pop("images")
             if self.rounding == "8bit":
                 adversarial = adversarial.float() / 255
-            yield AdversarialBatch(first=first, images=adversarial, labels=labels.cpu(), **kept)
+            # Not kept, but measured each time: runs of before it was measured have no such column.
+            change = self.attack.changes(images.cpu(), adversarial)
+            yield AdversarialBatch(first=first, images=adversarial, labels=labels.cpu(), change=change, **kept)
 
     @functools.cached_property
     def loaded(self) -> AdversarialBatch:

@@ -60,6 +60,7 @@ def tapm(
         ``n_defended`` those of them it has right under every source and attack; ``n_correct`` is the same number, so
         ``accuracy_all`` is the accuracy under TAPM. ``figures``: "worst_single_accuracy", the accuracy on all images
         under the one source and attack that is worst for the target as a whole, and "worst_single", which that is.
+        ``largest_change`` is that of all sources and attacks, None where their norms differ.
 
     Raises:
         SpecError: no source, target or attack; or the processes have different models or data.
@@ -106,6 +107,7 @@ def _measure(
     # Source and attack -> how many images each target has right.
     singles: dict[str, list[tuple[int, str]]] = {name: [] for name in targets}
     held = {name: clean[name].clone() for name in targets}
+    furthest = 0.0
     for number, one in enumerate(made, 1):
         parts = []
         for batch in one:
@@ -113,14 +115,18 @@ def _measure(
                 correct(target, batch.images, batch.labels, batch_size=one.batch_size, name=name)
                 for name, target in targets.items()
             ]
-            parts.append((batch.first, tuple(said)))
+            parts.append((batch.first, (batch.change, *said)))
             bar.update(len(batch.images) * one.team.size)
         bar.update(number * len(data) - bar.n)
-        for name, still in zip(targets, whole(parts, one.team), strict=True):
+        change, *kept = whole(parts, one.team)
+        furthest = max(furthest, float(change.max()))
+        for name, still in zip(targets, kept, strict=True):
             held[name] &= still
             singles[name].append((int(still.sum()), f"{one.name} / {one.attack!r}"))
+    one_norm = len({one.attack.change_norm for one in made}) == 1
     radii = {one.attack.eps for one in made}
-    shared_eps = radii.pop() if len(radii) == 1 else None
+    # A radius of another norm is another radius.
+    shared_eps = radii.pop() if len(radii) == 1 and one_norm else None
     results = []
     for name, target in targets.items():
         fewest, which = min(singles[name])
@@ -138,6 +144,7 @@ def _measure(
                     "attacks": "; ".join(dict.fromkeys(repr(one.attack) for one in made)),
                 },
                 eps=shared_eps,
+                largest_change=furthest if one_norm else None,
                 rounding=first.rounding,
                 n_total=len(data),
                 n_clean_correct=int(right.sum()),

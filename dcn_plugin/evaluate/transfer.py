@@ -178,10 +178,10 @@ def _measure(
             correct(target, batch.images, batch.labels, batch_size=made.batch_size, name=name)
             for name, target in targets.items()
         ]
-        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, *still)))
+        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change, *still)))
         if bar is not None:
             bar.update(len(batch.images) * made.team.size)
-    source_correct, fooled, zero_gradient, *kept = whole(parts, made.team)
+    source_correct, fooled, zero_gradient, change, *kept = whole(parts, made.team)
     held = dict(zip(targets, kept, strict=True))
     counted = {name: fooled & right[name] for name in targets}
     return {
@@ -195,6 +195,7 @@ def _measure(
             n_source_correct=int(source_correct.sum()),
             n_source_fooled=int(fooled.sum()),
             n_zero_gradient=int(zero_gradient.sum()),
+            largest_change=float(change.max()),
             n_clean_correct=int(right[name].sum()),
             n_counted=int(counted[name].sum()),
             n_defended=int((counted[name] & held[name]).sum()),

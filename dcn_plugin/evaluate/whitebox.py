@@ -89,9 +89,9 @@ def _key(made: AdversarialSet, seed: int) -> Key | None:
 def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
     parts = []
     for batch in made:
-        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient)))
+        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change)))
         bar.update(len(batch.images) * made.team.size)
-    right, fooled, zero_gradient = whole(parts, made.team)
+    right, fooled, zero_gradient, change = whole(parts, made.team)
     held = int((right & ~fooled).sum())
     return [
         Result(
@@ -102,6 +102,7 @@ def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
             **made.described,
             seed=seed,
             n_zero_gradient=int(zero_gradient.sum()),
+            largest_change=float(change.max()),
             n_clean_correct=int(right.sum()),
             n_counted=int(right.sum()),
             n_defended=held,

@@ -93,7 +93,7 @@ def training_hook(
     Args:
         name: one of :data:`BASELINES`.
         adversarial: for "pubdef", and for no other: see :func:`pubdef`.
-        settings: in place of the baseline's own, e.g. ``{"eps": 0.3}`` for MNIST.
+        settings: in place of the baseline's own, e.g. ``{"eps": 0.3}`` for MNIST. The step of "madry" follows its eps.
 
     Returns:
         A hook, or None where the baseline has none.
@@ -114,6 +114,8 @@ def training_hook(
         )
     if adversarial is not None:
         return pubdef(adversarial, **{**own, **(settings or {})})
+    if own and "eps" in (settings or {}):
+        own = {name: value for name, value in own.items() if name != "step_size"}
     return madry(**{**own, **(settings or {})}) if own else None
 
 

@@ -73,7 +73,7 @@ class Madry:
         return batch._replace(images=images)
 
 
-def madry(eps: float = 8 / 255, *, steps: int = 7, step_size: float = 2 / 255) -> StepImages:
+def madry(eps: float = 8 / 255, *, steps: int = 7, step_size: float | None = None) -> StepImages:
     """Adversarial training: every batch is replaced by what PGD with a random start makes of it.
 
     The model is in eval mode while it is attacked, so that running statistics are of the images it is trained on.
@@ -81,13 +81,16 @@ def madry(eps: float = 8 / 255, *, steps: int = 7, step_size: float = 2 / 255) -
     Args:
         eps: largest change of a pixel, in units of [0, 1] images.
         steps: of PGD.
-        step_size: change of a pixel in one step.
+        step_size: change of a pixel in one step; by default eps / 4, and at least eps / steps.
 
     Raises:
         SpecError: a setting is out of range.
 
     Source: Madry et al. 2018, arXiv 1706.06083; 8/255, 7 steps of 2/255 is their CIFAR-10 setting.
     """
+    if step_size is None:
+        # What cannot be divided is refused by name in there.
+        step_size = max(eps / 4, eps / max(steps, 1))
     return Madry(eps, steps, step_size)
 
 

@@ -137,7 +137,9 @@ def whitebox(s: Settings, nets: dict[str, DefectiveClassifier], x: np.ndarray, y
             start = time.perf_counter()
             made = make(victim).generate(x[:count], y[:count])
             seconds = round(time.perf_counter() - start, 2)
-            clean, after = right(victim, x[:count], y[:count]), right(victim, made, y[:count])
+            clean = right(victim, x[:count], y[:count])
+            # An image that was wrong counts as lost, also where an untargeted attack has turned it into a right one.
+            after = clean & right(victim, made, y[:count])
             distance = np.square(made - x[:count]).reshape(count, -1).mean(axis=1)[clean & ~after]
             median = float(np.median(distance)) if len(distance) else None
             rows.append(
@@ -286,8 +288,10 @@ def markdown(record: dict[str, Any]) -> str:
             "## Direct: the attacker has the network, or may ask it",
             "",
             "This is not what masks are for: who has the network with its masks, or may query it at will, breaks both, "
-            "and gradients flow through the masks. Distances are the median of ||delta||^2 / (C H W) over the images "
-            "that were right and no longer are, under attacks that look for the closest image; "
+            "and gradients flow through the masks. The accuracy counts images that are right when clean and stay so: "
+            "an untargeted attack may turn a wrong one into a right one, and that is not robustness. Distances are the "
+            "median of ||delta||^2 / (C H W) over the images that were right and no longer are, under attacks that "
+            "look for the closest image; "
             f"{closer(rows['direct'])}. HopSkipJump and Boundary run on few images with small budgets: their rows show "
             "that they work, not how robust a network is.",
             "",

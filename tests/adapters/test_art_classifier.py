@@ -320,3 +320,17 @@ def test_everything_goes_to_the_gpu_and_back() -> None:
     for estimator in (victim, copy.deepcopy(victim), pickle.loads(pickle.dumps(victim))):
         np.testing.assert_allclose(estimator.predict(x), on_cpu, atol=1e-4)
         dcn.verify(estimator.model)
+
+
+def test_a_bfloat16_network_is_asked_in_bfloat16_and_numpy_gets_float32() -> None:
+    net, x = defective().bfloat16(), samples()
+    whole = classifier(net)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(x).bfloat16()).float().numpy()
+    for one in (whole, copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
+        said = one.predict(x)
+        assert said.dtype == np.float32
+        np.testing.assert_array_equal(said, expected)
+    made = FastGradientMethod(whole, eps=EPS).generate(x, expected.argmax(1))
+    assert made.dtype == np.float32
+    assert (predicted(whole, made) != expected.argmax(1)).any()

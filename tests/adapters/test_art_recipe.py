@@ -27,6 +27,8 @@ def check(record: dict[str, Any]) -> None:
         assert 0 <= r["n_correct"] <= r["n_total"] and r["n_total"] > 0
         low, high = r["accuracy_interval"]
         assert low - 1e-4 <= r["n_correct"] / r["n_total"] <= high + 1e-4
+        if r["threat"] == "direct":  # images that an attack repairs do not count
+            assert r["n_correct"] + r["n_fooled"] == r["n_clean_correct"]
         if r["threat"] in ("transfer", "adaptive"):
             assert r["n_defended"] <= r["n_counted"] <= min(r["n_source_fooled"], r["n_clean_correct"])
     assert {"art", "torch", "numpy", "dcn-plugin"} <= set(record["versions"])

@@ -57,7 +57,8 @@ def test_a_bridge_is_a_torchattack_and_gives_what_ours_gives(
     assert isinstance(attack, TheirAttack)
     assert attack.result is None
     found = attack(clean, labels)
-    expected = own(**settings)(model, clean, labels)
+    # The bridge asks about all of them at once, and float32 rounds otherwise at another batch size.
+    expected = own(**settings)(model, clean, labels, batch_size=len(clean))
     assert torch.equal(found, expected.images)
     assert torch.equal(attack.result.queries, expected.queries)
     assert int(attack.result.fooled.sum()) > 5
@@ -187,3 +188,27 @@ def test_without_torchattacks_the_import_says_what_to_install(monkeypatch: pytes
     monkeypatch.delitem(sys.modules, "dcn_plugin.adapters.torchattacks")
     with pytest.raises(MissingExtraError, match=r'pip install "dcn-plugin\[attacks\]"'):
         importlib.import_module("dcn_plugin.adapters.torchattacks")
+
+
+@every_bridge
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_bridge_takes_a_bfloat16_network(
+    theirs: type[Any], own: type[ours.Attack], settings: dict[str, Any], normalised: bool
+) -> None:
+    clean, _ = examples()
+    model = RgbNet(dtype=torch.bfloat16).eval()
+    attack = theirs(model, **settings)
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (MEAN, STD))
+    images = (clean - mean) / std if normalised else clean
+    if normalised:
+        attack.set_normalization_used(MEAN, STD)
+    with torch.no_grad():
+        labels = model(images.bfloat16()).argmax(dim=1)
+    for given in (images, images.bfloat16()):
+        attack(given, labels)
+        assert int(attack.result.fooled.sum()) > 2
+
+
+def test_a_bridge_names_images_that_are_no_tensor() -> None:
+    with pytest.raises(ImageRangeError, match=r"torch\.from_numpy"):
+        BoundaryAttack(RgbNet())(examples()[0].numpy(), examples()[1])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import PGD, Attack, AttackRun
-from dcn_plugin.errors import SpecError
+from dcn_plugin.errors import SpecError, WeakAttackWarning
 from tests.toys import SmallNet, images, linear_model
 
 
@@ -43,6 +43,7 @@ def test_an_attack_that_does_nothing_fails_that_test() -> None:
         assert_attack_works(DoNothing(eps=0.3))
 
 
+@pytest.mark.filterwarnings("ignore::dcn_plugin.errors.WeakAttackWarning")  # any step size goes
 @given(
     eps=st.floats(1e-4, 1),
     steps=st.integers(1, 4),
@@ -120,6 +121,26 @@ def test_one_step_is_fgsm() -> None:
     F.cross_entropy(model(leaf), truth).backward()
     expected = (clean + 0.05 * leaf.grad.sign()).clamp(0, 1)  # type: ignore[union-attr]
     torch.testing.assert_close(PGD(0.05, steps=1)(model, clean, truth).images, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_steps_that_do_not_reach_the_edge_of_the_ball_are_warned_about_before_the_run(random_start: bool) -> None:
+    class Never(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("asked")
+
+    weak = PGD(0.2, steps=4, step_size=0.04, random_start=random_start)
+    with (
+        pytest.raises(AssertionError, match="asked"),
+        pytest.warns(WeakAttackWarning, match=r"= 0\.16 is below eps = 0\.2"),
+    ):
+        weak(Never(), images(2), torch.zeros(2, dtype=torch.int64))
+
+
+@given(eps=st.floats(1e-6, 1), steps=st.integers(1, 1000))
+def test_steps_of_eps_over_steps_reach_it_whatever_is_rounded(eps: float, steps: int) -> None:
+    for attack in (PGD(eps, steps=steps, step_size=eps / steps), PGD(eps, steps=steps)):
+        attack._warn_if_weak()
 
 
 def test_half_precision_stays_half_precision() -> None:

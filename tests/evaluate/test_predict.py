@@ -54,3 +54,14 @@ def test_a_record_says_which_engine_computed_a_compact_model() -> None:
     assert ran_on(compact) == {**plain, "engine": "compact, reference"}
     assert ran_on(model, source=compact) == {**plain, "source_engine": "compact, reference"}
     assert ran_on(EnsembleSource([compact, model])) == {**plain, "engine": "compact, reference"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_is_asked_in_the_dtype_of_its_parameters_and_the_record_says_which(dtype: torch.dtype) -> None:
+    model, plain, x = linear_model(16).to(dtype), linear_model(16), images(20)
+    said, _ = predict(model, x)
+    with torch.no_grad():
+        assert torch.equal(said, model(x.to(dtype)).argmax(1))
+    named = str(dtype).removeprefix("torch.")
+    assert ran_on(model) == {**ran_on(plain), "dtype": named}
+    assert ran_on(plain, source=model) == {**ran_on(plain), "source_dtype": named}

@@ -114,6 +114,17 @@ def test_an_edited_record_is_refused(edit: Any) -> None:
         Result.from_dict(raw)
 
 
+def test_the_largest_change_is_in_json_where_it_was_measured_and_records_of_before_it_was_are_read() -> None:
+    without, measured = record(), record(largest_change=0.19)
+    assert "largest_change" not in without.to_dict()
+    assert measured.to_dict() == {**without.to_dict(), "largest_change": 0.19}
+    assert Result.from_dict(without.to_dict()).largest_change is None
+    assert Result.from_dict(measured.to_dict()) == measured
+    for wrong in (-0.1, float("nan"), "big", True):
+        with pytest.raises(RecordError, match="largest_change"):
+            record(largest_change=wrong)
+
+
 def test_a_file_of_records_survives_the_disk(tmp_path: Path) -> None:
     file = ResultFile({"name": "demo", "eps": [0.1]}, (record(), record(target="other")), {"seconds": 1.5})
     file.write(tmp_path / "results.json")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dcn_plugin.attacks import PGD
+from dcn_plugin.attacks import CW, PGD
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import AdversarialSet, RunDirectory, tapm, transfer
@@ -54,6 +54,17 @@ def test_it_shares_its_images_with_the_transfer_matrix(
 def test_attacks_of_several_radii_have_no_common_eps(models: dict[str, Asked], data: ImageSet) -> None:
     (result,) = tapm(models, {"b": models["b"]}, [PGD(0.1, steps=1), PGD(0.2, steps=1)], data, seed=0)
     assert result.eps is None
+
+
+def test_the_largest_change_is_that_of_all_attacks_if_they_share_a_norm(
+    models: dict[str, Asked], data: ImageSet
+) -> None:
+    target, cw = {"b": models["b"]}, CW(steps=3, bisections=0)
+    both, weak, mixed = (
+        next(tapm(models, target, attacks, data, seed=0, batch_size=33)).largest_change
+        for attacks in ([PGD(0.1, steps=1), PGD(0.2, steps=2)], [PGD(0.1, steps=1)], [PGD(0.1, steps=1), cw])
+    )
+    assert (both, weak, mixed) == (pytest.approx(0.2), pytest.approx(0.1), None)
 
 
 def test_nothing_to_attack_is_an_error(models: dict[str, Asked], data: ImageSet) -> None:

@@ -145,3 +145,11 @@ def test_an_ensemble_source_is_one_source(models: Mapping[str, nn.Module], data:
     (result,) = transfer({"both": EnsembleSource(list(models.values()))}, {"b": models["b"]}, [ATTACK], data, seed=0)
     assert (result.source, result.relation) == ("both", "other network")
     assert result.n_source_fooled
+
+
+def test_networks_in_half_precision_are_attacked_and_measured(models: Mapping[str, nn.Module], data: ImageSet) -> None:
+    source, target = models["a"].bfloat16(), models["b"].half()
+    (result,) = transfer({"a": source}, {"b": target}, [ATTACK], data, seed=0)
+    assert result.largest_change == pytest.approx(0.15)
+    assert result.n_source_fooled is not None and result.n_source_fooled > 20
+    assert (result.hardware["dtype"], result.hardware["source_dtype"]) == ("float16", "bfloat16")

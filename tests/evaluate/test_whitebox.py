@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import PGD
+from dcn_plugin.attacks import CW, PGD
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import whitebox
@@ -41,6 +41,22 @@ def test_a_target_that_gets_nothing_right_has_no_rate_and_raises_nothing(data: I
     four = dataclasses.replace(data, num_classes=4)
     (result,) = whitebox({"never": Never()}, [PGD(0.1, steps=1)], four, seed=0)
     assert (result.n_clean_correct, result.n_counted, result.defense_rate, result.accuracy_all) == (0, 0, None, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore::dcn_plugin.errors.WeakAttackWarning")
+def test_the_record_carries_the_largest_change_in_the_norm_of_the_attack(
+    models: dict[str, Asked], data: ImageSet
+) -> None:
+    weak, l2 = PGD(0.2, steps=2, step_size=0.03), CW(steps=20, step_size=0.05, bisections=0)
+    found = whitebox({"b": models["b"]}, [PGD(0.2, steps=2), weak, l2], data, seed=0, batch_size=30)
+    far, near, length = (result.largest_change for result in found)
+    assert (far, near) == (pytest.approx(0.2), pytest.approx(0.06))
+    moves = l2(models["b"], data.images, data.labels).images - data.images
+    assert length == pytest.approx(float(moves.flatten(1).norm(dim=1).max()))
+    # As the target saw the images: with 8 bits 0.06 is 15.3 grey levels.
+    (rounded,) = whitebox({"b": models["b"]}, [weak], data, seed=0, rounding="8bit")
+    assert rounded.largest_change is not None
+    assert 0.06 < rounded.largest_change <= 0.06 + 0.5 / 255 + 1e-6
 
 
 def test_no_target_is_an_error(data: ImageSet) -> None:

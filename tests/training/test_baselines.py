@@ -80,7 +80,7 @@ def test_label_smoothing_is_the_papers_target() -> None:
 
 def test_settings_replace_those_of_the_table() -> None:
     assert training_hook("madry") == madry(8 / 255, steps=7, step_size=2 / 255)
-    assert training_hook("madry", settings={"eps": 0.3}) == madry(0.3, steps=7, step_size=2 / 255)
+    assert training_hook("madry", settings={"eps": 0.3}) == madry(0.3, steps=7, step_size=0.075)
     made = training_hook("pubdef", adversarial=[DATA.images], settings={"sampling": "all"})
     assert "sampling='all'" in repr(made)
 

@@ -121,6 +121,6 @@ def test_a_hook_is_described_alike_in_every_process() -> None:
             return batch
 
     assert describe(None) is None
-    assert describe(madry(0.1, steps=2)) == "Madry(eps=0.1, steps=2, step_size=0.00784313725490196)"
+    assert describe(madry(0.1, steps=2)) == "Madry(eps=0.1, steps=2, step_size=0.05)"
     assert "at 0x" not in f"{describe(mine)} {describe(Nameless())}"
     assert describe(mine) != describe(Nameless())

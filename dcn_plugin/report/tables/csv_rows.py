@@ -16,7 +16,7 @@ def records_csv(results: Sequence[Result]) -> str:
     """One record a row: plain values as they are, intervals as two columns, settings and figures as JSON."""
     rows = [_flat(result) for result in results]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
