@@ -101,13 +101,6 @@ def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:
             f"a floating-point tensor ({count}, classes)",
             "wrap the model so that it returns its logits alone",
         )
-    if logits.shape[1] == 1:
-        raise ModelOutputError(
-            "The model returns one logit an image, and a decision needs another class.",
-            tuple(logits.shape),
-            f"a floating-point tensor ({count}, classes) of two classes or more",
-            "let a network of one logit z return two: torch.cat([torch.zeros_like(z), z], dim=1)",
-        )
     if finite and not bool(torch.isfinite(logits).all()):
         bad = int((~torch.isfinite(logits).all(dim=1)).sum())
         raise ModelOutputError(
