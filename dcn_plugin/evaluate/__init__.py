@@ -7,10 +7,11 @@ from dcn_plugin.evaluate.distance import minimal_distance
 from dcn_plugin.evaluate.environment import code_hash, hardware, package_versions
 from dcn_plugin.evaluate.examples import ExampleRow, Examples
 from dcn_plugin.evaluate.gaussian import Noise, add_noise, gaussian
-from dcn_plugin.evaluate.keys import attack_key, data_key, model_key, relation
+from dcn_plugin.evaluate.keys import attack_key, data_key, model_key
 from dcn_plugin.evaluate.predict import correct, correct_on, logits_of, predict
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import SCHEMA, Relation, Result, ResultFile, Rounding, Scalar
+from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.evaluate.sanity import sanity
 from dcn_plugin.evaluate.sets import AdversarialBatch, AdversarialSet
 from dcn_plugin.evaluate.shuffle import shuffle
