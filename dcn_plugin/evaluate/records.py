@@ -50,9 +50,11 @@ class Result:
             something else, such as a distance.
         n_correct: of all images, those that the target classifies correctly after the change; None as above.
         source: name of the attacked model, None where there is none.
-        relation: how the source relates to the target, read off the two networks: "same network" (white-box), "other
-            weights" (same structure and masks, another training run), "other masks" (same structure and keep
-            probability, masks drawn anew), or "other network".
+        relation: how the source relates to the target, read off the two networks: "same network" (white-box: the
+            source is, holds, or lies within the target), "other weights" (same structure and masks, another training
+            run; or a shared backbone), "other masks" (same structure and keep probability, masks drawn anew; or the
+            same weights with other masks or none), or "other network" (black-box). Of several sources, and of the
+            members of an ensemble, the closest.
         n_source_correct: images that the source classifies correctly as they are.
         n_source_fooled: of those, the ones it gets wrong after the attack (judged before rounding).
         n_zero_gradient: images on which the source's loss had a gradient of exactly zero at some step; None where that

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.store import RunDirectory, remember
 from dcn_plugin.evaluate.team import Team
+from dcn_plugin.wrappers import network_in
 
 __all__ = ["sanity"]
 
@@ -75,7 +77,7 @@ def sanity(
         data: the clean images.
         eps: radius of the L-inf ball that the model is said to resist.
         steps: of PGD, >= 2, each of 2.5 * eps / steps.
-        sources: name -> model for transfer attacks.
+        sources: name -> model for transfer attacks. One that is the model itself is left out, with a warning.
         queries: budget of HopSkipJump on each image; 0 leaves it out.
         seed: of the run that made the model; it goes into the records.
         attack_seed: of the noise and of HopSkipJump.
@@ -104,12 +106,30 @@ def sanity(
     if queries < 0:
         raise SpecError("The number of queries is not usable.", queries, "an int >= 0")
     team = Team.of(accelerator)
-    case = Attempts(model, data, eps, steps, sources or {}, queries, attack_seed, batch_size, team)
+    case = Attempts(model, data, eps, steps, _others(model, sources or {}), queries, attack_seed, batch_size, team)
     with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=team) as bar:
         for check in CHECKS:
             key = functools.partial(_key, case, check, name, seed)
             yield from remember(store, key, functools.partial(_measure, case, check, name, seed), team=team)
             bar.update(1)
+
+
+def _others(model: nn.Module, sources: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The sources without the model itself: what PGD wins there it wins on the model, and no lead could ever show."""
+    inside = network_in(model)
+    own = model_key(inside)
+    itself = [
+        name
+        for name, source in sources.items()
+        if network_in(source) is inside or (own is not None and model_key(network_in(source)) == own)
+    ]
+    if itself:
+        warnings.warn(
+            f"The source {', '.join(itself)} is the model itself. It is left out: attacks on it are not black-box.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return {name: source for name, source in sources.items() if name not in itself}
 
 
 def _black_box(case: Attempts) -> Verdict:

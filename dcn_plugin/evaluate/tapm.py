@@ -16,6 +16,7 @@ from dcn_plugin.evaluate.keys import Key, model_key
 from dcn_plugin.evaluate.predict import correct, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
+from dcn_plugin.evaluate.relations import closest, relation
 from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory, remember
 from dcn_plugin.evaluate.team import Team, whole
@@ -59,6 +60,7 @@ def tapm(
         ``n_defended`` those of them it has right under every source and attack; ``n_correct`` is the same number, so
         ``accuracy_all`` is the accuracy under TAPM. ``figures``: "worst_single_accuracy", the accuracy on all images
         under the one source and attack that is worst for the target as a whole, and "worst_single", which that is.
+        ``relation`` is that of the source that is closest to the target.
 
     Raises:
         SpecError: no source, target or attack; or the processes have different models or data.
@@ -116,6 +118,7 @@ def _measure(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], s
             singles[name].append((int(still.sum()), f"{one.name} / {one.attack!r}"))
     radii = {one.attack.eps for one in made}
     shared_eps = radii.pop() if len(radii) == 1 else None
+    sources = {id(one.source): one.source for one in made}.values()
     results = []
     for name, target in targets.items():
         fewest, which = min(singles[name])
@@ -124,6 +127,7 @@ def _measure(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], s
             Result(
                 protocol="tapm",
                 target=name,
+                relation=closest(relation(source, target) for source in sources),
                 data=data.name,
                 data_hash=data.content_hash,
                 seed=seed,

@@ -113,11 +113,7 @@ def _clean(results: Sequence[Result], baseline: str) -> list[str]:
 
 def _pairs(group: Sequence[Cell], baseline: str) -> list[_Pair]:
     # A network attacked by itself is no transfer, and would lose against all.
-    measured = [
-        cell
-        for cell in group
-        if cell.accuracy is not None and not (cell.protocol == "transfer" and cell.relation == "same network")
-    ]
+    measured = [cell for cell in group if cell.accuracy is not None and not cell.no_transfer]
     base = next((cell for cell in measured if cell.target == baseline), None)
     return [] if base is None else [_Pair(base, cell) for cell in measured if cell is not base]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.errors import RecordError
-from dcn_plugin.evaluate import Result, Scalar, Spread, spread, wilson
+from dcn_plugin.evaluate import Relation, Result, Scalar, Spread, spread, wilson
+from dcn_plugin.evaluate.relations import closest
 from dcn_plugin.report.texts import value
 
 __all__ = ["Cell", "Matrix", "cells", "clean_cells", "is_distance", "matrices", "strength_of"]
@@ -61,6 +62,17 @@ class Cell:
     def relation(self) -> str | None:
         """How the source relates to the target; where that changes from run to run, everything that it is."""
         return " / ".join(dict.fromkeys(run.relation for run in self.runs if run.relation)) or None
+
+    @property
+    def closest(self) -> Relation | None:
+        """The closest relation of any run; None if no record says one."""
+        said = [run.relation for run in self.runs if run.relation]
+        return closest(said) if said else None
+
+    @property
+    def no_transfer(self) -> bool:
+        """Whether a source of what is shown as a transfer attack was, in any run, the target itself or held it."""
+        return self.protocol != "whitebox" and self.closest == "same network"
 
     @property
     def strength(self) -> float | None:

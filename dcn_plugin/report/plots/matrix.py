@@ -35,8 +35,8 @@ def heatmap_png(matrices: Sequence[Matrix], *, rate: Rate, label: str) -> bytes:
 
     Returns:
         A PNG. In each cell the rate in %, over several runs its standard deviation below. A solid frame: white-box, the
-        source is the target; a dashed one: gray-box, the same structure with other weights or masks. The colours
-        (cividis) grow evenly from dark to light, for the colour-blind too.
+        source is or holds the target; a dashed one: gray-box, the same structure with other weights or masks, or
+        weights in common. The colours (cividis) grow evenly from dark to light, for the colour-blind too.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -102,7 +102,7 @@ def _write_cell(axes: Axes, cell: Cell | None, row: int, column: int, value: flo
 
 
 def _frame(cell: Cell | None) -> LineStyle | None:
-    relation = None if cell is None else cell.relation
+    relation = None if cell is None else cell.closest
     return _FRAMES.get(relation or "")
 
 

@@ -40,7 +40,7 @@ def _sources(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Resul
     """(source, images, their hash) -> a record a seed, for sources that are not measured as targets themselves."""
     found: dict[tuple[str, str, str], dict[int, Result]] = {}
     for result in results:
-        if result.source is None or result.n_source_correct is None or result.relation == "same network":
+        if result.source is None or result.n_source_correct is None:
             continue
         # Every record of one seed carries the same counts of its source.
         found.setdefault((result.source, result.data, result.data_hash), {}).setdefault(result.seed, result)
