@@ -16,7 +16,7 @@ from dcn_plugin.evaluate.sanity import sanity
 from dcn_plugin.evaluate.sets import AdversarialBatch, AdversarialSet
 from dcn_plugin.evaluate.shuffle import shuffle
 from dcn_plugin.evaluate.stats import Spread, median_interval, spread, wilson
-from dcn_plugin.evaluate.store import RunDirectory
+from dcn_plugin.evaluate.store import RunDirectory, add_results
 from dcn_plugin.evaluate.stylized import stylized
 from dcn_plugin.evaluate.tapm import tapm
 from dcn_plugin.evaluate.team import Team
@@ -41,6 +41,7 @@ __all__ = [
     "Spread",
     "Team",
     "add_noise",
+    "add_results",
     "amplitude",
     "attack_key",
     "code_hash",

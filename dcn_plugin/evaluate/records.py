@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -134,6 +134,16 @@ class Result:
                 raise RecordError(
                     "The counts contradict each other.", f"{small}={a}, {large}={b}", f"{small} <= {large}"
                 )
+
+    @property
+    def setting(self) -> Hashable:
+        """What was measured and with which seeds: all that does not say what came out, or what it ran on.
+
+        Of two records with the same setting the newer one stands for it.
+        """
+        settings = tuple(sorted((name, repr(value)) for name, value in self.attack_settings.items()))
+        model, images = (self.target, self.source, self.seed), (self.data, self.data_hash, self.rounding)
+        return (self.protocol, model, images, self.attack, settings, self.eps)
 
     @property
     def clean_accuracy(self) -> float | None:

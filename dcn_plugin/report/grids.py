@@ -56,14 +56,16 @@ def adversarial_grids(
 
 def _grid(described: Path, names: Mapping[str, str], data: IndexedImages | None, count: int) -> ImageGrid | None:
     key = _read_json(described)
-    if key is None:
+    try:
+        title, content = _title(key, names.get(described.parent.name)), key["data"]["content"]
+    except (KeyError, TypeError, AttributeError) as error:
+        _log.warning("%s is not shown: it says nothing of its images (%r)", described, error)
         return None
     images, indices = _first_fooled(described.parent, count)
     if not len(indices):
         return None
-    title = _title(key, names.get(described.parent.name))
     adversarial = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    if data is None or key["data"]["content"] != data.content_hash:
+    if data is None or content != data.content_hash:
         return ImageGrid(title, indices.numpy(), adversarial.numpy())
     clean, labels = data.take(indices).float().cpu(), data.labels.cpu()[indices]
     return ImageGrid(title, indices.numpy(), adversarial.numpy(), clean.numpy(), labels.numpy())
@@ -75,13 +77,13 @@ def _first_fooled(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     places: list[int] = []
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            batch = safetensors.torch.load_file(file)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            batch, first = safetensors.torch.load_file(file), int(file.stem)
+            rows = batch["fooled"].nonzero().flatten()[: count - len(places)].tolist()
+            images += [batch["images"][row] for row in rows]
+        except (safetensors.SafetensorError, OSError, ValueError, LookupError) as error:
             _log.warning("%s is not shown: it cannot be read (%s)", file, error)
             continue
-        rows = batch["fooled"].nonzero().flatten()[: count - len(places)].tolist()
-        images += [batch["images"][row] for row in rows]
-        places += [int(file.stem) + row for row in rows]
+        places += [first + row for row in rows]
         if len(places) == count:
             break
     return torch.stack(images) if images else torch.empty(0), torch.tensor(places, dtype=torch.int64)
@@ -90,8 +92,9 @@ def _first_fooled(folder: Path, count: int) -> tuple[Tensor, Tensor]:
 def _source_names(folder: Path) -> Iterator[tuple[str, str]]:
     """Digest of a set -> name of its source. Sets know the source's weights, the finished units its name."""
     for file in (folder / "units").glob("*.json"):
-        key = (_read_json(file) or {}).get("key", {})
-        for one in [key, *key.get("sets", [])]:
+        key = _read_json(file).get("key")
+        sets = [key, *(key.get("sets") or [])] if isinstance(key, dict) else []
+        for one in sets:
             name = one.get("name") or one.get("source") or one.get("target")
             if one.get("set") and isinstance(name, str):
                 yield digest(one["set"]), name
@@ -106,9 +109,9 @@ def _title(key: Mapping[str, Any], source: str | None) -> str:
     return ", ".join(parts)
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         _log.warning("%s is not shown: it cannot be read (%s)", file, error)
-        return None
+        return {}
