@@ -120,7 +120,8 @@ def _pairs(group: Sequence[Cell], baseline: str) -> list[_Pair]:
 
 def _setting(cell: Cell, found: Sequence[Cell]) -> str:
     """What was done: "PGD on resnet18, eps 8/255"."""
-    strength = "" if cell.strength is None else f", eps {number(cell.strength)}"
+    images = f", {cell.data}" if len({other.data for other in found}) > 1 else ""
+    strength = ("" if cell.strength is None else f", eps {number(cell.strength)}") + images
     if cell.protocol == "transfer":
         return f"{cell.attack} on {cell.source}{strength}"
     if cell.protocol == "tapm":
@@ -129,7 +130,7 @@ def _setting(cell: Cell, found: Sequence[Cell]) -> str:
         return f"White-box {cell.attack}{strength}"
     words = CHANGES[cell.protocol]
     name = noise_strength(found) if cell.protocol == "gaussian" else words.strength
-    return words.title + (f", {name} {number(cell.strength)}" if name else "")
+    return words.title + (f", {name} {number(cell.strength)}" if name else "") + images
 
 
 def _best(pairs: Sequence[_Pair]) -> str:

@@ -107,6 +107,14 @@ def test_what_was_attacked_from_within_stands_in_no_sentence(make: Callable[...,
     assert clean.startswith("Clean images")
 
 
+def test_sentences_on_several_image_sets_name_them() -> None:
+    results = [make(target=target, data=data) for make in (record, noise_record)
+               for data in ("one", "two") for target in ("standard", "p=0.1")]  # fmt: skip
+    starts = [sentence.partition(":")[0] for sentence in findings(results, baseline="standard")]
+    assert {"PGD on source, eps 0.2, one", "PGD on source, eps 0.2, two"} < set(starts)
+    assert {"Gaussian noise, sigma 0.2, one", "Gaussian noise, sigma 0.2, two"} < set(starts)
+
+
 def test_a_low_figure_under_shuffle_is_not_called_worse() -> None:
     results = [shuffle_record(), shuffle_record(target="p=0.1", n_defended=1, n_correct=1)]
     assert [s for s in findings(results, baseline="standard") if "Clean" not in s] == []
