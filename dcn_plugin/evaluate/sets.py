@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
+from dcn_plugin.attacks.checks import check_answers
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.keys import Key, attack_key, data_key, model_key, surroundings
@@ -19,6 +20,7 @@ from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.records import Rounding
 from dcn_plugin.evaluate.store import RunDirectory
 from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
+from dcn_plugin.trace import eval_mode
 
 __all__ = ["AdversarialBatch", "AdversarialSet"]
 
@@ -56,6 +58,9 @@ class AdversarialBatch:
         rows = slice(first - self.first, first - self.first + count)
         return AdversarialBatch(first, *(getattr(self, column)[rows] for column in _COLUMNS))
 
+
+# Fooled images of the first batch that are kept with what they were and what the source says of them, to be looked at.
+_EXAMPLES = 6
 
 _COLUMNS = tuple(field.name for field in fields(AdversarialBatch))[1:]
 
@@ -158,10 +163,10 @@ class AdversarialSet:
                 kept = self._attacked(images, labels, first)
                 if self.store is not None and key is not None:
                     self.store.write_batch(key, first, kept)
-            adversarial = kept.pop("images")
+            kept = {column: kept[column] for column in _COLUMNS if column != "labels"}
             if self.rounding == "8bit":
-                adversarial = adversarial.float() / 255
-            yield AdversarialBatch(first=first, images=adversarial, labels=labels.cpu(), **kept)
+                kept["images"] = kept["images"].float() / 255
+            yield AdversarialBatch(first=first, labels=labels.cpu(), **kept)
 
     @functools.cached_property
     def loaded(self) -> AdversarialBatch:
@@ -177,7 +182,17 @@ class AdversarialSet:
         adversarial = made.images.cpu()
         if self.rounding == "8bit":
             adversarial = (adversarial * 255).round().to(torch.uint8)
+        examples: dict[str, Tensor] = {}
+        if self.store is not None and not first and len(rows := made.fooled.nonzero().flatten()[:_EXAMPLES]):
+            with torch.no_grad(), eval_mode(self.source):
+                said = check_answers(self.source(made.images[rows]), count=len(rows))
+            examples = {
+                "example_clean": images.to(device)[rows].float().cpu(),
+                "example_labels": labels.cpu()[rows.cpu()].long(),
+                "example_said": (said.argmax(dim=1) if said.ndim == 2 else said).cpu().long(),
+            }
         return {
+            **examples,
             "images": adversarial,
             "source_correct": made.correct.cpu(),
             "fooled": made.fooled.cpu(),

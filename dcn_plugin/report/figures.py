@@ -83,6 +83,8 @@ def grid_figures(grids: Sequence[ImageGrid]) -> list[Figure]:
         caption = f"{grid.title}. {shown}" + (
             f"; below, {AMPLIFIED} times the difference around mid-grey." if grid.clean is not None else "."
         )
+        if grid.said is not None:
+            caption += " Taken for: the class that the source says."
         places = ", ".join(map(str, grid.indices.tolist()))
         alt = f"{grid.title}: {', '.join(grid.rows)} images of the places {places} in the data set, side by side."
         figures.append(Figure(f"images_{place:02d}", grid_png(grid), alt, caption))
