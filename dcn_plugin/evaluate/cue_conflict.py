@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.data import CueConflict
-from dcn_plugin.errors import ModelOutputError, SpecError
+from dcn_plugin.errors import DataError, ModelOutputError, SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_models, check_store
 from dcn_plugin.evaluate.keys import Key, data_key, digest, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -87,12 +88,17 @@ def cue_conflict(
     Source: Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture"; Geirhos et al. 2021
     (model-vs-human).
     """
-    if not targets:
-        raise SpecError("There is nothing to measure.", list(targets), "at least one target")
+    measured = check_models(targets, "target to measure")
+    if not isinstance(data, CueConflict):
+        raise DataError(
+            "These are no images of a cue conflict.", type(data).__name__, "a CueConflict of dcn_plugin.data"
+        )
+    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
     given = range(data.num_classes) if class_map is None else class_map
     cues = tuple(None if cue is None else int(cue) for cue in given)
     _check_map(cues, data)
-    return _results(targets, _Question(data, seed, cues, batch_size, Team.of(accelerator)), store, progress)
+    asked = _Question(data, seed, cues, batch_size, Team.of(accelerator))
+    return _results(measured, asked, check_store(store), progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +143,7 @@ def _results(
                 team=asked.team,
             )
             bar.update(number * len(asked.data) - bar.n)
+            bar.cell(name, number, len(targets))
 
 
 def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[Result]:

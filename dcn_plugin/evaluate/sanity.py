@@ -17,6 +17,14 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import (
+    check_count,
+    check_images,
+    check_model,
+    check_models,
+    check_number,
+    check_store,
+)
 from dcn_plugin.evaluate.attempts import Attempts, Outcome
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.paired import LEVEL, Verdict, not_weaker, only_one, sign_test, stronger
@@ -89,7 +97,9 @@ def sanity(
         progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
-        SpecError: eps, steps or queries are out of range; or the processes have different models or data.
+        SpecError: eps, steps or queries are out of range, or an argument is of the wrong type; or the processes have
+            different models or data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as attacks do.
 
     Yields:
@@ -101,17 +111,24 @@ def sanity(
     Source: Athalye, Carlini, Wagner 2018, "Obfuscated gradients give a false sense of security", section 3.1;
     Carlini et al. 2019, "On evaluating adversarial robustness", section 5.
     """
-    if steps < 2:
-        raise SpecError("Many steps are compared with one.", steps, "steps >= 2")
-    if queries < 0:
-        raise SpecError("The number of queries is not usable.", queries, "an int >= 0")
-    team = Team.of(accelerator)
-    case = Attempts(model, data, eps, steps, _others(model, sources or {}), queries, attack_seed, batch_size, team)
-    with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=team) as bar:
-        for check in CHECKS:
+    model, data, eps = check_model(model), check_images(data), check_number(eps, "eps")
+    if not 0 < eps <= 1:
+        raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")
+    steps = check_count(steps, "number of steps, of which many are compared with one,", least=2)
+    queries, attack_seed = check_count(queries, "number of queries", least=0), check_count(attack_seed, "seed", least=0)
+    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
+    others = _others(model, check_models(sources, "source to attack") if sources else {})
+    case = Attempts(model, data, eps, steps, others, queries, attack_seed, batch_size, Team.of(accelerator))
+    return _results(case, name, seed, check_store(store), progress)
+
+
+def _results(case: Attempts, name: str, seed: int, store: RunDirectory | None, progress: bool) -> Iterator[Result]:
+    with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=case.team) as bar:
+        for number, check in enumerate(CHECKS, 1):
             key = functools.partial(_key, case, check, name, seed)
-            yield from remember(store, key, functools.partial(_measure, case, check, name, seed), team=team)
+            yield from remember(store, key, functools.partial(_measure, case, check, name, seed), team=case.team)
             bar.update(1)
+            bar.cell(f"{check} of {name}", number, len(CHECKS))
 
 
 def _others(model: nn.Module, sources: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

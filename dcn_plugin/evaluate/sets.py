@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,15 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.attacks.checks import check_answers
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import (
+    check_attack,
+    check_attacks,
+    check_count,
+    check_images,
+    check_model,
+    check_rounding,
+    check_store,
+)
 from dcn_plugin.evaluate.keys import Key, attack_key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.records import Rounding
@@ -87,7 +96,8 @@ class AdversarialSet:
             batches it makes into the store.
 
     Raises:
-        SpecError: unknown rounding, or a batch size or limit below 1.
+        SpecError: an argument of the wrong type, unknown rounding, or a batch size or limit below 1.
+        DataError: ``data`` is no set of labelled images.
     """
 
     name: str
@@ -101,12 +111,36 @@ class AdversarialSet:
     team: Team = ALONE
 
     def __post_init__(self) -> None:
-        if self.rounding not in get_args(Rounding):
-            raise SpecError("Unknown rounding.", self.rounding, " or ".join(map(repr, get_args(Rounding))))
-        if self.batch_size < 1:
-            raise SpecError("The batch size is not usable.", self.batch_size, "an int >= 1")
-        if self.limit is not None and self.limit < 1:
-            raise SpecError("The number of images is not usable.", self.limit, "an int >= 1")
+        check_model(self.source, name=f"Source {self.name!r}")
+        check_attack(self.attack)
+        check_images(self.data)
+        check_rounding(self.rounding)
+        check_store(self.store)
+        object.__setattr__(self, "batch_size", check_count(self.batch_size, "batch size"))
+        if self.limit is not None:
+            object.__setattr__(self, "limit", check_count(self.limit, "number of images"))
+
+    @classmethod
+    def of_all(
+        cls,
+        sources: Mapping[str, nn.Module],
+        attacks: Sequence[Attack],
+        data: LabelledImages,
+        rounding: Rounding,
+        batch_size: int,
+        store: RunDirectory | None,
+        team: Team,
+    ) -> list[AdversarialSet]:
+        """One set for every source and attack, in that order."""
+        return [
+            cls(name, source, attack, data, rounding, batch_size, store, team=team)
+            for (name, source), attack in itertools.product(sources.items(), check_attacks(attacks))
+        ]
+
+    @property
+    def title(self) -> str:
+        """The attack and its source: "PGD on resnet18"."""
+        return f"{self.attack.name} on {self.name}"
 
     def __len__(self) -> int:
         return len(self.data) if self.limit is None else min(self.limit, len(self.data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import check_attacks, check_count, check_images, check_models
 from dcn_plugin.evaluate.keys import Key, model_key
 from dcn_plugin.evaluate.predict import correct, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -63,23 +62,25 @@ def tapm(
         ``relation`` is that of the source that is closest to the target.
 
     Raises:
-        SpecError: no source, target or attack; or the processes have different models or data.
+        SpecError: no source, target or attack, or an argument of the wrong type; or the processes have different models
+            or data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as the attack does.
 
     Source: Sitawarin, Chang, Huang, Altoyan, Wagner 2024, "PubDef", arXiv 2310.17645, section 3.
     """
-    if not (sources and targets and attacks):
-        raise SpecError(
-            "TAPM needs sources, targets and attacks.",
-            (list(sources), list(targets), [attack.name for attack in attacks]),
-            "at least one of each",
-        )
-    team = Team.of(accelerator)
-    made = [
-        AdversarialSet(name, source, attack, data, rounding, batch_size, store, team=team)
-        for (name, source), attack in itertools.product(sources.items(), attacks)
-    ]
-    with progress_bar(len(made) * len(data), "TAPM", show=progress, team=team) as bar:
+    attacked, measured = check_models(sources, "source of TAPM"), check_models(targets, "target of TAPM")
+    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
+    chosen = check_attacks(attacks, "attack of TAPM")
+    made = AdversarialSet.of_all(attacked, chosen, data, rounding, batch_size, store, team)
+    return _results(made, measured, seed, progress)
+
+
+def _results(
+    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int, progress: bool
+) -> Iterator[Result]:
+    store, team = made[0].store, made[0].team
+    with progress_bar(len(made) * len(made[0].data), "TAPM", show=progress, team=team) as bar:
         yield from remember(
             store,
             functools.partial(_key, made, targets, seed),
@@ -113,6 +114,7 @@ def _measure(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], s
             parts.append((batch.first, tuple(said)))
             bar.update(len(batch.images) * one.team.size)
         bar.update(number * len(data) - bar.n)
+        bar.cell(one.title, number, len(made))
         for name, still in zip(targets, whole(parts, one.team), strict=True):
             held[name] &= still
             singles[name].append((int(still.sum()), f"{one.name} / {one.attack!r}"))

@@ -7,7 +7,6 @@ the target classifies correctly when clean; ``accuracy_all`` counts every image.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_images, check_models
 from dcn_plugin.evaluate.keys import Key, model_key
 from dcn_plugin.evaluate.predict import correct, correct_on, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -82,21 +81,29 @@ def transfer(
         Records in the order source, attack, target.
 
     Raises:
-        SpecError: no source, target or attack; or the processes have different models or data.
+        SpecError: no source, target or attack, or an argument of the wrong type; or the processes have different models
+            or data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as the attack does.
 
     Source: paper, section 4.1; denominators as in the authors' code.
     """
-    for what, given in (("source to attack", sources), ("target to measure", targets), ("attack", attacks)):
-        if not given:
-            raise SpecError(f"There is no {what}.", given, "at least one")
-    team = Team.of(accelerator)
-    clean = CleanAnswers(targets, data, batch_size=batch_size, team=team)
-    with progress_bar(len(sources) * len(attacks) * len(data), "transfer", show=progress, team=team) as bar:
-        for number, (name, attack) in enumerate(itertools.product(sources, attacks), 1):
-            made = AdversarialSet(name, sources[name], attack, data, rounding, batch_size, store, team=team)
-            yield from measure_targets(made, targets, seed=seed, clean=clean, bar=bar)
-            bar.update(number * len(data) - bar.n)
+    attacked, measured = check_models(sources, "source to attack"), check_models(targets, "target to measure")
+    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
+    made = AdversarialSet.of_all(attacked, attacks, data, rounding, batch_size, store, team)
+    return _results(made, measured, seed, progress)
+
+
+def _results(
+    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int, progress: bool
+) -> Iterator[Result]:
+    first = made[0]
+    clean = CleanAnswers(targets, first.data, batch_size=first.batch_size, team=first.team)
+    with progress_bar(len(made) * len(first.data), "transfer", show=progress, team=first.team) as bar:
+        for number, one in enumerate(made, 1):
+            yield from measure_targets(one, targets, seed=seed, clean=clean, bar=bar)
+            bar.update(number * len(first.data) - bar.n)
+            bar.cell(one.title, number, len(made))
 
 
 def measure_targets(

@@ -10,7 +10,7 @@ from torch import nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_images, check_models
 from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -54,22 +54,27 @@ def whitebox(
         as lost, so ``accuracy_all`` is the robust accuracy as RobustBench defines it.
 
     Raises:
-        SpecError: no target or no attack; or the processes have different models or data.
+        SpecError: no target or no attack, or an argument of the wrong type; or the processes have different models or
+            data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as the attack does.
 
     Source: paper, appendix, table 12.
     """
-    if not targets or not attacks:
-        raise SpecError("There is nothing to measure.", (list(targets), list(attacks)), "a target and an attack")
-    units = [(name, attack) for name in targets for attack in attacks]
-    team = Team.of(accelerator)
-    with progress_bar(len(units) * len(data), "white-box", show=progress, team=team) as bar:
-        for number, (name, attack) in enumerate(units, 1):
-            made = AdversarialSet(name, targets[name], attack, data, rounding, batch_size, store, team=team)
+    measured = check_models(targets, "target to measure")
+    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
+    return _results(AdversarialSet.of_all(measured, attacks, data, rounding, batch_size, store, team), seed, progress)
+
+
+def _results(made: Sequence[AdversarialSet], seed: int, progress: bool) -> Iterator[Result]:
+    count, team = len(made[0].data), made[0].team
+    with progress_bar(len(made) * count, "white-box", show=progress, team=team) as bar:
+        for number, one in enumerate(made, 1):
             yield from remember(
-                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar), team=team
+                one.store, functools.partial(_key, one, seed), functools.partial(_measure, one, seed, bar), team=team
             )
-            bar.update(number * len(data) - bar.n)
+            bar.update(number * count - bar.n)
+            bar.cell(one.title, number, len(made))
 
 
 def _key(made: AdversarialSet, seed: int) -> Key | None:
