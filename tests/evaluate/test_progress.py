@@ -42,8 +42,6 @@ def test_without_progress_and_on_other_processes_nothing_is_said(capsys: pytest.
 def test_a_terminal_has_its_bar_and_no_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with progress_bar(2, "work", show=True) as bar:
         bar.update(1)
