@@ -48,6 +48,10 @@ def model_key(model: nn.Module) -> Key | None:
         None if the model cannot be told from others: its ``repr`` shows a memory address, or it holds
         parameters that have no values yet.
     """
+    return _model_key(model, set())
+
+
+def _model_key(model: nn.Module, met: set[int]) -> Key | None:
     plain = _plain(model)
     structure, tensors = _structure(plain), _tensors(plain)
     if _ADDRESS.search(structure) or any(nn.parameter.is_lazy(t) or t.is_meta for t in tensors.values()):
@@ -56,10 +60,11 @@ def model_key(model: nn.Module) -> Key | None:
     key: dict[str, Any] = {"structure": hashed, "state": _state_hash(tensors), "device": device_of(model).type}
     if compact := {name: one.asked for name, one in model.named_modules() if isinstance(one, CompactModel)}:
         key["compact"] = compact
-    own = {id(module) for module in plain.modules()}
-    hidden = [module for one in plain.modules() for module in hidden_modules(one) if id(module) not in own]
+    # A module that is met again, as where a part points back to the whole, says nothing new.
+    met.update(id(module) for known in (model, plain) for module in known.modules())
+    hidden = [module for one in plain.modules() for module in hidden_modules(one) if id(module) not in met]
     if hidden:
-        key["hidden"] = [model_key(module) for module in hidden]
+        key["hidden"] = [_model_key(module, met) for module in hidden]
     return None if None in key.get("hidden", ()) else key
 
 

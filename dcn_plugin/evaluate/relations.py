@@ -127,15 +127,17 @@ class _Part:
     own: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, around: frozenset[int] = frozenset()) -> _Part:
-        """Read a model; what points back to a module around it is left out."""
-        module = _inside(model)
-        around |= {id(model), id(module)}
+    def of(cls, model: nn.Module, known: set[int] | None = None) -> _Part:
+        """Read a model. A hidden module is read where it is first met: it may well point back to the whole."""
+        module, known = _inside(model), set() if known is None else known
+        if not {id(model), id(module)} <= known:
+            known.update(id(part) for whole in (model, module) for part in whole.modules())
+        hidden = [part for part in hidden_modules(module) if id(part) not in known]
+        known.update(id(part) for whole in hidden for part in whole.modules())
         parts: list[_Part] = []
-        for child in [*module.children(), *hidden_modules(module)]:
-            if id(child) not in around:
-                part = cls.of(child, around)
-                parts += part.parts if isinstance(child, nn.ModuleList | nn.ModuleDict) else [part]
+        for child in [*module.children(), *hidden]:
+            part = cls.of(child, known)
+            parts += part.parts if isinstance(child, nn.ModuleList | nn.ModuleDict) else [part]
         buffers = [b for _, b in module.named_buffers(recurse=False) if _is_mask(b) or sum(n > 1 for n in b.shape) > 1]
         parameters = [p for _, p in module.named_parameters(recurse=False)]
         own = (t for t in (*parameters, *buffers) if not (nn.parameter.is_lazy(t) or t.is_meta) and t.numel())

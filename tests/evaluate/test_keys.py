@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 import dcn_plugin as dcn
 from dcn_plugin.attacks import PGD, EnsembleSource
 from dcn_plugin.engine import native
-from dcn_plugin.evaluate import attack_key, model_key
+from dcn_plugin.evaluate import attack_key, model_key, relation
 from dcn_plugin.evaluate.keys import digest
 from dcn_plugin.models import cifar_resnet
 from tests.toys import SmallNet
@@ -83,6 +84,13 @@ def test_networks_that_a_module_keeps_in_a_list_are_part_of_its_key() -> None:
     assert model_key(Committee(*members)) == model_key(Committee(*map(copy.deepcopy, members))) is not None
     assert model_key(Committee(*members)) != model_key(Committee(*others))
     assert model_key(Committee(nn.LazyLinear(3))) is None
+    back = net(0)
+    committee = Committee(back)
+    before = model_key(committee)
+    back.owner = [committee]  # type: ignore[assignment]
+    committee.forward = functools.partial(Committee.forward, committee)  # type: ignore[method-assign]
+    assert model_key(committee) == before
+    assert relation(committee, net(0)) == relation(net(0), committee) == "same network"
 
 
 def test_every_setting_of_an_attack_is_in_its_key() -> None:
