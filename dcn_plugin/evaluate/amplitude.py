@@ -41,7 +41,7 @@ def amplitude(
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
         SpecError: no target, or a seed out of range.

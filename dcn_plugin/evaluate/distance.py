@@ -51,7 +51,7 @@ def minimal_distance(
         store: finished records and batches of images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Yields:
         One record a target; protocol "boundary", "hopskipjump", "cw": the attack's name. ``n_total`` are the images

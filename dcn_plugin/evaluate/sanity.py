@@ -94,7 +94,7 @@ def sanity(
         store: finished checks are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
         SpecError: eps, steps or queries are out of range, or an argument is of the wrong type; or the processes have

@@ -49,7 +49,7 @@ def shuffle(
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
         SpecError: no target or no k, images that cannot be cut into k x k patches, a confidence outside [0, 1], or

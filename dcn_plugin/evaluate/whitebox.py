@@ -46,7 +46,7 @@ def whitebox(
         store: finished records and images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Yields:
         Records in the order target, attack; protocol "whitebox". ``n_counted`` are the images the target has right
