@@ -162,7 +162,8 @@ def _both(old: Mapping[str, Any], new: Mapping[str, Any], kept: Sequence[Result]
         pairs = re.sub(r" \(\d+\)$", "", name).split(", ")
         if name == _UNNAMED or not left.isdisjoint(pairs):
             runs[name] = settings
-    for name, settings in _runs(new).items():
+    # As they are read back: tuples are lists in JSON.
+    for name, settings in json.loads(json.dumps(_runs(new))).items():
         same = [known for known in runs if re.fullmatch(rf"{re.escape(name)}( \(\d+\))?", known)]
         if all(runs[known] != settings for known in same):
             runs[f"{name} ({len(same) + 1})" if same else name] = settings

@@ -56,8 +56,8 @@ def load_run(path: str | os.PathLike[str], *, title: str | None = None, baseline
         )
     if waiting := sum(part.waiting for part in parts):
         intro.append(
-            f"{waiting} measurements of a run that was stopped are newer than the finished ones of the same settings, "
-            "which are shown; run its command again to finish it."
+            f"Newer measurements of a run that was stopped, not shown: {waiting}. The finished ones of the same "
+            "settings are; run its command again to finish it."
         )
     name = where.resolve().stem if where.is_file() else where.resolve().name
     return Report(title or f"Results: {name}", results, baseline, intro, _facts(results, parts))

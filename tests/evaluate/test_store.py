@@ -182,11 +182,13 @@ def test_every_run_joins_the_results_and_the_newest_record_of_a_setting_stays(tm
 
 def test_the_same_run_again_changes_nothing_and_settings_of_which_no_record_is_left_go(tmp_path: Path) -> None:
     store = RunDirectory(tmp_path)
-    for settings, results in (({"n": 1}, [record()]), ({"n": 2}, [noise_record()]), ({"n": 1}, [record()])):
+    beside = {"transfer seed 0": {"n": 0}}
+    store.finish({"n": 0}, [record(target="kept")])
+    for settings, results in (({"n": (1,)}, [record()]), ({"n": 2}, [noise_record()]), ({"n": (1,)}, [record()])):
         whole = store.finish(settings, results)
-    assert whole.results == (record(), noise_record())
-    assert whole.spec["runs"] == {"transfer seed 0": {"n": 1}, "gaussian seed 0": {"n": 2}}
-    whole = store.finish({"n": 3}, [record(n_correct=44)])
+    assert whole.results == (record(target="kept"), record(), noise_record())
+    assert whole.spec["runs"] == {**beside, "transfer seed 0 (2)": {"n": [1]}, "gaussian seed 0": {"n": 2}}
+    whole = store.finish({"n": 3}, [record(n_correct=44), record(target="kept")])
     assert whole.spec["runs"] == {"gaussian seed 0": {"n": 2}, "transfer seed 0": {"n": 3}}
 
 

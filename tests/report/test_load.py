@@ -85,7 +85,7 @@ def test_what_a_stopped_run_measured_again_waits_for_its_end_and_is_announced(tm
         os.utime(file, ns=(later, later))
     report = load_run(tmp_path)
     assert list(report.results) == [record(), noise_record()]
-    assert report.intro[0].startswith("1 measurements of a run that was stopped are newer")
+    assert report.intro[0].startswith("Newer measurements of a run that was stopped, not shown: 1.")
     # A stale one is nobody's business.
     for file in (tmp_path / "units").iterdir():
         os.utime(file, ns=(0, 0))
