@@ -53,7 +53,7 @@ class DcnError(Exception):
 
     def __str__(self) -> str:
         parts = [self.what]
-        if self.got != _UNSET:
+        if not (isinstance(self.got, str) and self.got == _UNSET):  # arrays and tensors compare element by element
             parts.append(f"Got: {self.got!r}.")
         if self.allowed is not None:
             parts.append(f"Allowed: {self.allowed}.")

@@ -7,15 +7,16 @@ from dcn_plugin.evaluate.distance import minimal_distance
 from dcn_plugin.evaluate.environment import code_hash, hardware, package_versions
 from dcn_plugin.evaluate.examples import ExampleRow, Examples
 from dcn_plugin.evaluate.gaussian import Noise, add_noise, gaussian
-from dcn_plugin.evaluate.keys import attack_key, data_key, model_key, relation
+from dcn_plugin.evaluate.keys import attack_key, data_key, model_key
 from dcn_plugin.evaluate.predict import correct, correct_on, logits_of, predict
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import SCHEMA, Relation, Result, ResultFile, Rounding, Scalar
+from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.evaluate.sanity import sanity
 from dcn_plugin.evaluate.sets import AdversarialBatch, AdversarialSet
 from dcn_plugin.evaluate.shuffle import shuffle
 from dcn_plugin.evaluate.stats import Spread, median_interval, spread, wilson
-from dcn_plugin.evaluate.store import RunDirectory
+from dcn_plugin.evaluate.store import RunDirectory, add_results
 from dcn_plugin.evaluate.stylized import stylized
 from dcn_plugin.evaluate.tapm import tapm
 from dcn_plugin.evaluate.team import Team
@@ -40,6 +41,7 @@ __all__ = [
     "Spread",
     "Team",
     "add_noise",
+    "add_results",
     "amplitude",
     "attack_key",
     "code_hash",

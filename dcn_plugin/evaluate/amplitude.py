@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from dcn_plugin.data import IndexedImages, amplitude_partners, amplitude_swap
+from dcn_plugin.evaluate.arguments import check_images
 from dcn_plugin.evaluate.changes import Change, Changed, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.store import RunDirectory
@@ -40,7 +41,7 @@ def amplitude(
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
         SpecError: no target, or a seed out of range.
@@ -54,6 +55,7 @@ def amplitude(
 
     Source: Chen et al. 2021, "Amplitude-phase recombination"; phase carries the shape: Oppenheim and Lim 1981.
     """
+    data = cast(IndexedImages, check_images(data))
     partners = amplitude_partners(data.labels, seed=partner_seed)
 
     def swap(images: Tensor, _: Tensor, first: int) -> Changed:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import check_labels
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_images, check_models, check_number, check_store
 from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, predict, ran_on
@@ -61,6 +62,11 @@ class Change:
     eps: float | None = None
     lures: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """Name and settings, for a log."""
+        return f"{self.name} ({', '.join(f'{name} {value}' for name, value in self.settings.items())})"
+
 
 def measure_changes(
     protocol: str,
@@ -88,33 +94,44 @@ def measure_changes(
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
-        SpecError: no target or no change, or ``confidence`` is not in [0, 1]; or the processes have different models
-            or data.
+        SpecError: no target or no change, ``confidence`` is not in [0, 1], or an argument of the wrong type; or the
+            processes have different models or data.
+        DataError: ``data`` is no set of labelled images.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Yields:
         Records in the order change, target; one unit of the store a change.
     """
-    if not targets or not changes:
-        raise SpecError("There is nothing to measure.", (list(targets), list(changes)), "a target and a change")
+    measured = check_models(targets, "target to measure")
+    if not changes:
+        raise SpecError("There is nothing to measure.", list(changes), "at least one change")
+    confidence = check_number(confidence, "confidence")
     if not 0 <= confidence <= 1:
         raise SpecError("The confidence is not usable.", confidence, "a probability in [0, 1]")
-    team = Team.of(accelerator)
-    check_all_names(data, targets)
-    asked = _Question(protocol, targets, data, seed, confidence, batch_size, team)
+    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
+    check_all_names(check_images(data), measured)
+    asked = _Question(protocol, measured, data, seed, confidence, batch_size, Team.of(accelerator))
+    return _results(asked, changes, check_store(store), progress)
+
+
+def _results(
+    asked: _Question, changes: Sequence[Change], store: RunDirectory | None, progress: bool
+) -> Iterator[Result]:
     clean = functools.cache(lambda: _Clean.ask(asked))
-    with progress_bar(len(changes) * len(data), protocol, show=progress, team=team) as bar:
+    count = len(asked.data)
+    with progress_bar(len(changes) * count, asked.protocol, show=progress, team=asked.team) as bar:
         for number, change in enumerate(changes, 1):
             yield from remember(
                 store,
                 functools.partial(asked.key, change),
                 functools.partial(_measure, asked, change, clean, bar),
-                team=team,
+                team=asked.team,
             )
-            bar.update(number * len(data) - bar.n)
+            bar.update(number * count - bar.n)
+            bar.cell(change.title, number, len(changes))
 
 
 @dataclass(frozen=True, eq=False)

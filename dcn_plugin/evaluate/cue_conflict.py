@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.data import CueConflict
-from dcn_plugin.errors import ModelOutputError, SpecError
+from dcn_plugin.errors import DataError, ModelOutputError, SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_models, check_store
 from dcn_plugin.evaluate.fit import check_all_names, check_fit
 from dcn_plugin.evaluate.keys import Key, data_key, digest, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, ran_on
@@ -72,7 +73,7 @@ def cue_conflict(
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
         SpecError: no target, or a map that names a class that is none, or leaves out a class of the data: no
@@ -90,14 +91,19 @@ def cue_conflict(
     Source: Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture"; Geirhos et al. 2021
     (model-vs-human).
     """
-    if not targets:
-        raise SpecError("There is nothing to measure.", list(targets), "at least one target")
+    measured = check_models(targets, "target to measure")
+    if not isinstance(data, CueConflict):
+        raise DataError(
+            "These are no images of a cue conflict.", type(data).__name__, "a CueConflict of dcn_plugin.data"
+        )
+    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
     given = range(data.num_classes) if class_map is None else class_map
     cues = tuple(None if cue is None else int(cue) for cue in given)
     _check_map(cues, data)
     if class_map is None:
-        check_all_names(data, targets)
-    return _results(targets, _Question(data, seed, cues, batch_size, Team.of(accelerator)), store, progress)
+        check_all_names(data, measured)
+    asked = _Question(data, seed, cues, batch_size, Team.of(accelerator))
+    return _results(measured, asked, check_store(store), progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +154,7 @@ def _results(
                 team=asked.team,
             )
             bar.update(number * len(asked.data) - bar.n)
+            bar.cell(name, number, len(targets))
 
 
 def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[Result]:

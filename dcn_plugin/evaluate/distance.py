@@ -11,7 +11,8 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.fit import check_fits
+from dcn_plugin.evaluate.arguments import check_attack, check_count, check_images, check_models, check_store
+from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import correct, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
@@ -51,7 +52,7 @@ def minimal_distance(
         store: finished records and batches of images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Yields:
         One record a target; protocol "boundary", "hopskipjump", "cw": the attack's name. ``n_total`` are the images
@@ -59,19 +60,35 @@ def minimal_distance(
         "distance_low" and "distance_high" (its 95 % interval), "mean_queries" and "max_queries" an image.
 
     Raises:
-        SpecError: no target, a bounded attack, or ``count`` below 1; or the processes have different models or data.
+        SpecError: no target, a bounded attack, ``count`` below 1, or an argument of the wrong type; or the processes
+            have different models or data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Source: paper, section 4.3, table 6; FACTS of the authors' code.
     """
-    if not targets:
-        raise SpecError("There is no target to measure.", {}, "name -> model, at least one")
+    measured, attack = check_models(targets, "target to measure"), check_attack(attack)
     if attack.eps is not None:
         raise SpecError("A distance asks for an attack without a bound.", repr(attack), "e.g. BoundaryAttack()")
-    if count is not None and count < 1:
-        raise SpecError("The number of images is not usable.", count, "an int >= 1, or None")
-    team = Team.of(accelerator)
+    count = None if count is None else check_count(count, "number of images")
+    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
+    data, store = check_images(data), check_store(store)
+    check_all_names(data, measured)
+    return _results(measured, attack, data, seed, count, batch_size, store, Team.of(accelerator), progress)
+
+
+def _results(
+    targets: Mapping[str, nn.Module],
+    attack: Attack,
+    data: LabelledImages,
+    seed: int,
+    count: int | None,
+    batch_size: int,
+    store: RunDirectory | None,
+    team: Team,
+    progress: bool,
+) -> Iterator[Result]:
     check_fits(data, targets)
     with progress_bar(len(targets) * (count or len(data)), attack.name, show=progress, team=team) as bar:
         for number, (name, target) in enumerate(targets.items(), 1):
@@ -82,6 +99,7 @@ def minimal_distance(
                 store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar), team=team
             )
             bar.update(number * (count or len(data)) - bar.n)
+            bar.cell(made.title, number, len(targets))
 
 
 def _images_until(target: nn.Module, data: LabelledImages, count: int | None, batch_size: int, name: str) -> int:

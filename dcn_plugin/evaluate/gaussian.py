@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import SampleStreams
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_number, check_numbers
 from dcn_plugin.evaluate.changes import Change, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.store import RunDirectory
@@ -38,14 +39,20 @@ def add_noise(images: Tensor, level: float, *, noise: Noise = "plain", seed: int
 
     Source: "clipped": the authors' code (figure 4).
     """
-    if noise not in ("plain", "clipped"):
-        raise SpecError("Unknown kind of noise.", noise, "'plain', 'clipped'")
-    if not 0 < level < float("inf"):
-        raise SpecError("The noise level is not usable.", level, "a number > 0, in units of [0, 1] images")
+    level = _check_level(level, noise)
     indices = range(first_index, first_index + len(images))
     unit = SampleStreams("gaussian", seed, indices).normal(images)
     change = level * unit if noise == "plain" else (level / 2 * unit).clamp(-level, level)
     return (images + change).clamp(0, 1)
+
+
+def _check_level(level: object, noise: Noise) -> float:
+    if noise not in ("plain", "clipped"):
+        raise SpecError("Unknown kind of noise.", noise, "'plain', 'clipped'")
+    number = check_number(level, "noise level")
+    if number <= 0:
+        raise SpecError("The noise level is not usable.", level, "a number > 0, in units of [0, 1] images")
+    return number
 
 
 def gaussian(
@@ -76,7 +83,7 @@ def gaussian(
         progress: see there.
 
     Raises:
-        SpecError: no target, or as :func:`add_noise`.
+        SpecError: no target or level, or as :func:`add_noise`; nothing was run.
 
     Yields:
         Records in the order level, target; protocol "gaussian", eps = the level.
@@ -92,7 +99,8 @@ def gaussian(
             eps=level,
         )
 
-    changes = [at(level) for level in levels]
+    noise_seed = check_count(noise_seed, "seed of the noise", least=0)
+    changes = [at(_check_level(level, noise)) for level in check_numbers(levels, "noise level")]
     return measure_changes(
         "gaussian",
         targets,

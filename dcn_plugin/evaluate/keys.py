@@ -21,10 +21,9 @@ from dcn_plugin.data import LabelledImages
 from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.environment import code_hash, hardware, package_versions
 from dcn_plugin.evaluate.predict import device_of
-from dcn_plugin.evaluate.records import Relation
-from dcn_plugin.layers import DefectMask2d
+from dcn_plugin.evaluate.relations import hidden_modules
 
-__all__ = ["Key", "attack_key", "data_key", "digest", "model_key", "relation", "surroundings"]
+__all__ = ["Key", "attack_key", "data_key", "digest", "model_key", "surroundings"]
 
 Key = Mapping[str, Any]
 
@@ -41,22 +40,32 @@ def digest(key: object) -> str:
 def model_key(model: nn.Module) -> Key | None:
     """What a model computes with: its printed structure, its classes, and every number it holds.
 
-    Plain Python attributes that ``repr`` does not show and the source code of foreign classes are not part of it. For a
-    compact model it is what that was made from, and the backend that was asked for; not its plan, which measurements
-    decide anew each time, and on which only rounding depends.
+    Plain Python attributes that ``repr`` does not show are not part of it, save modules in a list or the like, nor is
+    the source code of foreign classes. For a compact model it is what that was made from, and the backend that was
+    asked for; not its plan, which measurements decide anew each time, and on which only rounding depends.
 
     Returns:
         None if the model cannot be told from others: its ``repr`` shows a memory address, or it holds
         parameters that have no values yet.
     """
+    return _model_key(model, set())
+
+
+def _model_key(model: nn.Module, met: set[int]) -> Key | None:
     plain = _plain(model)
     structure, tensors = _structure(plain), _tensors(plain)
     if _ADDRESS.search(structure) or any(nn.parameter.is_lazy(t) or t.is_meta for t in tensors.values()):
         return None
     hashed = hashlib.sha256(structure.encode()).hexdigest()
-    compact = {name: one.asked for name, one in model.named_modules() if isinstance(one, CompactModel)}
-    key = {"structure": hashed, "state": _state_hash(tensors), "device": device_of(model).type}
-    return {**key, "compact": compact} if compact else key
+    key: dict[str, Any] = {"structure": hashed, "state": _state_hash(tensors), "device": device_of(model).type}
+    if compact := {name: one.asked for name, one in model.named_modules() if isinstance(one, CompactModel)}:
+        key["compact"] = compact
+    # A module that is met again, as where a part points back to the whole, says nothing new.
+    met.update(id(module) for known in (model, plain) for module in known.modules())
+    hidden = [module for one in plain.modules() for module in hidden_modules(one) if id(module) not in met]
+    if hidden:
+        key["hidden"] = [_model_key(module, met) for module in hidden]
+    return None if None in key.get("hidden", ()) else key
 
 
 def attack_key(attack: Attack) -> Key | None:
@@ -74,21 +83,6 @@ def data_key(data: LabelledImages) -> Key:
 def surroundings(device: torch.device) -> Key:
     """What else may change a result: versions, this package's code, the machine."""
     return {"versions": package_versions(), "code": code_hash(), "hardware": hardware(device)}
-
-
-def relation(source: nn.Module, target: nn.Module) -> Relation:
-    """How a source relates to a target, read off their structure, masks and weights.
-
-    A compact model is the same network as the one that it was made from.
-    """
-    if source is target:
-        return "same network"
-    source, target = _plain(source), _plain(target)
-    if _structure(source) != _structure(target):
-        return "other network"
-    if _same(_tensors(source), _tensors(target)):
-        return "same network"
-    return "other weights" if _same(_masks(source), _masks(target)) else "other masks"
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -110,16 +104,6 @@ def _structure(model: nn.Module) -> str:
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, also those that a state dict leaves out."""
     return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-
-
-def _masks(model: nn.Module) -> dict[str, Tensor]:
-    return {name: module.mask for name, module in model.named_modules() if isinstance(module, DefectMask2d)}
-
-
-def _same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(
-        left[name].shape == right[name].shape and torch.equal(left[name].cpu(), right[name].cpu()) for name in left
-    )
 
 
 def _state_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -52,9 +52,11 @@ class Result:
             something else, such as a distance.
         n_correct: of all images, those that the target classifies correctly after the change; None as above.
         source: name of the attacked model, None where there is none.
-        relation: how the source relates to the target, read off the two networks: "same network" (white-box), "other
-            weights" (same structure and masks, another training run), "other masks" (same structure and keep
-            probability, masks drawn anew), or "other network".
+        relation: how the source relates to the target, read off the two networks: "same network" (white-box: the
+            source is, holds, or lies within the target), "other weights" (same structure and masks, another training
+            run; or a shared backbone), "other masks" (same structure and keep probability, masks drawn anew; or the
+            same weights with other masks or none), or "other network" (black-box). Of several sources, and of the
+            members of an ensemble, the closest.
         n_source_correct: images that the source classifies correctly as they are.
         n_source_fooled: of those, the ones it gets wrong after the attack (judged before rounding).
         n_zero_gradient: images on which the source's loss had a gradient of exactly zero at some step; None where that
@@ -141,6 +143,16 @@ class Result:
                 raise RecordError(
                     "The counts contradict each other.", f"{small}={a}, {large}={b}", f"{small} <= {large}"
                 )
+
+    @property
+    def setting(self) -> Hashable:
+        """What was measured and with which seeds: all that does not say what came out, or what it ran on.
+
+        Of two records with the same setting the newer one stands for it.
+        """
+        settings = tuple(sorted((name, repr(value)) for name, value in self.attack_settings.items()))
+        model, images = (self.target, self.source, self.seed), (self.data, self.data_hash, self.rounding)
+        return (self.protocol, model, images, self.attack, settings, self.eps)
 
     @property
     def clean_accuracy(self) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,14 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import (
+    check_count,
+    check_images,
+    check_model,
+    check_models,
+    check_number,
+    check_store,
+)
 from dcn_plugin.evaluate.attempts import Attempts, Outcome
 from dcn_plugin.evaluate.fit import check_all_names
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
@@ -25,6 +34,7 @@ from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.store import RunDirectory, remember
 from dcn_plugin.evaluate.team import Team
+from dcn_plugin.wrappers import network_in
 
 __all__ = ["sanity"]
 
@@ -76,7 +86,7 @@ def sanity(
         data: the clean images.
         eps: radius of the L-inf ball that the model is said to resist.
         steps: of PGD, >= 2, each of 2.5 * eps / steps.
-        sources: name -> model for transfer attacks.
+        sources: name -> model for transfer attacks. One that is the model itself is left out, with a warning.
         queries: budget of HopSkipJump on each image; 0 leaves it out.
         seed: of the run that made the model; it goes into the records.
         attack_seed: of the noise and of HopSkipJump.
@@ -85,10 +95,12 @@ def sanity(
         store: finished checks are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
-        SpecError: eps, steps or queries are out of range; or the processes have different models or data.
+        SpecError: eps, steps or queries are out of range, or an argument is of the wrong type; or the processes have
+            different models or data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as attacks do.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
@@ -101,18 +113,43 @@ def sanity(
     Source: Athalye, Carlini, Wagner 2018, "Obfuscated gradients give a false sense of security", section 3.1;
     Carlini et al. 2019, "On evaluating adversarial robustness", section 5.
     """
-    if steps < 2:
-        raise SpecError("Many steps are compared with one.", steps, "steps >= 2")
-    if queries < 0:
-        raise SpecError("The number of queries is not usable.", queries, "an int >= 0")
-    check_all_names(data, {name: model}, sources or {})
-    team = Team.of(accelerator)
-    case = Attempts(model, data, eps, steps, sources or {}, queries, attack_seed, batch_size, team)
-    with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=team) as bar:
-        for check in CHECKS:
+    model, data, eps = check_model(model), check_images(data), check_number(eps, "eps")
+    if not 0 < eps <= 1:
+        raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")
+    steps = check_count(steps, "number of steps, of which many are compared with one,", least=2)
+    queries, attack_seed = check_count(queries, "number of queries", least=0), check_count(attack_seed, "seed", least=0)
+    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
+    others = _others(model, check_models(sources, "source to attack") if sources else {})
+    check_all_names(data, {name: model}, others)
+    case = Attempts(model, data, eps, steps, others, queries, attack_seed, batch_size, Team.of(accelerator))
+    return _results(case, name, seed, check_store(store), progress)
+
+
+def _results(case: Attempts, name: str, seed: int, store: RunDirectory | None, progress: bool) -> Iterator[Result]:
+    with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=case.team) as bar:
+        for number, check in enumerate(CHECKS, 1):
             key = functools.partial(_key, case, check, name, seed)
-            yield from remember(store, key, functools.partial(_measure, case, check, name, seed), team=team)
+            yield from remember(store, key, functools.partial(_measure, case, check, name, seed), team=case.team)
             bar.update(1)
+            bar.cell(f"{check} of {name}", number, len(CHECKS))
+
+
+def _others(model: nn.Module, sources: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The sources without the model itself: what PGD wins there it wins on the model, and no lead could ever show."""
+    inside = network_in(model)
+    own = model_key(inside)
+    itself = [
+        name
+        for name, source in sources.items()
+        if network_in(source) is inside or (own is not None and model_key(network_in(source)) == own)
+    ]
+    if itself:
+        warnings.warn(
+            f"The source {', '.join(itself)} is the model itself. It is left out: attacks on it are not black-box.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return {name: source for name, source in sources.items() if name not in itself}
 
 
 def _black_box(case: Attempts) -> Verdict:

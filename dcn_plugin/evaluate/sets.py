@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
+from dcn_plugin.attacks.checks import check_answers
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import (
+    check_attack,
+    check_attacks,
+    check_count,
+    check_images,
+    check_model,
+    check_rounding,
+    check_store,
+)
 from dcn_plugin.evaluate.fit import check_fit
 from dcn_plugin.evaluate.keys import Key, attack_key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.records import Rounding
 from dcn_plugin.evaluate.store import RunDirectory
 from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
+from dcn_plugin.trace import eval_mode
 
 __all__ = ["AdversarialBatch", "AdversarialSet"]
 
@@ -60,6 +71,9 @@ class AdversarialBatch:
         return AdversarialBatch(first, *(getattr(self, column)[rows] for column in _COLUMNS))
 
 
+# Fooled images of the first batch that are kept with what they were and what the source says of them, to be looked at.
+_EXAMPLES = 6
+
 _COLUMNS = tuple(field.name for field in fields(AdversarialBatch))[1:]
 
 
@@ -85,7 +99,8 @@ class AdversarialSet:
             batches it makes into the store.
 
     Raises:
-        SpecError: unknown rounding, or a batch size or limit below 1.
+        SpecError: an argument of the wrong type, unknown rounding, or a batch size or limit below 1.
+        DataError: ``data`` is no set of labelled images.
     """
 
     name: str
@@ -99,12 +114,36 @@ class AdversarialSet:
     team: Team = ALONE
 
     def __post_init__(self) -> None:
-        if self.rounding not in get_args(Rounding):
-            raise SpecError("Unknown rounding.", self.rounding, " or ".join(map(repr, get_args(Rounding))))
-        if self.batch_size < 1:
-            raise SpecError("The batch size is not usable.", self.batch_size, "an int >= 1")
-        if self.limit is not None and self.limit < 1:
-            raise SpecError("The number of images is not usable.", self.limit, "an int >= 1")
+        check_model(self.source, name=f"Source {self.name!r}")
+        check_attack(self.attack)
+        check_images(self.data)
+        check_rounding(self.rounding)
+        check_store(self.store)
+        object.__setattr__(self, "batch_size", check_count(self.batch_size, "batch size"))
+        if self.limit is not None:
+            object.__setattr__(self, "limit", check_count(self.limit, "number of images"))
+
+    @classmethod
+    def of_all(
+        cls,
+        sources: Mapping[str, nn.Module],
+        attacks: Sequence[Attack],
+        data: LabelledImages,
+        rounding: Rounding,
+        batch_size: int,
+        store: RunDirectory | None,
+        team: Team,
+    ) -> list[AdversarialSet]:
+        """One set for every source and attack, in that order."""
+        return [
+            cls(name, source, attack, data, rounding, batch_size, store, team=team)
+            for (name, source), attack in itertools.product(sources.items(), check_attacks(attacks))
+        ]
+
+    @property
+    def title(self) -> str:
+        """The attack and its source: "PGD on resnet18"."""
+        return f"{self.attack.name} on {self.name}"
 
     def __len__(self) -> int:
         return len(self.data) if self.limit is None else min(self.limit, len(self.data))
@@ -163,12 +202,12 @@ class AdversarialSet:
                 kept = self._attacked(images, labels, first)
                 if self.store is not None and key is not None:
                     self.store.write_batch(key, first, kept)
-            adversarial = kept.pop("images")
+            kept = {column: kept[column] for column in _COLUMNS if column not in ("labels", "change")}
             if self.rounding == "8bit":
-                adversarial = adversarial.float() / 255
+                kept["images"] = kept["images"].float() / 255
             # Not kept, but measured each time: runs of before it was measured have no such column.
-            change = self.attack.changes(images.cpu(), adversarial)
-            yield AdversarialBatch(first=first, images=adversarial, labels=labels.cpu(), change=change, **kept)
+            change = self.attack.changes(images.cpu(), kept["images"])
+            yield AdversarialBatch(first=first, labels=labels.cpu(), change=change, **kept)
 
     @functools.cached_property
     def loaded(self) -> AdversarialBatch:
@@ -189,7 +228,17 @@ class AdversarialSet:
         adversarial = made.images.cpu()
         if self.rounding == "8bit":
             adversarial = (adversarial * 255).round().to(torch.uint8)
+        examples: dict[str, Tensor] = {}
+        if self.store is not None and not first and len(rows := made.fooled.nonzero().flatten()[:_EXAMPLES]):
+            with torch.no_grad(), eval_mode(self.source):
+                said = check_answers(self.source(made.images[rows]), count=len(rows))
+            examples = {
+                "example_clean": images.to(device)[rows].float().cpu(),
+                "example_labels": labels.cpu()[rows.cpu()].long(),
+                "example_said": (said.argmax(dim=1) if said.ndim == 2 else said).cpu().long(),
+            }
         return {
+            **examples,
             "images": adversarial,
             "source_correct": made.correct.cpu(),
             "fooled": made.fooled.cpu(),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dcn_plugin.data import LabelledImages, patch_shuffle
+from dcn_plugin.evaluate.arguments import check_counts, check_images
 from dcn_plugin.evaluate.changes import Change, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.store import RunDirectory
@@ -48,7 +49,7 @@ def shuffle(
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
         SpecError: no target or no k, images that cannot be cut into k x k patches, a confidence outside [0, 1], or
@@ -59,8 +60,10 @@ def shuffle(
 
     Source: paper, section 4.4.
     """
-    changes = [_change(k, shuffle_seed) for k in ks]
-    for k in ks:
+    data = check_images(data)
+    several = check_counts(ks, "number of patches k")
+    changes = [_change(k, shuffle_seed) for k in several]
+    for k in several:
         # One black image, so that a k that does not divide the sides is found before the first k is measured.
         patch_shuffle(torch.zeros(1, *data.shape), k, seed=shuffle_seed)
     return measure_changes(

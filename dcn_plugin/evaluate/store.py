@@ -17,6 +17,7 @@ import functools
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,11 +29,12 @@ from torch import Tensor
 
 from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate.keys import Key, digest
+from dcn_plugin.evaluate.locks import locked
 from dcn_plugin.evaluate.records import Result, ResultFile
 from dcn_plugin.evaluate.team import ALONE, Team
 from dcn_plugin.files import check_output, remove_leftovers, write_atomic
 
-__all__ = ["RunDirectory", "remember"]
+__all__ = ["RunDirectory", "add_results", "remember"]
 
 _log = logging.getLogger(__name__)
 
@@ -101,39 +103,85 @@ class RunDirectory:
         write_atomic(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def finish(self, spec: Mapping[str, Any], results: Sequence[Result]) -> ResultFile:
-        """Write ``results.json``; what it holds of other protocols and seeds stays in it.
+        """Write ``results.json``; what it holds of other settings stays in it. Several runs may do so at once.
 
         Args:
             spec: the settings that led to the results, as JSON values.
-            results: all records of this run, in order. They replace those of the same protocol and seed.
+            results: all records of this run, in order. Each replaces that of the same :attr:`Result.setting`.
         """
-        path = self.path / "results.json"
-        own = {(result.protocol, result.seed) for result in results}
-        name = ", ".join(f"{protocol} seed {seed}" for protocol, seed in dict.fromkeys(sorted(own)))
-        runs: dict[str, Any] = {}
-        kept: tuple[Result, ...] = ()
-        try:
-            old = ResultFile.read(path)
-            kept = tuple(result for result in old.results if (result.protocol, result.seed) not in own)
-            runs = dict(old.spec["runs"]) if kept else {}
-        except FileNotFoundError:
-            pass
-        except (RecordError, KeyError, TypeError) as error:
-            _log.warning("%s is written anew: it cannot be read (%s)", path, error)
+        name = ", ".join(dict.fromkeys(sorted(map(_run_name, results))))
         run = {
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "units_measured": self.measured,
             "units_reused": self.reused,
         }
-        whole = ResultFile({"runs": {**runs, name: dict(spec)}}, (*kept, *results), run)
-        whole.write(path)
-        return whole
+        return add_results(self.path / "results.json", {"runs": {name: dict(spec)}}, results, run)
 
     def _unit_path(self, key: Key) -> Path:
         return self.path / "units" / f"{digest(key)}.json"
 
     def _batch_path(self, key: Key, first: int) -> Path:
         return self.path / "sets" / digest(key) / f"{first:010d}.safetensors"
+
+
+def add_results(
+    path: str | os.PathLike[str], spec: Mapping[str, Any], results: Sequence[Result], run: Mapping[str, Any]
+) -> ResultFile:
+    """Write a results file; what it holds of other settings stays in it.
+
+    Args:
+        path: of the file. One that cannot be read is written anew, and the log says so.
+        spec: the settings that led to the results. Where earlier records stay, ``{"runs": {name: settings}}`` of all.
+        results: the records. Each takes the place of that of the same :attr:`Result.setting`.
+        run: what differs from one run of the same spec to the next.
+    """
+    path = Path(path)
+    with locked(path):
+        old = _read_earlier(path)
+        new = {result.setting for result in results}
+        kept = [result for result in old.results if result.setting not in new]
+        records = {result.setting: result for result in (*old.results, *results)}
+        whole = ResultFile(_both(old.spec, spec, kept) if kept else spec, tuple(records.values()), run)
+        whole.write(path)
+    return whole
+
+
+def _read_earlier(path: Path) -> ResultFile:
+    try:
+        return ResultFile.read(path)
+    except FileNotFoundError:
+        pass
+    except RecordError as error:
+        _log.warning("%s is written anew: it cannot be read (%s)", path, error)
+    return ResultFile({}, ())
+
+
+def _both(old: Mapping[str, Any], new: Mapping[str, Any], kept: Sequence[Result]) -> dict[str, Any]:
+    """The settings of the runs that still have records, and those of a new one."""
+    left = set(map(_run_name, kept))
+    runs: dict[str, Any] = {}
+    for name, settings in _runs(old).items():
+        pairs = re.sub(r" \(\d+\)$", "", name).split(", ")
+        if name == _UNNAMED or not left.isdisjoint(pairs):
+            runs[name] = settings
+    # As they are read back: tuples are lists in JSON.
+    for name, settings in json.loads(json.dumps(_runs(new))).items():
+        same = [known for known in runs if re.fullmatch(rf"{re.escape(name)}( \(\d+\))?", known)]
+        if all(runs[known] != settings for known in same):
+            runs[f"{name} ({len(same) + 1})" if same else name] = settings
+    return {"runs": runs}
+
+
+_UNNAMED = "run"
+
+
+def _runs(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    runs = spec.get("runs")
+    return runs if isinstance(runs, dict) and spec.keys() == {"runs"} else {_UNNAMED: dict(spec)} if spec else {}
+
+
+def _run_name(result: Result) -> str:
+    return f"{result.protocol} seed {result.seed}"
 
 
 def remember(

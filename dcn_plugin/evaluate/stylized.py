@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import IndexedImages
 from dcn_plugin.errors import DataError
+from dcn_plugin.evaluate.arguments import check_images
 from dcn_plugin.evaluate.changes import Change, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.store import RunDirectory
@@ -40,7 +41,7 @@ def stylized(
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Raises:
         DataError: the two differ in length, size or labels; nothing was run.
@@ -51,6 +52,8 @@ def stylized(
 
     Source: paper, section 4.4; Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture".
     """
+    check_images(original)
+    check_images(changed)
     _check_pairs(original, changed)
 
     def other(images: Tensor, _: Tensor, first: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ from torch import nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import check_attacks, check_count, check_images, check_models
 from dcn_plugin.evaluate.fit import check_all_names
 from dcn_plugin.evaluate.keys import Key, model_key
 from dcn_plugin.evaluate.predict import correct, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
+from dcn_plugin.evaluate.relations import closest, relation
 from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory, remember
 from dcn_plugin.evaluate.team import Team, whole
@@ -53,36 +53,39 @@ def tapm(
         store: finished records and images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Yields:
         One record a target; protocol "tapm". ``n_counted`` are the images the target has right when clean,
         ``n_defended`` those of them it has right under every source and attack; ``n_correct`` is the same number, so
         ``accuracy_all`` is the accuracy under TAPM. ``figures``: "worst_single_accuracy", the accuracy on all images
         under the one source and attack that is worst for the target as a whole, and "worst_single", which that is.
-        ``largest_change`` is that of all sources and attacks, None where their norms differ.
+        ``largest_change`` is that of all sources and attacks, None where their norms differ. ``relation`` is that of
+        the source that is closest to the target.
 
     Raises:
-        SpecError: no source, target or attack; or the processes have different models or data.
+        SpecError: no source, target or attack, or an argument of the wrong type; or the processes have different models
+            or data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Source: Sitawarin, Chang, Huang, Altoyan, Wagner 2024, "PubDef", arXiv 2310.17645, section 3.
     """
-    if not (sources and targets and attacks):
-        raise SpecError(
-            "TAPM needs sources, targets and attacks.",
-            (list(sources), list(targets), [attack.name for attack in attacks]),
-            "at least one of each",
-        )
-    team = Team.of(accelerator)
-    made = [
-        AdversarialSet(name, source, attack, data, rounding, batch_size, store, team=team)
-        for (name, source), attack in itertools.product(sources.items(), attacks)
-    ]
-    check_all_names(data, sources, targets)
-    clean = CleanAnswers(targets, data, sources, batch_size=batch_size, team=team)
-    with progress_bar(len(made) * len(data), "TAPM", show=progress, team=team) as bar:
+    attacked, measured = check_models(sources, "source of TAPM"), check_models(targets, "target of TAPM")
+    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
+    chosen = check_attacks(attacks, "attack of TAPM")
+    made = AdversarialSet.of_all(attacked, chosen, data, rounding, batch_size, store, team)
+    check_all_names(data, attacked, measured)
+    clean = CleanAnswers(measured, data, attacked, batch_size=made[0].batch_size, team=team)
+    return _results(made, measured, clean, seed, progress)
+
+
+def _results(
+    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, progress: bool
+) -> Iterator[Result]:
+    store, team = made[0].store, made[0].team
+    with progress_bar(len(made) * len(made[0].data), "TAPM", show=progress, team=team) as bar:
         yield from remember(
             store,
             functools.partial(_key, made, targets, seed),
@@ -118,6 +121,7 @@ def _measure(
             parts.append((batch.first, (batch.change, *said)))
             bar.update(len(batch.images) * one.team.size)
         bar.update(number * len(data) - bar.n)
+        bar.cell(one.title, number, len(made))
         change, *kept = whole(parts, one.team)
         furthest = max(furthest, float(change.max()))
         for name, still in zip(targets, kept, strict=True):
@@ -127,6 +131,7 @@ def _measure(
     radii = {one.attack.eps for one in made}
     # A radius of another norm is another radius.
     shared_eps = radii.pop() if len(radii) == 1 and one_norm else None
+    sources = {id(one.source): one.source for one in made}.values()
     results = []
     for name, target in targets.items():
         fewest, which = min(singles[name])
@@ -135,6 +140,7 @@ def _measure(
             Result(
                 protocol="tapm",
                 target=name,
+                relation=closest(relation(source, target) for source in sources),
                 data=data.name,
                 data_hash=data.content_hash,
                 seed=seed,

@@ -7,7 +7,6 @@ the target classifies correctly when clean; ``accuracy_all`` counts every image.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_images, check_models
 from dcn_plugin.evaluate.fit import check_all_names, check_fits
-from dcn_plugin.evaluate.keys import Key, model_key, relation
+from dcn_plugin.evaluate.keys import Key, model_key
 from dcn_plugin.evaluate.predict import correct, correct_on, ran_on
 from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
+from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory
 from dcn_plugin.evaluate.team import ALONE, Team, whole
@@ -87,29 +87,37 @@ def transfer(
         store: finished records and images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Yields:
         Records in the order source, attack, target.
 
     Raises:
-        SpecError: no source, target or attack; or the processes have different models or data.
+        SpecError: no source, target or attack, or an argument of the wrong type; or the processes have different models
+            or data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Source: paper, section 4.1; denominators as in the authors' code.
     """
-    for what, given in (("source to attack", sources), ("target to measure", targets), ("attack", attacks)):
-        if not given:
-            raise SpecError(f"There is no {what}.", given, "at least one")
-    team = Team.of(accelerator)
-    check_all_names(data, sources, targets)
-    clean = CleanAnswers(targets, data, sources, batch_size=batch_size, team=team)
-    with progress_bar(len(sources) * len(attacks) * len(data), "transfer", show=progress, team=team) as bar:
-        for number, (name, attack) in enumerate(itertools.product(sources, attacks), 1):
-            made = AdversarialSet(name, sources[name], attack, data, rounding, batch_size, store, team=team)
-            yield from measure_targets(made, targets, seed=seed, clean=clean, bar=bar)
-            bar.update(number * len(data) - bar.n)
+    attacked, measured = check_models(sources, "source to attack"), check_models(targets, "target to measure")
+    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
+    made = AdversarialSet.of_all(attacked, attacks, data, rounding, batch_size, store, team)
+    check_all_names(data, attacked, measured)
+    clean = CleanAnswers(measured, data, attacked, batch_size=made[0].batch_size, team=team)
+    return _results(made, measured, clean, seed, progress)
+
+
+def _results(
+    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, progress: bool
+) -> Iterator[Result]:
+    first = made[0]
+    with progress_bar(len(made) * len(first.data), "transfer", show=progress, team=first.team) as bar:
+        for number, one in enumerate(made, 1):
+            yield from measure_targets(one, targets, seed=seed, clean=clean, bar=bar)
+            bar.update(number * len(first.data) - bar.n)
+            bar.cell(one.title, number, len(made))
 
 
 def measure_targets(

@@ -10,7 +10,7 @@ from torch import nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_images, check_models
 from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import ran_on
@@ -47,7 +47,7 @@ def whitebox(
         store: finished records and images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
 
     Yields:
         Records in the order target, attack; protocol "whitebox". ``n_counted`` are the images the target has right
@@ -55,30 +55,38 @@ def whitebox(
         as lost, so ``accuracy_all`` is the robust accuracy as RobustBench defines it.
 
     Raises:
-        SpecError: no target or no attack; or the processes have different models or data.
+        SpecError: no target or no attack, or an argument of the wrong type; or the processes have different models or
+            data.
+        DataError: ``data`` is no set of labelled images.
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
     Source: paper, appendix, table 12.
     """
-    if not targets or not attacks:
-        raise SpecError("There is nothing to measure.", (list(targets), list(attacks)), "a target and an attack")
-    units = [(name, attack) for name in targets for attack in attacks]
-    team = Team.of(accelerator)
-    check_all_names(data, targets)
-    fit = functools.cache(lambda: check_fits(data, targets))
+    measured = check_models(targets, "target to measure")
+    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
+    made = AdversarialSet.of_all(measured, attacks, data, rounding, batch_size, store, team)
+    check_all_names(data, measured)
+    return _results(made, measured, seed, progress)
 
-    def measure(made: AdversarialSet, bar: Any) -> list[Result]:
+
+def _results(
+    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int, progress: bool
+) -> Iterator[Result]:
+    count, team = len(made[0].data), made[0].team
+    fit = functools.cache(lambda: check_fits(made[0].data, targets))
+
+    def measure(one: AdversarialSet, bar: Any) -> list[Result]:
         fit()
-        return _measure(made, seed, bar)
+        return _measure(one, seed, bar)
 
-    with progress_bar(len(units) * len(data), "white-box", show=progress, team=team) as bar:
-        for number, (name, attack) in enumerate(units, 1):
-            made = AdversarialSet(name, targets[name], attack, data, rounding, batch_size, store, team=team)
+    with progress_bar(len(made) * count, "white-box", show=progress, team=team) as bar:
+        for number, one in enumerate(made, 1):
             yield from remember(
-                store, functools.partial(_key, made, seed), functools.partial(measure, made, bar), team=team
+                one.store, functools.partial(_key, one, seed), functools.partial(measure, one, bar), team=team
             )
-            bar.update(number * len(data) - bar.n)
+            bar.update(number * count - bar.n)
+            bar.cell(one.title, number, len(made))
 
 
 def _key(made: AdversarialSet, seed: int) -> Key | None:

@@ -29,6 +29,7 @@ from dcn_plugin.evaluate import (
     Examples,
     Result,
     ResultFile,
+    add_results,
     gaussian,
     measure_targets,
     predict,
@@ -191,7 +192,7 @@ def run_demo(
         tuple(result for one in finished.values() for result in one.file.results),
         {"created": now(), "seconds": {str(seed): one.file.run.get("seconds") for seed, one in finished.items()}},
     )
-    whole.write(folder / "results.json")
+    add_results(folder / "results.json", whole.spec, whole.results, whole.run)
     return DemoOutcome(whole, finished[seeds[0]].examples, tuple(reused))
 
 

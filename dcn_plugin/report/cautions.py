@@ -22,6 +22,13 @@ def cautions(results: Sequence[Result]) -> list[str]:
         sentences.append(
             f"No clean image is classified correctly by {listed(sorted(lost))}: nothing can be said of it."
         )
+    inside = [r for r in results if r.relation == "same network" and r.protocol != "whitebox" and r.source != r.target]
+    if inside:
+        rows = _by_setting((_setting(result), result.target) for result in inside)
+        sentences.append(
+            "White-box, not transfer: the attacked source is the network itself, holds it or lies within it. No "
+            f"conclusion is drawn from these rows: {rows}."
+        )
     # A check may count no image and yet have a verdict.
     empty = [r for r in results if r.n_counted == 0 and r.target not in lost and r.protocol != "sanity"]
     if empty:

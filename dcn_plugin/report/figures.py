@@ -23,7 +23,7 @@ from dcn_plugin.report.tables.attacks import matrix_title
 from dcn_plugin.report.tables.changes import noise_strength
 from dcn_plugin.report.tables.distances import distance_cells
 from dcn_plugin.report.tables.families import Family
-from dcn_plugin.report.texts import number, percent
+from dcn_plugin.report.texts import listed, number, percent
 
 __all__ = ["examples_figure", "family_figures", "grid_figures"]
 
@@ -32,7 +32,10 @@ _DEFENSE = (
     "Defence rate: of the images that fooled the source and that the network has right when clean, the share it still "
     "gets right."
 )
-_FRAMES = "Solid frame: white-box, the source is the target; dashed: gray-box, the same structure."
+_FRAMES = (
+    "Solid frame: white-box, the source is or holds the target; dashed: gray-box, the same structure, or weights in "
+    "common."
+)
 
 
 def family_figures(family: Family) -> list[Figure]:
@@ -80,6 +83,8 @@ def grid_figures(grids: Sequence[ImageGrid]) -> list[Figure]:
         caption = f"{grid.title}. {shown}" + (
             f"; below, {AMPLIFIED} times the difference around mid-grey." if grid.clean is not None else "."
         )
+        if grid.said is not None:
+            caption += " Taken for: the class that the source says."
         places = ", ".join(map(str, grid.indices.tolist()))
         alt = f"{grid.title}: {', '.join(grid.rows)} images of the places {places} in the data set, side by side."
         figures.append(Figure(f"images_{place:02d}", grid_png(grid), alt, caption))
@@ -130,6 +135,8 @@ def _transfer_lines(results: Sequence[Result]) -> list[Figure]:
             own = [run for cell in found if cell.attack == attack for run in cell.runs]
             name = f"transfer_{rate}" + (f"_{_slug(str(attack))}" if several else "")
             words = f"{attack}. {caption}" if several else caption
+            inside = [f"{cell.target} on {cell.source}" for cell in found if cell.attack == attack and cell.no_transfer]
+            words += f" White-box, no transfer: {listed(inside)}." if inside else ""
             mapped = bool(matrices(own))
             folded = mapped and rate == "defense"
             figures += _lines(own, "transfer", rate, "eps", label, words, name=name, single=not mapped, folded=folded)

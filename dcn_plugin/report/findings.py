@@ -113,18 +113,15 @@ def _clean(results: Sequence[Result], baseline: str) -> list[str]:
 
 def _pairs(group: Sequence[Cell], baseline: str) -> list[_Pair]:
     # A network attacked by itself is no transfer, and would lose against all.
-    measured = [
-        cell
-        for cell in group
-        if cell.accuracy is not None and not (cell.protocol == "transfer" and cell.relation == "same network")
-    ]
+    measured = [cell for cell in group if cell.accuracy is not None and not cell.no_transfer]
     base = next((cell for cell in measured if cell.target == baseline), None)
     return [] if base is None else [_Pair(base, cell) for cell in measured if cell is not base]
 
 
 def _setting(cell: Cell, found: Sequence[Cell]) -> str:
     """What was done: "PGD on resnet18, eps 8/255"."""
-    strength = "" if cell.strength is None else f", eps {number(cell.strength)}"
+    images = f", {cell.data}" if len({other.data for other in found}) > 1 else ""
+    strength = ("" if cell.strength is None else f", eps {number(cell.strength)}") + images
     if cell.protocol == "transfer":
         return f"{cell.attack} on {cell.source}{strength}"
     if cell.protocol == "tapm":
@@ -133,7 +130,7 @@ def _setting(cell: Cell, found: Sequence[Cell]) -> str:
         return f"White-box {cell.attack}{strength}"
     words = CHANGES[cell.protocol]
     name = noise_strength(found) if cell.protocol == "gaussian" else words.strength
-    return words.title + (f", {name} {number(cell.strength)}" if name else "")
+    return words.title + (f", {name} {number(cell.strength)}" if name else "") + images
 
 
 def _best(pairs: Sequence[_Pair]) -> str:

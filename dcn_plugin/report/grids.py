@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -34,7 +35,8 @@ def adversarial_grids(
     Args:
         path: as in :func:`load_run`; where no sets are kept, the result is empty.
         data: the clean images. They are shown beside those adversarial images that were made from them, known by
-            the hash of their content.
+            the hash of their content. Without them up to six of the first batch are shown, of which a run keeps the
+            clean image, its class, and what the source says.
         count: images a set.
         most: sets; sets in which no image fooled the source are passed over.
 
@@ -56,42 +58,60 @@ def adversarial_grids(
 
 def _grid(described: Path, names: Mapping[str, str], data: IndexedImages | None, count: int) -> ImageGrid | None:
     key = _read_json(described)
-    if key is None:
+    try:
+        title, content = _title(key, names.get(described.parent.name)), key["data"]["content"]
+    except (KeyError, TypeError, AttributeError) as error:
+        _log.warning("%s is not shown: it says nothing of its images (%r)", described, error)
         return None
-    images, indices = _first_fooled(described.parent, count)
-    if not len(indices):
+    at_hand = data if data is not None and content == data.content_hash else None
+    places, found = _first_fooled(described.parent, count, known_only=at_hand is None)
+    if not len(places):
         return None
-    title = _title(key, names.get(described.parent.name))
-    adversarial = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    if data is None or key["data"]["content"] != data.content_hash:
-        return ImageGrid(title, indices.numpy(), adversarial.numpy())
-    clean, labels = data.take(indices).float().cpu(), data.labels.cpu()[indices]
-    return ImageGrid(title, indices.numpy(), adversarial.numpy(), clean.numpy(), labels.numpy())
+    grid = ImageGrid(title, places.numpy(), found["images"].numpy())
+    if "said" in found:
+        grid = dataclasses.replace(grid, said=found["said"].numpy())
+    if at_hand is not None:
+        found |= {"clean": at_hand.take(places).float().cpu(), "labels": at_hand.labels.cpu()[places]}
+    if "clean" in found:
+        grid = dataclasses.replace(grid, clean=found["clean"].numpy(), labels=found["labels"].numpy())
+    return grid
 
 
-def _first_fooled(folder: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Images (K, C, H, W) and places int64 (K,), K <= ``count``, from as few batches as hold them."""
-    images: list[Tensor] = []
+def _first_fooled(folder: Path, count: int, *, known_only: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Places int64 (K,), K <= ``count``, of fooled images, from as few batches as hold them, and what is kept of them.
+
+    That is "images" (K, C, H, W) and, where the run kept them of every one, "clean", "labels" and "said"; with
+    ``known_only`` no more images than it kept them of, if of any.
+    """
     places: list[int] = []
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("images", "clean", "labels", "said")}
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            batch = safetensors.torch.load_file(file)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            batch, first = safetensors.torch.load_file(file), int(file.stem)
+            rows = batch["fooled"].nonzero().flatten()[: count - len(places)].tolist()
+            kept = len(batch.get("example_said", ()))
+            rows = rows[:kept] if known_only and kept else rows
+            images = [batch["images"][row] for row in rows]
+        except (safetensors.SafetensorError, OSError, ValueError, LookupError) as error:
             _log.warning("%s is not shown: it cannot be read (%s)", file, error)
             continue
-        rows = batch["fooled"].nonzero().flatten()[: count - len(places)].tolist()
-        images += [batch["images"][row] for row in rows]
-        places += [int(file.stem) + row for row in rows]
-        if len(places) == count:
+        places += [first + row for row in rows]
+        columns["images"] += [image.float() / 255 if image.dtype == torch.uint8 else image.float() for image in images]
+        # The examples of a batch are its first fooled images too.
+        for name in ("clean", "labels", "said"):
+            columns[name] += batch.get(f"example_{name}", torch.empty(0))[: len(rows)]
+        if len(places) == count or (known_only and kept):
             break
-    return torch.stack(images) if images else torch.empty(0), torch.tensor(places, dtype=torch.int64)
+    known = {name: torch.stack(column) for name, column in columns.items() if places and len(column) == len(places)}
+    return torch.tensor(places, dtype=torch.int64), known
 
 
 def _source_names(folder: Path) -> Iterator[tuple[str, str]]:
     """Digest of a set -> name of its source. Sets know the source's weights, the finished units its name."""
     for file in (folder / "units").glob("*.json"):
-        key = (_read_json(file) or {}).get("key", {})
-        for one in [key, *key.get("sets", [])]:
+        key = _read_json(file).get("key")
+        sets = [key, *(key.get("sets") or [])] if isinstance(key, dict) else []
+        for one in sets:
             name = one.get("name") or one.get("source") or one.get("target")
             if one.get("set") and isinstance(name, str):
                 yield digest(one["set"]), name
@@ -106,9 +126,9 @@ def _title(key: Mapping[str, Any], source: str | None) -> str:
     return ", ".join(parts)
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         _log.warning("%s is not shown: it cannot be read (%s)", file, error)
-        return None
+        return {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.errors import RecordError
-from dcn_plugin.evaluate import Result, Scalar, Spread, spread, wilson
+from dcn_plugin.evaluate import Relation, Result, Scalar, Spread, spread, wilson
+from dcn_plugin.evaluate.relations import closest
 from dcn_plugin.report.texts import value
 
-__all__ = ["Cell", "Matrix", "cells", "clean_cells", "is_distance", "matrices", "strength_of"]
+__all__ = ["Cell", "Matrix", "cells", "clean_cells", "data_labels", "is_distance", "matrices", "strength_of"]
 
 # protocol -> the setting that is its strength, where that is not eps
 _STRENGTH = {"shuffle": "k"}
@@ -22,10 +24,12 @@ class Cell:
     Args:
         attack: the attack as shown: its name and, where the name alone would stand for several, what differs.
         runs: the records, by seed; they differ in nothing but seeds, counts, versions and hardware.
+        data: the image set as shown: its name and, where the name alone would stand for several, its hash.
     """
 
     attack: str | None
     runs: tuple[Result, ...]
+    data: str
 
     @property
     def protocol(self) -> str:
@@ -43,11 +47,6 @@ class Cell:
         return self.runs[0].source
 
     @property
-    def data(self) -> str:
-        """As in the records."""
-        return self.runs[0].data
-
-    @property
     def eps(self) -> float | None:
         """As in the records."""
         return self.runs[0].eps
@@ -61,6 +60,17 @@ class Cell:
     def relation(self) -> str | None:
         """How the source relates to the target; where that changes from run to run, everything that it is."""
         return " / ".join(dict.fromkeys(run.relation for run in self.runs if run.relation)) or None
+
+    @property
+    def closest(self) -> Relation | None:
+        """The closest relation of any run; None if no record says one."""
+        said = [run.relation for run in self.runs if run.relation]
+        return closest(said) if said else None
+
+    @property
+    def no_transfer(self) -> bool:
+        """Whether a source of what is shown as a transfer attack was, in any run, the target itself or held it."""
+        return self.protocol != "whitebox" and self.closest == "same network"
 
     @property
     def strength(self) -> float | None:
@@ -171,7 +181,7 @@ def cells(results: Sequence[Result], *, protocol: str) -> list[Cell]:
         RecordError: a setting was measured twice with the same seeds.
     """
     own = [result for result in results if result.protocol == protocol]
-    telling = _telling_settings(own)
+    telling, images = _telling_settings(own), data_labels(results)
     groups: dict[object, dict[tuple[int, str], Result]] = {}
     for result in own:
         runs = groups.setdefault(_setting(result), {})
@@ -183,10 +193,11 @@ def cells(results: Sequence[Result], *, protocol: str) -> list[Cell]:
                 fix="keep one of the two records",
             )
         runs[seeds] = result
-    return [
-        Cell(_label(next(iter(runs.values())), telling), tuple(runs[seeds] for seeds in sorted(runs)))
-        for runs in groups.values()
-    ]
+    made = []
+    for runs in groups.values():
+        first, *_ = in_order = tuple(runs[seeds] for seeds in sorted(runs))
+        made.append(Cell(_label(first, telling), in_order, images[first.data, first.data_hash]))
+    return made
 
 
 def clean_cells(results: Sequence[Result]) -> list[Cell]:
@@ -199,7 +210,18 @@ def clean_cells(results: Sequence[Result]) -> list[Cell]:
     for result in [*ordinary, *(result for result in known if result.target not in covered)]:
         key = (result.data, result.data_hash, result.target)
         groups.setdefault(key, {}).setdefault(result.seed, result)
-    return [Cell(None, tuple(runs[seed] for seed in sorted(runs))) for runs in groups.values()]
+    images = data_labels(results)
+    return [
+        Cell(None, tuple(runs[seed] for seed in sorted(runs)), images[name, data_hash])
+        for (name, data_hash, _), runs in groups.items()
+    ]
+
+
+def data_labels(results: Sequence[Result]) -> dict[tuple[str, str], str]:
+    """(name, hash) of every image set -> what it is called: its name, with the hash where two share the name."""
+    sets = dict.fromkeys((result.data, result.data_hash) for result in results)
+    shared = Counter(name for name, _ in sets)
+    return {(name, content): f"{name} ({content[:8]})" if shared[name] > 1 else name for name, content in sets}
 
 
 def matrices(results: Sequence[Result]) -> list[Matrix]:

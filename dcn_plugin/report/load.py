@@ -24,14 +24,15 @@ def load_run(path: str | os.PathLike[str], *, title: str | None = None, baseline
 
     Args:
         path: a run directory, a results file, or a folder of several run directories, however deep. A run that was
-            killed before it wrote ``results.json`` gives the measurements that it finished.
+            stopped before it wrote ``results.json`` gives the measurements that it finished, beside the records of
+            runs that ended in the same folder; a file that is damaged is left out, with a warning in the log.
         title: of the report; by default the name of the folder.
         baseline: name of the target that the others are held against; None: nothing is compared.
 
     Raises:
         DataError: nothing of the kind is there.
-        RecordError: a results file is damaged or of another schema, ``baseline`` was not measured, or two runs hold
-            different records of the same measurement.
+        RecordError: a results file is damaged or of another schema and nothing else is there, ``baseline`` was not
+            measured, or two folders hold different records of the same measurement.
     """
     where = Path(path)
     parts = [_finished(where)] if where.is_file() else [_read_folder(folder) for folder in run_folders(where)]
@@ -47,18 +48,24 @@ def load_run(path: str | os.PathLike[str], *, title: str | None = None, baseline
     targets = list(dict.fromkeys(result.target for result in results))
     if baseline is not None and baseline not in targets:
         raise RecordError("The baseline was not measured.", baseline, ", ".join(targets))
-    unfinished = [part.path for part in parts if not part.whole]
-    intro = [
-        f"Not finished: {listed(path.name for path in unfinished)}. This report shows the measurements that are done; "
-        "the same command goes on from there."
-    ]
+    intro = []
+    if unfinished := [part.path for part in parts if not part.whole]:
+        intro.append(
+            f"Not finished: {listed(path.name for path in unfinished)}. This report shows the measurements that are "
+            "done; the same command goes on from there."
+        )
+    if waiting := sum(part.waiting for part in parts):
+        intro.append(
+            f"Newer measurements of a run that was stopped, not shown: {waiting}. The finished ones of the same "
+            "settings are; run its command again to finish it."
+        )
     name = where.resolve().stem if where.is_file() else where.resolve().name
-    return Report(title or f"Results: {name}", results, baseline, intro if unfinished else [], _facts(results, parts))
+    return Report(title or f"Results: {name}", results, baseline, intro, _facts(results, parts))
 
 
 def run_folders(path: Path) -> list[Path]:
     """The run directories at and below a folder, in the order of their names; those within one are not searched."""
-    if (path / "results.json").is_file() or any((path / "units").glob("*.json")):
+    if (path / "results.json").is_file() or _finished_parts(path):
         return [path]
     children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
     return [found for child in children for found in run_folders(child)]
@@ -71,19 +78,42 @@ class _Part:
     Args:
         path: of its folder or file.
         results: its records.
-        whole: False if the run was killed.
+        whole: False if a run was stopped.
         finished: when it ended, if it says so.
+        waiting: how many of its finished measurements another run has begun to replace.
     """
 
     path: Path
     results: Sequence[Result]
     whole: bool = True
     finished: str = ""
+    waiting: int = 0
 
 
 def _read_folder(folder: Path) -> _Part:
+    """What ended, and what was measured by runs that did not; of two measurements of a setting the one that ended."""
     file = folder / "results.json"
-    return _finished(file) if file.is_file() else _killed(folder)
+    files = _finished_parts(folder)
+    ended = None
+    if file.is_file():
+        try:
+            ended = _finished(file)
+        except RecordError as error:
+            if not files:
+                raise
+            _log.warning("%s is left out: it cannot be read (%s)", file, error)
+    since = file.stat().st_mtime_ns if ended is not None else 0
+    known = {} if ended is None else {result.setting: result for result in ended.results}
+    more: dict[object, Result] = {}
+    waiting: dict[object, bool] = {}
+    for part in files:
+        for result in _records(part):
+            if result.setting not in known:
+                more[result.setting] = result
+            else:
+                waiting[result.setting] = part.stat().st_mtime_ns > since and result != known[result.setting]
+    whole, finished = ended is not None and not more, "" if ended is None else ended.finished
+    return _Part(folder, [*known.values(), *more.values()], whole, finished, sum(waiting.values()))
 
 
 def _finished(file: Path) -> _Part:
@@ -91,16 +121,19 @@ def _finished(file: Path) -> _Part:
     return _Part(file, read.results, finished=str(read.run.get("finished") or read.run.get("created") or ""))
 
 
-def _killed(folder: Path) -> _Part:
-    # In the order in which they were measured: the names are digests.
-    files = sorted((folder / "units").glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file.name))
-    results: list[Result] = []
-    for file in files:
-        try:
-            results += map(Result.from_dict, json.loads(file.read_bytes())["results"])
-        except (ValueError, KeyError, TypeError) as error:
-            _log.warning("%s is left out: it cannot be read (%s)", file, error)
-    return _Part(folder, results, whole=False)
+def _finished_parts(folder: Path) -> list[Path]:
+    """The files of single measurements, and those of the demonstration's seeds, in the order in which they came."""
+    # The names of measurements are digests.
+    files = [*(folder / "units").glob("*.json"), *(folder / "seeds").glob("seed-*.json")]
+    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def _records(file: Path) -> list[Result]:
+    try:
+        return list(map(Result.from_dict, json.loads(file.read_bytes())["results"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s is left out: it cannot be read (%s)", file, error)
+        return []
 
 
 def _without_copies(results: Iterable[Result]) -> list[Result]:

@@ -214,6 +214,14 @@ def test_transfer_from_a_source_shows_what_the_gradient_hides(data: ImageSet) ->
     assert found.attack_settings["sources"] == "honest"
 
 
+def test_a_source_that_is_the_model_itself_is_left_out_with_a_warning(data: ImageSet) -> None:
+    sources = {"copy": small_net(), "wrapped": nn.DataParallel(NET), "other": small_net(1)}
+    with pytest.warns(UserWarning, match="source copy, wrapped is the model itself"):
+        first = next(sanity(NET, data, eps=EPS, steps=STEPS, queries=0, sources=sources))
+    assert first.attack_settings["sources"] == "other"
+    assert first == next(sanity(NET, data, eps=EPS, steps=STEPS, queries=0, sources={"other": small_net(1)}))
+
+
 def test_without_a_black_box_attack_that_check_is_not_judged(data: ImageSet) -> None:
     black, *rest = sanity(NET, data, eps=EPS, steps=STEPS, queries=0)
     assert (black.attack, black.passed) == ("black-box", None)

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import DataError
-from dcn_plugin.evaluate import AdversarialSet, ResultFile, RunDirectory, gaussian, transfer, whitebox
+from dcn_plugin.evaluate import AdversarialSet, ResultFile, RunDirectory, add_results, gaussian, transfer, whitebox
 from dcn_plugin.evaluate.store import remember
 from tests.evaluate.conftest import Asked
 from tests.toy_records import noise_record, record
@@ -157,19 +158,82 @@ def test_finish_writes_every_record_in_order(tmp_path: Path) -> None:
     assert [r.target for r in ResultFile.read(tmp_path / "results.json").results] == ["a", "b", "c"]
 
 
-def test_another_protocol_or_seed_joins_the_results_and_the_same_one_replaces_its_own(tmp_path: Path) -> None:
+def test_every_run_joins_the_results_and_the_newest_record_of_a_setting_stays(tmp_path: Path) -> None:
     store = RunDirectory(tmp_path)
     store.finish({"n": 1}, [record(target="a"), record(target="b")])
     store.finish({"n": 2}, [record(seed=1)])
     store.finish({"n": 3}, [noise_record()])
-    store.finish({"n": 4}, [record(target="c")])
+    store.finish({"n": 4}, [record(target="b", n_correct=44, hardware={"machine": "other"}), record(target="c")])
     whole = ResultFile.read(tmp_path / "results.json")
-    assert [(r.protocol, r.seed, r.target) for r in whole.results] == [
-        ("transfer", 1, "standard"),
-        ("gaussian", 0, "standard"),
-        ("transfer", 0, "c"),
+    assert [(r.protocol, r.seed, r.target, r.n_correct) for r in whole.results] == [
+        ("transfer", 0, "a", 45),
+        ("transfer", 0, "b", 44),
+        ("transfer", 1, "standard", 45),
+        ("gaussian", 0, "standard", 45),
+        ("transfer", 0, "c", 45),
     ]
-    assert whole.spec["runs"] == {"transfer seed 1": {"n": 2}, "gaussian seed 0": {"n": 3}, "transfer seed 0": {"n": 4}}
+    assert whole.spec["runs"] == {
+        "transfer seed 0": {"n": 1},
+        "transfer seed 1": {"n": 2},
+        "gaussian seed 0": {"n": 3},
+        "transfer seed 0 (2)": {"n": 4},
+    }
+
+
+def test_the_same_run_again_changes_nothing_and_settings_of_which_no_record_is_left_go(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path)
+    beside = {"transfer seed 0": {"n": 0}}
+    store.finish({"n": 0}, [record(target="kept")])
+    for settings, results in (({"n": (1,)}, [record()]), ({"n": 2}, [noise_record()]), ({"n": (1,)}, [record()])):
+        whole = store.finish(settings, results)
+    assert whole.results == (record(target="kept"), record(), noise_record())
+    assert whole.spec["runs"] == {**beside, "transfer seed 0 (2)": {"n": [1]}, "gaussian seed 0": {"n": 2}}
+    whole = store.finish({"n": 3}, [record(n_correct=44), record(target="kept")])
+    assert whole.spec["runs"] == {"gaussian seed 0": {"n": 2}, "transfer seed 0": {"n": 3}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": "x"}, {"source": "x"}, {"data": "x"}, {"data_hash": "1" * 64}, {"seed": 1}, {"attack": "x"},
+        {"eps": 0.1}, {"attack_settings": {"eps": 0.2, "steps": 21}}, {"attack_settings": {"eps": 0.2}},
+        {"rounding": "8bit"}, {"protocol": "tapm"},
+    ],
+)  # fmt: skip
+def test_a_record_of_another_setting_stays_beside_the_first(tmp_path: Path, change: dict[str, object]) -> None:
+    RunDirectory(tmp_path).finish({}, [record()])
+    RunDirectory(tmp_path).finish({}, [record(**change)])
+    assert ResultFile.read(tmp_path / "results.json").results == (record(), record(**change))
+
+
+def test_runs_that_end_at_once_lose_no_record(tmp_path: Path) -> None:
+    def run(number: int) -> None:
+        for part in range(5):
+            RunDirectory(tmp_path).finish({"n": number}, [record(target=f"{number}.{part}")])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, range(8)))
+    whole = ResultFile.read(tmp_path / "results.json")
+    assert len(whole.results) == 40
+    assert sorted(settings["n"] for settings in whole.spec["runs"].values()) == list(range(8))
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_lock_left_by_a_killed_run_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / ".results.json.lock").touch()
+    RunDirectory(tmp_path).finish({}, [record()])
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_results_file_of_another_writer_keeps_its_records_and_settings(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert add_results(path, {"demo": 1}, [noise_record()], {}).spec == {"demo": 1}
+    RunDirectory(tmp_path).finish({"n": 1}, [record()])
+    whole = ResultFile.read(path)
+    assert whole.results == (noise_record(), record())
+    assert whole.spec == {"runs": {"run": {"demo": 1}, "transfer seed 0": {"n": 1}}}
+    whole = add_results(path, {"demo": 1}, [noise_record()], {})
+    assert whole.spec == {"runs": {"run": {"demo": 1}, "transfer seed 0": {"n": 1}}}
 
 
 def test_a_damaged_results_file_is_written_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from dcn_plugin.attacks import CW, PGD
+from dcn_plugin.attacks import CW, PGD, EnsembleSource
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import AdversarialSet, RunDirectory, tapm, transfer
@@ -49,6 +50,17 @@ def test_it_shares_its_images_with_the_transfer_matrix(
     rows = models["a"].rows
     list(tapm(source, {"b": models["b"]}, ATTACKS, data, seed=0, store=store))
     assert models["a"].rows == rows + 1  # one black image shows whether a model takes the data
+
+
+def test_the_record_says_how_close_the_closest_source_is(models: dict[str, Asked], data: ImageSet) -> None:
+    far = {"far": nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))}
+
+    def said(sources: dict[str, nn.Module]) -> list[str | None]:
+        return [result.relation for result in tapm(sources, models, [PGD(0.1, steps=1)], data, seed=0)]
+
+    assert said(far) == ["other network", "other network"]
+    assert said({**far, "a": models["a"]}) == ["same network", "other weights"]
+    assert said({"both": EnsembleSource([*far.values(), models["b"]])}) == ["other weights", "same network"]
 
 
 def test_attacks_of_several_radii_have_no_common_eps(models: dict[str, Asked], data: ImageSet) -> None:

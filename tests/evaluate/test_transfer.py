@@ -141,9 +141,9 @@ def test_nothing_to_attack_or_to_measure_is_an_error(models: Mapping[str, nn.Mod
             next(transfer(*arguments, data, seed=0))
 
 
-def test_an_ensemble_source_is_one_source(models: Mapping[str, nn.Module], data: ImageSet) -> None:
+def test_an_ensemble_source_relates_as_its_closest_member(models: Mapping[str, nn.Module], data: ImageSet) -> None:
     (result,) = transfer({"both": EnsembleSource(list(models.values()))}, {"b": models["b"]}, [ATTACK], data, seed=0)
-    assert (result.source, result.relation) == ("both", "other network")
+    assert (result.source, result.relation) == ("both", "same network")
     assert result.n_source_fooled
 
 

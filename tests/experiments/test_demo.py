@@ -147,7 +147,11 @@ def test_another_spec_or_the_wish_for_a_fresh_run_reuses_nothing(
     two_seeds: tuple[Path, DemoOutcome], tmp_path: Path
 ) -> None:
     shutil.copytree(two_seeds[0], tmp_path, dirs_exist_ok=True)
-    assert run_demo(tmp_path, seeds=[0], spec=TINY).reused == (0,)
+    outcome = run_demo(tmp_path, seeds=[0], spec=TINY)
+    assert outcome.reused == (0,)
+    # The records of the other seed stay.
+    assert {result.seed for result in outcome.file.results} == {0}
+    assert ResultFile.read(tmp_path / "results.json").results == two_seeds[1].file.results
     assert run_demo(tmp_path, seeds=[0], spec=TINY, fresh=True).reused == ()
     other = dataclasses.replace(TINY, training=dataclasses.replace(TINY.training, batch_size=128))
     assert run_demo(tmp_path, seeds=[0], spec=other).reused == ()

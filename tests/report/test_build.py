@@ -246,3 +246,14 @@ def test_several_attacks_of_one_strength_on_one_source_are_drawn_too(tmp_path: P
         "transfer_defense_pgd",
         "transfer_defense_fgsm",
     }
+
+
+def test_the_headers_of_wide_tables_wrap_and_what_is_wider_than_the_page_says_so(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    (headers,) = re.findall(r"^thead th \{(.*)\}$", page, flags=re.MULTILINE)
+    assert "white-space: normal" in headers
+    (scroll,) = re.findall(r"^\.scroll \{(.*)\}$", page, flags=re.MULTILINE)
+    assert "overflow-x: auto" in scroll
+    assert "scroll" in scroll.rpartition("background:")[2]
+    (printed,) = re.findall(r"@media print \{(.*?)\n\}", page, flags=re.DOTALL)
+    assert "overflow: visible" in printed

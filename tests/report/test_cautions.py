@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 from dcn_plugin.report import cautions
-from tests.toy_records import check_record, distance_record, record, shuffle_record
+from tests.toy_records import check_record, distance_record, matrix_records, record, shuffle_record, tapm_record
 
 
 def test_there_is_nothing_to_warn_of_in_sound_records() -> None:
     assert cautions([record(), distance_record(n_failed_starts=0), check_record("noise", False)]) == []
+
+
+def test_a_source_that_holds_the_network_is_named_and_the_diagonal_of_a_matrix_is_not() -> None:
+    assert cautions(matrix_records()) == []
+    hidden = [record(source="a+b", relation="same network"), tapm_record(relation="same network")]
+    (sentence,) = cautions([*hidden, record(target="other", source="a+b", relation="other network")])
+    assert "White-box, not transfer" in sentence
+    assert "PGD on a+b, eps 0.2 (standard), TAPM, eps 0.2 (standard)" in sentence
+    assert "other" not in sentence
 
 
 def test_a_network_that_gets_nothing_right_is_named_once() -> None:

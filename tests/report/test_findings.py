@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
+from dcn_plugin.evaluate import Result
 from dcn_plugin.report import findings
 from tests.toy_records import (
     check_record,
@@ -84,6 +89,30 @@ def test_white_box_and_tapm_are_compared_by_accuracy_on_all_images() -> None:
     for make, start in ((whitebox_record, "White-box PGD, eps 0.2: "), (tapm_record, "Worst of all transfer attacks")):
         results = [make(), make(target="p=0.1", n_defended=42, n_correct=42)]
         assert any(s.startswith(start) and "+12.0 points" in s for s in findings(results, baseline="standard"))
+
+
+@pytest.mark.parametrize("make", [record, tapm_record])
+def test_what_was_attacked_from_within_stands_in_no_sentence(make: Callable[..., Result]) -> None:
+    black = [
+        make(relation="other network"),
+        make(target="p=0.1", relation="other network", n_defended=42, n_correct=42),
+    ]
+    (_, *alone) = findings(black, baseline="standard")
+    # One run of several is enough.
+    white = [make(target="p=0.5", seed=seed, relation=relation, n_defended=43, n_correct=43)
+             for seed, relation in enumerate(("other network", "same network"))]  # fmt: skip
+    (_, *beside) = findings([*black, *white], baseline="standard")
+    assert alone == beside
+    (clean,) = findings([*black, *white], baseline="p=0.5")
+    assert clean.startswith("Clean images")
+
+
+def test_sentences_on_several_image_sets_name_them() -> None:
+    results = [make(target=target, data=data) for make in (record, noise_record)
+               for data in ("one", "two") for target in ("standard", "p=0.1")]  # fmt: skip
+    starts = [sentence.partition(":")[0] for sentence in findings(results, baseline="standard")]
+    assert {"PGD on source, eps 0.2, one", "PGD on source, eps 0.2, two"} < set(starts)
+    assert {"Gaussian noise, sigma 0.2, one", "Gaussian noise, sigma 0.2, two"} < set(starts)
 
 
 def test_a_low_figure_under_shuffle_is_not_called_worse() -> None:

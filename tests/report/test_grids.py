@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dcn_plugin.attacks import PGD
@@ -63,12 +65,34 @@ def test_the_difference_is_amplified_around_grey(run: Path, data: ImageSet) -> N
     assert (difference[grid.adversarial == grid.clean] == 0.5).all()
 
 
-def test_without_the_clean_images_or_with_others_the_adversarial_ones_stand_alone(run: Path, data: ImageSet) -> None:
+def test_a_run_keeps_what_its_first_examples_were_and_what_the_source_says(run: Path, data: ImageSet) -> None:
     others = ImageSet(data.images.flip(0), data.labels, 3, "others")
-    for clean in (None, others):
+    for clean in (None, others, data):
         (grid,) = adversarial_grids(run, clean, count=2)
-        assert list(grid.rows) == ["adversarial"]
-        assert grid.labels is None
+        assert list(grid.rows) == ["clean", "adversarial", "difference × 10"]
+        places = torch.from_numpy(grid.indices)
+        assert grid.clean is not None
+        assert grid.labels is not None
+        assert grid.said is not None
+        assert np.array_equal(grid.clean, data.images[places].numpy())
+        assert np.array_equal(grid.labels, data.labels[places].numpy())
+        assert np.array_equal(grid.said, linear(0)(torch.from_numpy(grid.adversarial)).argmax(dim=1).numpy())
+        assert (grid.said != grid.labels).all()
+    # The first batch is one of 4 images; with the data at hand there are more.
+    assert len(adversarial_grids(run, count=6)[0].indices) <= 4
+    assert adversarial_grids(run, data, count=6)[0].said is None
+
+
+def test_without_clean_images_the_adversarial_ones_stand_alone(run: Path, data: ImageSet, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("sets/*/*0.safetensors"):  # as an earlier version wrote them
+        kept = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("example")}
+        save_file(kept, file)
+    (grid,) = adversarial_grids(tmp_path, count=5)
+    assert list(grid.rows) == ["adversarial"]
+    assert len(grid.indices) == 5
+    assert grid.labels is None
+    assert "clean" in adversarial_grids(tmp_path, data, count=5)[0].rows
 
 
 def test_a_grid_is_a_picture(run: Path, data: ImageSet) -> None:

@@ -111,6 +111,21 @@ def test_a_heat_map_grows_with_its_strengths_and_marks_the_white_box() -> None:
     assert marked != unmarked
 
 
+@pytest.mark.parametrize("targets", [("vgg",), ("vgg", "standard"), ("vgg", "standard", "p=0.1", "p=0.3")])
+@pytest.mark.parametrize("strengths", [1, 2])
+def test_no_letter_of_a_heat_map_is_cut(targets: tuple[str, ...], strengths: int) -> None:
+    relations = {("vgg", "vgg"): "same network", ("resnet", targets[-1]): "other masks"}
+    results = [
+        record(source=source, target=target, eps=eps, relation=relations.get((source, target), "other network"))
+        for source in ("vgg", "resnet")
+        for target in targets
+        for eps in (0.1, 0.2)[:strengths]
+    ]
+    pixels = np.asarray(Image.open(io.BytesIO(heatmap_png(matrices(results), rate="defense", label="%"))).convert("L"))
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert edge.min() > 200
+
+
 def test_names_break_where_words_do() -> None:
     assert wrapped("defective_resnet18 p=0.1", 14) == "defective_\nresnet18 p=0.1"
     assert wrapped("short", 14) == "short"

@@ -56,6 +56,30 @@ def test_gray_boxes_are_marked_too() -> None:
     assert column(found, "standard") == ["50.0 (g)", "50.0"]
 
 
+def test_a_white_box_of_one_run_marks_the_cell() -> None:
+    known = {("a", 1): "same network"}
+    runs = [
+        record(source=source, target="a", seed=seed, relation=known.get((source, seed), "other network"))
+        for source in ("a", "b")
+        for seed in (0, 1)
+    ]
+    assert table("Defence rate: PGD, eps 0.2", *runs).rows[0][1].endswith("(w)")
+    assert column(table("Transfer attacks", *runs), "source is")[0] == "other network / same network"
+
+
+def test_tapm_shows_the_closest_relation_of_its_sources_where_records_say_it() -> None:
+    title = "Worst of all transfer attacks (TAPM)"
+    found = table(title, tapm_record(relation="same network"), tapm_record(target="p=0.1", relation="other network"))
+    assert column(found, "closest source is") == ["same network", "other network"]
+    assert "white-box" in found.note
+    assert "closest source is" not in table(title, tapm_record()).headers
+
+
+def test_an_attacked_ensemble_has_its_clean_accuracy_whatever_it_holds() -> None:
+    rows = table("Clean accuracy", record(source="a+b", relation="same network")).rows
+    assert [row[0] for row in rows] == ["a+b (attacked)", "standard"]
+
+
 def test_tapm_names_the_worst_single_attack_and_what_it_was_the_worst_of() -> None:
     found = table("Worst of all transfer attacks (TAPM)", tapm_record())
     assert found.rows[0][1:] == ("0.2", "90.0 %", "30.0 %", "21.9–39.6 %", "30 / 100", "35.0 %", "vgg / PGD")

@@ -32,6 +32,7 @@ class ImageGrid:
         adversarial: float32 (K, C, H, W) in [0, 1].
         clean: the same images before the attack, where they are at hand.
         labels: int64 (K,), their classes, likewise.
+        said: int64 (K,), the class that the source takes each adversarial image for, where that is known.
     """
 
     title: str
@@ -39,6 +40,7 @@ class ImageGrid:
     adversarial: npt.NDArray[np.float32]
     clean: npt.NDArray[np.float32] | None = None
     labels: npt.NDArray[np.int64] | None = None
+    said: npt.NDArray[np.int64] | None = None
 
     @property
     def rows(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -50,13 +52,16 @@ class ImageGrid:
 
 
 def grid_png(grid: ImageGrid) -> bytes:
-    """Draw a grid, a row a state, an image a column; above each its place and, where known, its class.
+    """Draw a grid, a row a state, an image a column; above each its place and class, below what the source says.
+
+    What is not known is left out.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     rows, count = grid.rows, len(grid.indices)
-    figure = new_figure(1.15 * count + 1.2, 1.2 * len(rows) + 0.35)
+    lines = (grid.labels is not None) + (grid.said is not None)
+    figure = new_figure(1.15 * count + 1.2, 1.2 * len(rows) + 0.35 + 0.17 * lines)
     for number, (line, (title, images)) in enumerate(
         zip(figure.subplots(len(rows), count, squeeze=False), rows.items(), strict=True)
     ):
@@ -65,8 +70,10 @@ def grid_png(grid: ImageGrid) -> bytes:
             if k == 0:
                 axes.set_ylabel(title.replace(" ", "\n", 1), rotation=0, ha="right", va="center", fontsize=10)
             if number == 0:
-                label = f"#{grid.indices[k]}" + ("" if grid.labels is None else f", class {grid.labels[k]}")
+                label = f"#{grid.indices[k]}" + ("" if grid.labels is None else f"\nclass {grid.labels[k]}")
                 axes.set_title(label, fontsize=9)
+            if title == "adversarial" and grid.said is not None:
+                axes.set_xlabel(f"taken for {grid.said[k]}", fontsize=9)
     return to_png(figure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,8 @@ __all__ = ["heatmap_png"]
 # Cell sizes in inches; the text of a cell fits at the font sizes below.
 _CELL_WIDTH, _CELL_HEIGHT = 0.92, 0.62
 _NAME_WIDTH = 14
+# Of the legend: a frame and the space around it, and a letter.
+_KEY_WIDTH, _LETTER_WIDTH = 0.75, 0.07
 _FRAMES: dict[str, LineStyle] = {"same network": "-", "other weights": "--", "other masks": "--"}
 
 
@@ -35,8 +37,8 @@ def heatmap_png(matrices: Sequence[Matrix], *, rate: Rate, label: str) -> bytes:
 
     Returns:
         A PNG. In each cell the rate in %, over several runs its standard deviation below. A solid frame: white-box, the
-        source is the target; a dashed one: gray-box, the same structure with other weights or masks. The colours
-        (cividis) grow evenly from dark to light, for the colour-blind too.
+        source is or holds the target; a dashed one: gray-box, the same structure with other weights or masks, or
+        weights in common. The colours (cividis) grow evenly from dark to light, for the colour-blind too.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -46,7 +48,14 @@ def heatmap_png(matrices: Sequence[Matrix], *, rate: Rate, label: str) -> bytes:
     names = [wrapped(name, _NAME_WIDTH) for name in targets]
     slanted = max(len(line) for name in names for line in name.split("\n")) > 9
     width = _CELL_WIDTH * len(targets) + 0.09 * min(_NAME_WIDTH, max(map(len, sources))) + 1.6
-    height = (_CELL_HEIGHT * len(sources) + 0.35) * len(matrices) + (1.7 if slanted else 1.1)
+    keys = _frame_words(matrices)
+    # The words of a narrow picture stand on several lines.
+    room = int((width - _KEY_WIDTH) / _LETTER_WIDTH)
+    words = [wrapped(text, room) if len(text) > room else text for text in keys.values()]
+    widest = max((len(line) for text in words for line in text.split("\n")), default=0)
+    columns = max(1, min(len(words), int(width // (_KEY_WIDTH + _LETTER_WIDTH * widest))))
+    lines = -(-len(words) // columns) * max((1 + text.count("\n") for text in words), default=0)
+    height = (_CELL_HEIGHT * len(sources) + 0.35) * len(matrices) + (1.5 if slanted else 0.9) + 0.2 * lines
     figure = new_figure(width, height)
     panels = figure.subplots(len(matrices), 1, squeeze=False, sharex=True)[:, 0]
     for axes, matrix in zip(panels, matrices, strict=True):
@@ -60,7 +69,7 @@ def heatmap_png(matrices: Sequence[Matrix], *, rate: Rate, label: str) -> bytes:
     panels[-1].set_xlabel("target")
     bar = figure.colorbar(image, ax=list(panels), label=label, fraction=0.05, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
-    _explain_frames(figure, matrices)
+    _explain_frames(figure, dict(zip(keys, words, strict=True)), columns)
     return to_png(figure)
 
 
@@ -102,19 +111,25 @@ def _write_cell(axes: Axes, cell: Cell | None, row: int, column: int, value: flo
 
 
 def _frame(cell: Cell | None) -> LineStyle | None:
-    relation = None if cell is None else cell.relation
+    relation = None if cell is None else cell.closest
     return _FRAMES.get(relation or "")
 
 
-def _explain_frames(figure: Figure, matrices: Sequence[Matrix]) -> None:
+def _frame_words(matrices: Sequence[Matrix]) -> dict[LineStyle, str]:
+    """What the frames that are drawn say."""
+    used = {_frame(cell) for matrix in matrices for cell in matrix.cells.values()}
+    words: dict[LineStyle, str] = {
+        "-": "white-box: the source is or holds the target",
+        "--": "gray-box: other weights or masks",
+    }
+    return {frame: text for frame, text in words.items() if frame in used}
+
+
+def _explain_frames(figure: Figure, words: Mapping[LineStyle, str], columns: int) -> None:
     from matplotlib.patches import Patch
 
-    used = {_frame(cell) for matrix in matrices for cell in matrix.cells.values()}
-    words: dict[LineStyle, str] = {"-": "white-box: the source is the target", "--": "gray-box: other weights or masks"}
     handles = [
-        Patch(fill=False, edgecolor="black", lw=1.6, linestyle=frame, label=label)
-        for frame, label in words.items()
-        if frame in used
+        Patch(fill=False, edgecolor="black", lw=1.6, linestyle=frame, label=text) for frame, text in words.items()
     ]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

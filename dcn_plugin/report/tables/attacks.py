@@ -29,8 +29,9 @@ from dcn_plugin.report.texts import DASH, counted, interval, listed, number, per
 __all__ = ["matrix_mark", "matrix_title", "tapm_tables", "transfer_tables", "whitebox_tables"]
 
 RELATIONS = (
-    "Source is: same network = white-box; other weights or other masks = gray-box (same structure, another training "
-    "run or masks drawn anew); other network = black-box."
+    "Source is: same network = white-box (the source is the network, holds it or lies within it); other weights or "
+    "other masks = gray-box (same structure, another training run or masks drawn anew, or weights in common); other "
+    "network = black-box."
 )
 _ROBUST = ("clean", "robust accuracy", "95 %", "held / images")
 _MARKS = {"same network": "(w)", "other weights": "(g)", "other masks": "(g)"}
@@ -46,7 +47,8 @@ def transfer_tables(results: Sequence[Result]) -> list[Table]:
 def tapm_tables(results: Sequence[Result]) -> list[Table]:
     """The worst of all sources and attacks."""
     found = cells(results, protocol="tapm")
-    columns = context_of(found, strength="eps" if any(cell.eps is not None for cell in found) else None)
+    strength = "eps" if any(cell.eps is not None for cell in found) else None
+    columns = context_of(found, strength=strength, relation="closest source is")
     settings = [run.attack_settings for cell in found for run in cell.runs]
     sources, attacks = (
         dict.fromkeys(str(setting[key]) for setting in settings if key in setting) for key in ("sources", "attacks")
@@ -70,6 +72,7 @@ def tapm_tables(results: Sequence[Result]) -> list[Table]:
                 "Worst single: the accuracy under the one source and attack that is worst as a whole.",
                 f"Sources: {listed(sources, most=3)}." if sources else "",
                 f"Attacks: {_tidy(listed(attacks, most=3))}." if attacks else "",
+                RELATIONS if any(cell.relation for cell in found) else "",
                 ENVELOPE,
                 dash_note(found),
             ),
@@ -116,14 +119,15 @@ def matrix_title(matrix: Matrix, *, strength: bool = True) -> str:
 
 def matrix_mark(cell: Cell) -> str:
     """A mark for a cell whose source is the target itself, "(w)", or has the target's structure, "(g)"."""
-    return _MARKS.get(cell.relation or "", "")
+    return _MARKS.get(cell.closest or "", "")
 
 
 def _matrix_tables(matrix: Matrix) -> list[Table]:
     marked = any(matrix_mark(cell) for cell in matrix.cells.values())
     note = joined(
         f"In %, rows: attacked sources, columns: targets; images: {matrix.example.data}.",
-        "(w): white-box, the source is the target. (g): gray-box, the same structure with other weights or masks."
+        "(w): white-box, the source is or holds the target. (g): gray-box, the same structure with other weights or "
+        "masks, or weights in common."
         if marked
         else "",
         dash_note(matrix.cells.values()),
@@ -144,7 +148,7 @@ def _matrix_tables(matrix: Matrix) -> list[Table]:
 
 
 def _rows_table(found: Sequence[Cell]) -> Table:
-    columns = context_of(found, strength="eps", relation=True)
+    columns = context_of(found, strength="eps", relation="source is")
     return Table(
         "Transfer attacks",
         (*(column.header for column in columns), "defence rate", *COUNTS),

@@ -130,7 +130,7 @@ def other_tables(results: Sequence[Result], protocol: str) -> list[Table]:
     """A protocol that this version has no table of its own for: its counts, and its figures as they are."""
     found = cells(results, protocol=protocol)
     strength = "eps" if any(cell.eps is not None for cell in found) else None
-    columns = context_of(found, strength=strength, relation=True)
+    columns = context_of(found, strength=strength, relation="source is")
     names = list(dict.fromkeys(name for cell in found for run in cell.runs for name in run.figures))
 
     def figures(cell: Cell) -> tuple[str, ...]:

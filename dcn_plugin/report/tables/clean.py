@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dcn_plugin.evaluate import Result, spread
-from dcn_plugin.report.groups import clean_cells
+from dcn_plugin.report.groups import clean_cells, data_labels
 from dcn_plugin.report.tables.columns import DATA, joined
 from dcn_plugin.report.tables.table import Table
 from dcn_plugin.report.texts import counted, percent
@@ -15,12 +15,19 @@ __all__ = ["clean_table"]
 
 def clean_table(results: Sequence[Result]) -> Table:
     """Every network on the images as they are: attacked sources first, then targets."""
-    targets = clean_cells(results)
+    targets, images = clean_cells(results), data_labels(results)
     rows = []
-    for (source, data, _), runs in _sources(results).items():
+    for (source, name, content), runs in _sources(results).items():
         shares = spread([(run.n_source_correct or 0) / run.n_total for run in runs])
         right = sum(run.n_source_correct or 0 for run in runs)
-        rows.append((f"{source} (attacked)", data, percent(shares), counted(right, sum(run.n_total for run in runs))))
+        rows.append(
+            (
+                f"{source} (attacked)",
+                images[name, content],
+                percent(shares),
+                counted(right, sum(run.n_total for run in runs)),
+            )
+        )
     for cell in targets:
         right_of = counted(cell.total("n_clean_correct"), cell.total("n_total"))
         rows.append((cell.target, cell.data, percent(cell.clean), right_of))
@@ -40,7 +47,7 @@ def _sources(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Resul
     """(source, images, their hash) -> a record a seed, for sources that are not measured as targets themselves."""
     found: dict[tuple[str, str, str], dict[int, Result]] = {}
     for result in results:
-        if result.source is None or result.n_source_correct is None or result.relation == "same network":
+        if result.source is None or result.n_source_correct is None:
             continue
         # Every record of one seed carries the same counts of its source.
         found.setdefault((result.source, result.data, result.data_hash), {}).setdefault(result.seed, result)

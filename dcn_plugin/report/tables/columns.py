@@ -54,20 +54,20 @@ def varied(cells: Sequence[Cell], *columns: Column) -> list[Column]:
 
 
 def context_of(
-    cells: Sequence[Cell], *, strength: str | None, relation: bool = False, source: bool = True
+    cells: Sequence[Cell], *, strength: str | None, relation: str | None = None, source: bool = True
 ) -> list[Column]:
     """The columns that name the settings of these rows: the network, then what differs, then the strength.
 
     Args:
         cells: one a row.
         strength: header of the strength; None: no such column.
-        relation: show how source and target relate, where any record says it.
+        relation: header of how source and target relate, shown where any record says it; None: no such column.
         source: show the source where there are several.
     """
     chosen = [NETWORK, *varied(cells, *([SOURCE] if source else []), ATTACK, ROUNDING, DATA)]
-    if relation and any(cell.relation for cell in cells):
+    if relation is not None and any(cell.relation for cell in cells):
         place = 1 + (SOURCE in chosen)
-        chosen.insert(place, Column("source is", lambda cell: cell.relation or DASH))
+        chosen.insert(place, Column(relation, lambda cell: cell.relation or DASH))
     if strength is not None:
         chosen.append(Column(strength, lambda cell: number(cell.strength), side="r"))
     return chosen
