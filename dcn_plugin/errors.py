@@ -14,6 +14,8 @@ __all__ = [
     "CompactError",
     "DataError",
     "DcnError",
+    "DcnWarning",
+    "DeadSiteWarning",
     "ImageRangeError",
     "InputSizeError",
     "LabelError",
@@ -23,6 +25,7 @@ __all__ = [
     "MissingExtraError",
     "ModelOutputError",
     "NotDefectiveError",
+    "PlacementWarning",
     "PretrainedError",
     "RecordError",
     "SiteError",
@@ -132,3 +135,15 @@ class RecordError(DcnError, ValueError):
 
 class MissingExtraError(DcnError, ImportError):
     """An optional dependency is needed that is not installed."""
+
+
+class DcnWarning(UserWarning):
+    """Base of the named warnings: something is allowed, and probably not what was meant."""
+
+
+class DeadSiteWarning(DcnWarning):
+    """A site keeps none of its neurons: what lies behind it alone does not see the image."""
+
+
+class PlacementWarning(DcnWarning):
+    """The masks are not placed as the method places them."""

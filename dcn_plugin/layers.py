@@ -16,14 +16,16 @@ __all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask"]
 
 
 @torch.fx.wrap
-def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False) -> Tensor:
+def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False, layout: str = "NCHW", made_for: str = "") -> Tensor:
     """Zero the defective neurons of ``x``: ``y = M * x``, eq. (4) of the paper.
 
     Args:
         x: activation, batch first; the rest must have the shape of ``mask`` without its leading 1.
         mask: bool, 1 x the shape of one activation.
-        inplace: overwrite ``x``. Safe wherever nobody else reads ``x``; behind a norm it saves an
-            allocation as large as the activation, which is most of the cost of the mask.
+        inplace: overwrite ``x`` where autograd allows it. Safe wherever nobody else reads ``x``; behind a norm it saves
+            an allocation as large as the activation, which is most of the cost of the mask.
+        layout: memory order of ``x``, for messages.
+        made_for: size of the images that the mask was made for, for messages.
 
     Returns:
         The masked activation, with the dtype and memory format of ``x``.
@@ -33,14 +35,29 @@ def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False) -> Tensor:
         ImageRangeError: ``x`` is not floating point.
     """
     if not torch.jit.is_scripting():
-        _check_activation(x, mask)
+        _check_activation(x, mask, layout, made_for)
+        inplace = inplace and _may_overwrite(x, mask)
     # Cast once a call, not once a batch element inside the product. The first factor decides the memory format.
     factor = mask.to(x.dtype)
     return x.mul_(factor) if inplace else x * factor
 
 
+@torch.jit.unused
+def _may_overwrite(x: Tensor, mask: Tensor) -> bool:
+    """Whether autograd lets ``x`` be overwritten, whoever else reads it.
+
+    A view is left alone: hooks on the backward pass of a module hand its tensors on as views that must not be changed.
+    So is a tensor that ``vmap`` gives to all networks, if each of them has its own mask.
+    """
+    if torch.compiler.is_compiling():
+        return False  # a compiler decides for itself what is overwritten
+    if torch._C._functorch.is_batchedtensor(mask) and not torch._C._functorch.is_batchedtensor(x):
+        return False
+    return not x._is_view()
+
+
 @torch.jit.unused  # TorchScript has no exception classes; there a mismatch is torch's own broadcast error.
-def _check_activation(x: Tensor, mask: Tensor) -> None:
+def _check_activation(x: Tensor, mask: Tensor, layout: str, made_for: str) -> None:
     if not x.is_floating_point():
         raise ImageRangeError(
             "A defect mask acts on floating-point activations.",
@@ -52,10 +69,36 @@ def _check_activation(x: Tensor, mask: Tensor) -> None:
         return
     raise MaskShapeError(
         f"The activation is {'x'.join(map(str, x.shape[1:]))} but its defect mask is "
-        f"{'x'.join(map(str, mask.shape[1:]))}; masks have a size.",
+        f"{'x'.join(map(str, mask.shape[1:]))}; {_why_not(x, mask, layout)}.",
         tuple(x.shape),
         f"(batch, {', '.join(map(str, mask.shape[1:]))})",
-        "feed images of the size the model was made defective for, or make it defective again with another input_size",
+        _what_to_do(x, mask, layout, made_for),
+    )
+
+
+def _channels_differ(x: Tensor, mask: Tensor, layout: str) -> bool:
+    axis = 1 if layout == "NCHW" else -1
+    return x.ndim == mask.ndim and x.shape[axis] != mask.shape[axis]
+
+
+def _why_not(x: Tensor, mask: Tensor, layout: str) -> str:
+    if x.ndim != mask.ndim:
+        return "a batch dimension is missing" if x.ndim == mask.ndim - 1 else "they differ in their dimensions"
+    return "the layer has other channels" if _channels_differ(x, mask, layout) else "masks have a size"
+
+
+def _what_to_do(x: Tensor, mask: Tensor, layout: str, made_for: str) -> str:
+    if x.ndim != mask.ndim:
+        return "feed a batch of images, (N, C, H, W)"
+    if _channels_differ(x, mask, layout):
+        return (
+            "undefectify() the network before its channels are removed or added (by pruning, or by hand), and "
+            "defectify() it afterwards"
+        )
+    images = f"images of {made_for}" if made_for else "images of the size the model was made defective for"
+    return (
+        f"feed {images}, or make masks for the others: input_size=(C, H, W) of defectify(), or img_size= of timm's "
+        "defective models, e.g. timm.create_model('defective_resnet18', img_size=32)"
     )
 
 
@@ -100,7 +143,8 @@ class DefectMask2d(nn.Module):
         self.layout = layout
         self.inplace = inplace
         self.origin: MaskOrigin = "sampled"
-        # Surgery's notes: which site this is, and which class its owner had before it carried a mask.
+        # Surgery's notes: for which images, which site this is, and which class its owner had before it carried a mask.
+        self.made_for = ""
         self.site_spec: SiteSpec | None = None
         self.restores: type[nn.Module] | None = None
         self.register_buffer("mask", self.seeded())
@@ -111,7 +155,7 @@ class DefectMask2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero the defective neurons of ``x``."""
-        return apply_mask(x, self.mask, self.inplace)
+        return apply_mask(x, self.mask, self.inplace, self.layout, self.made_for)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -62,12 +62,14 @@ def is_norm(module: nn.Module) -> bool:
         return True
     if isinstance(module, _RESPONSE_NORMS):
         return False
-    # Norms this package does not know are recognised so that they can be refused by name, never skipped.
+    # A norm by its name is folded into one call, and refused where a mask would have to go behind it. One with another
+    # name is found by what it computes (see dcn_plugin.reach). Nothing with weights beyond a scale and a shift is one:
+    # a "NormConv2d" convolves.
     name = type(module).__name__.lower()
     if "norm" not in name and "abn" not in name:
         return False
-    inner = [child for child in module.modules() if child is not module]
-    return not any(isinstance(child, (nn.Conv2d, nn.Linear, *_TWINS)) for child in inner)
+    learned = any(sum(n > 1 for n in parameter.shape) > 1 for parameter in module.parameters())
+    return not learned and not any(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear, *_TWINS)) for m in module.modules())
 
 
 def slot_of(module: nn.Module) -> Slot | None:

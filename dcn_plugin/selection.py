@@ -57,12 +57,15 @@ def choose_sites(
         SpecError: ``p`` is a mapping that leaves a chosen block without a keep probability.
     """
     name = type(model).__name__
+    # What the network returns are no neurons of its own, unless it has no others (a single layer, a cut-off backbone).
+    outputs = [site for site in sites if site.output]
+    sites = [site for site in sites if not site.output] or outputs
     if not sites:
         raise SiteError(
             f"{name} has no convolution that could carry a mask (none whose output is larger than 1x1).",
             fix="check that the model is a CNN and that the input size is not too small",
         )
-    matched = _match(model, sites, blocks, chosen)
+    matched = _match(model, sites, [site for site in outputs if site not in sites], blocks, chosen)
     picked = [site for site in sites if site in matched]
     if filter_fn is not None:
         picked = [site for site in picked if filter_fn(model.get_submodule(site.owner), site.owner)]
@@ -73,13 +76,15 @@ def choose_sites(
         raise SiteError(
             f"{len(refused)} of {len(picked)} chosen places in {name} cannot carry a mask: {'; '.join(refused[:3])}.",
             chosen,
-            "norms with a plain or fused batch, group, layer or RMS normalisation, and convolutions without a norm",
-            "leave them out with filter_fn=, or choose other blocks",
+            "batch, group, layer, RMS and instance norms of torch, timm or torchvision, and convolutions without a norm",
+            "use one of these norms there, leave the places out with filter_fn=, or choose other blocks",
         )
     return tuple(_specify(site, blocks, p, template) for site in picked)
 
 
-def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksArg) -> list[Site]:
+def _match(
+    model: nn.Module, sites: list[Site], outputs: list[Site], blocks: Blocks, chosen: BlocksArg
+) -> list[Site]:
     name = type(model).__name__
     if chosen == "all":
         return sites
@@ -101,6 +106,13 @@ def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksAr
     found: list[Site] = []
     for part in parts:
         matched = [site for site in sites if _is_in(part, site, blocks)]
+        if not matched and any(_is_in(part, site, blocks) for site in outputs):
+            raise SiteError(
+                f"{name} returns what {_listed(outputs)} puts out: a mask there would silence its answers, not neurons.",
+                chosen,
+                "convolutions with another layer, norm or activation behind them",
+                "choose other blocks",
+            )
         if not matched:
             raise BlockError(
                 f"No block matches blocks=({part!r},) in {name}; available: {blocks.names}.",
@@ -109,6 +121,11 @@ def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksAr
             )
         found += matched
     return found
+
+
+def _listed(sites: list[Site]) -> str:
+    shown = ", ".join(repr(site.owner) for site in sites[:3])
+    return shown if len(sites) <= 3 else f"{shown} and {len(sites) - 3} more"
 
 
 def _is_in(part: str | int, site: Site, blocks: Blocks) -> bool:

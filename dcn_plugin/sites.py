@@ -27,6 +27,7 @@ from torch import nn
 
 from dcn_plugin.errors import TraceError
 from dcn_plugin.norms import layout_of, slot_of
+from dcn_plugin.reach import ACTIVATIONS, Obstacle, is_output, obstacle_behind
 from dcn_plugin.specs import Layout, Slot
 from dcn_plugin.trace import Node, Trace
 
@@ -57,6 +58,7 @@ class Site:
         slot: see :class:`dcn_plugin.specs.SiteSpec`.
         layout: see :class:`dcn_plugin.specs.SiteSpec`.
         problem: why no mask can go here, or None.
+        output: the network returns what the convolution puts out (rule 7).
     """
 
     owner: str
@@ -67,6 +69,7 @@ class Site:
     slot: Slot
     layout: Layout
     problem: str | None = None
+    output: bool = False
 
 
 def find_sites(model: nn.Module, trace: Trace, *, unowned: bool = False) -> list[Site]:
@@ -116,9 +119,49 @@ def find_sites(model: nn.Module, trace: Trace, *, unowned: bool = False) -> list
     for node in trace.nodes:
         calls.setdefault((node.module, node.kind), []).append(node)
     return [
-        _over_all_calls(site, trace.nodes[site.node], calls[site.owner, trace.nodes[site.node].kind], normed)
+        _with_what_follows(
+            model,
+            trace,
+            _over_all_calls(site, trace.nodes[site.node], calls[site.owner, trace.nodes[site.node].kind], normed),
+            gates,
+        )
         for site in sorted(sites.values(), key=lambda site: site.node)
     ]
+
+
+def _with_what_follows(model: nn.Module, trace: Trace, site: Site, gates: _Edges) -> Site:
+    """The site with what lies behind it taken into account (rules 6 and 7)."""
+    start = _end_of_call(trace, site) if site.slot == "conv" else site.node
+    if site.slot == "conv" and is_output(trace, start, gates):
+        return replace(site, output=True)
+    act = getattr(model.get_submodule(site.owner), "act", None)
+    if site.problem is not None or (site.slot == "norm_act" and not isinstance(act, nn.Identity | None)):
+        return site
+    inside = next((n for n in trace.nodes[site.node : start + 1] if n.op in ACTIVATIONS), None)
+    if site.slot == "conv" and inside is not None:
+        return replace(
+            site, problem=f"{_shown(site.owner)} applies an activation ({inside.op}) itself, in front of the mask"
+        )
+    found = obstacle_behind(trace, start, gates, normed=site.slot != "conv")
+    return site if found is None else replace(site, problem=_explained(model, site, found))
+
+
+def _end_of_call(trace: Trace, site: Site) -> int:
+    """The last node of the call of a convolution's module: a subclass may do more than convolve."""
+    calls = trace.spans.get(site.owner, [])
+    return next((stop - 1 for first, stop, _ in calls if first <= site.node < stop), site.node)
+
+
+def _explained(model: nn.Module, site: Site, found: Obstacle) -> str:
+    where = _shown(found.node.module)
+    if found.node.module:
+        where += f" ({type(model.get_submodule(found.node.module)).__name__})"
+    does, so = {
+        "norm": ("normalises", "and a mask belongs behind the norm"),
+        "shift": ("adds a constant", "so that masked neurons would not be zero there"),
+        "mix": (f"mixes positions ({found.node.op})", "so that masked neurons would not be zero there"),
+    }[found.kind]
+    return f"{where} {does} between {site.owner!r} and the next activation, {so}"
 
 
 def gate_edges(trace: Trace) -> _Edges:

@@ -144,7 +144,7 @@ def insert_masks(model: nn.Module, spec: DefectSpec) -> nn.Module:
     """
     _check_not_defective(model)
     owners = [_owner(model, site) for site in spec.sites]
-    masks = [_make_mask(model, owner, site) for owner, site in zip(owners, spec.sites, strict=True)]
+    masks = [_make_mask(model, owner, site, spec) for owner, site in zip(owners, spec.sites, strict=True)]
     for owner, site, mask in zip(owners, spec.sites, masks, strict=True):
         _install(owner, site, mask)
     model.defect_spec = spec  # type: ignore[assignment]
@@ -291,10 +291,11 @@ def _owner(model: nn.Module, site: SiteSpec) -> nn.Module:
     return owner
 
 
-def _make_mask(model: nn.Module, owner: nn.Module, site: SiteSpec) -> DefectMask2d:
+def _make_mask(model: nn.Module, owner: nn.Module, site: SiteSpec, spec: DefectSpec) -> DefectMask2d:
     inplace = site.slot == "conv" or owns_output(owner)
     mask = DefectMask2d(site.shape, site.mask, site=site.ordinal, layout=site.layout, inplace=inplace)
     mask.site_spec = site
+    mask.made_for = "x".join(map(str, spec.input_size))
     mask.restores = None if site.slot == "norm_act" else type(owner)
     mask.train(owner.training)
     like = next((t for t in (*owner.parameters(), *owner.buffers())), None)

@@ -41,6 +41,7 @@ class Node:
         parents: indices of the nodes whose results it read; parameters and constants are no nodes.
         shape: of its (first) result.
         in_shape: of the first result it read, () where there is none.
+        constants: shapes of the other tensors and numbers it read: parameters, buffers and what is computed from them.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Node:
     parents: tuple[int, ...]
     shape: _Shape
     in_shape: _Shape
+    constants: tuple[_Shape, ...] = ()
 
 
 @dataclass
@@ -70,6 +72,15 @@ class Trace:
     def convs(self) -> list[Node]:
         """The convolutions in execution order; a site's ordinal is an index into this list."""
         return [node for node in self.nodes if node.kind == "conv"]
+
+    @property
+    def readers(self) -> list[list[int]]:
+        """For every node the indices of those that read it."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for parent in node.parents:
+                found[parent].append(node.index)
+        return found
 
 
 _NORM_OPS = ("batch_norm", "group_norm", "layer_norm", "rms_norm", "instance_norm")
@@ -102,7 +113,7 @@ class _Recorder(TorchDispatchMode):
             kind, op = ("op", "fixed_filter") if fixed else ("conv", op)
         elif any(name in op for name in _NORM_OPS):
             kind = "norm"
-        node = self.record(kind, op, read, out)
+        node = self.record(kind, op, read, out, self._constants_among(args) if read else ())
         if node is not None and func._schema.is_mutable:
             given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | (kwargs or {})
             for argument in func._schema.arguments:
@@ -118,6 +129,13 @@ class _Recorder(TorchDispatchMode):
                 found.setdefault(node, tuple(value.shape))
         return found
 
+    def _constants_among(self, args: Sequence[Any]) -> tuple[_Shape, ...]:
+        """Shapes of the tensors and numbers in ``args`` that do not come from the image."""
+        values = [v for v in tree_leaves(args) if isinstance(v, Tensor | float | int)]
+        tensors = [v for v in values if isinstance(v, Tensor)]
+        read = {id(v) for v in tensors if self._source(v) is not None}
+        return tuple(tuple(v.shape) if isinstance(v, Tensor) else () for v in values if id(v) not in read)
+
     def _source(self, value: Tensor) -> int | None:
         node: int | None = self._node_of.get(value)
         if self._written:
@@ -127,14 +145,16 @@ class _Recorder(TorchDispatchMode):
                 node = self.record("op", "overwritten", {n: shape for n in (node, written) if n is not None}, value)
         return node
 
-    def record(self, kind: Kind, op: str, read: dict[int, _Shape], out: Any) -> int | None:
+    def record(
+        self, kind: Kind, op: str, read: dict[int, _Shape], out: Any, constants: tuple[_Shape, ...] = ()
+    ) -> int | None:
         """Add a node for ``out``, unless it holds no tensor or nothing that comes from the image."""
         results = [v for v in tree_leaves(out) if isinstance(v, Tensor)]
         if not results or not (read or kind == "conv"):
             return None
         index = len(self.trace.nodes)
         shape, in_shape = tuple(results[0].shape), next(iter(read.values()), ())
-        self.trace.nodes.append(Node(index, kind, op, self.stack[-1], tuple(read), shape, in_shape))
+        self.trace.nodes.append(Node(index, kind, op, self.stack[-1], tuple(read), shape, in_shape, constants))
         for result in results if read else ():  # a convolution of a constant counts, but leads nowhere
             self._node_of[result] = index
         return index
@@ -220,7 +240,8 @@ def _watch(recorder: _Recorder, path: str, module: nn.Module, *, folds: bool) ->
         return []  # its inside is one operation after another without modules; hooks are not allowed there
     return [
         module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, with_kwargs=True),
+        # In front of the model's own hooks: those run behind a mask, so they are no part of the module.
+        module.register_forward_hook(after, with_kwargs=True, prepend=True),
     ]
 
 
