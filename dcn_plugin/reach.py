@@ -129,8 +129,8 @@ def _step(
     powers = [s for s in read if s.kind == "powers"]
     statistics = [s for s in read if s.kind == "statistics"]
     if node.kind == "norm":
-        in_front = bool(signals) and alone and not any(s.stream for s in signals)
-        return Obstacle("norm", node) if in_front else None
+        in_front = len(signals) == 1 and alone and not signals[0].stream
+        return replace(signals[0], obstacle=Obstacle("norm", node)) if in_front else None
     if node.kind == "conv" or node.op in _LEARNED or node.op.startswith("_scaled_dot_product"):
         return None
     if not signals:
@@ -162,11 +162,11 @@ def _step(
     if node.op in ("mul", "div"):
         return signal
     if node.op in LINEAR:
-        return _added(node, signal, others, joins=len(signals) > 1, normed=normed)
+        return _added(node, signal, others, normed=normed)
     return signal.obstacle if node.op in ACTIVATIONS and not signal.stream else None
 
 
-def _added(node: Node, signal: _Signal, others: list[Node], *, joins: bool, normed: bool) -> _Signal | None:
+def _added(node: Node, signal: _Signal, others: list[Node], *, normed: bool) -> _Signal | None:
     positions = slice(2, None) if not signal.reordered and len(node.shape) == 4 else slice(1, -1)
     here = math.prod(node.shape[positions])
     if any(math.prod(o.shape[positions]) == here and len(o.shape) == len(node.shape) for o in others):
@@ -175,7 +175,7 @@ def _added(node: Node, signal: _Signal, others: list[Node], *, joins: bool, norm
     if others:  # one number a channel, computed from something else
         return shift
     if not node.constants:
-        return signal if joins else None
+        return signal
     # A constant of every position is an embedding of positions: tokens become a stream there.
     embedding = signal.reordered and any(_extent(shape, node.shape, positions) > 1 for shape in node.constants)
     return replace(signal, stream=True) if embedding else shift

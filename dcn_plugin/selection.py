@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-from dcn_plugin.blocks import Blocks, BlocksArg
+from dcn_plugin.blocks import Blocks
 from dcn_plugin.errors import BlockError, SiteError, SpecError
 from dcn_plugin.sites import Site
 from dcn_plugin.specs import MaskSpec, SiteSpec
 
-__all__ = ["FilterFn", "choose_sites"]
+__all__ = ["FilterFn", "choose_sites", "freeze_blocks"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -39,12 +40,36 @@ _PAPER: dict[str, tuple[str, ...]] = {
 }
 
 
+def freeze_blocks(blocks: object) -> str | tuple[str | int, ...]:
+    """Check what a user gives as ``blocks=``, and make it hashable.
+
+    Returns:
+        A word or glob as it is; numbers, names and globs as a tuple.
+
+    Raises:
+        BlockError: it is neither a string, a whole number, nor a sequence of these.
+    """
+    if isinstance(blocks, str):
+        return blocks
+    parts = [blocks] if isinstance(blocks, numbers.Integral) else blocks
+    if isinstance(parts, Iterable) and not isinstance(parts, Mapping | bytes):
+        parts = tuple(p if isinstance(p, bool) or not isinstance(p, numbers.Integral) else int(p) for p in parts)
+        if all(isinstance(p, str | int) for p in parts):
+            return parts
+    raise BlockError(
+        "blocks is neither words nor numbers.",
+        blocks,
+        "'bottom', 'top', 'all', 'paper', block numbers, block names, or globs over module names",
+        f"write p={blocks!r} if the keep probability is meant" if isinstance(blocks, float) else "pass e.g. blocks='bottom'",
+    )
+
+
 def choose_sites(
     model: nn.Module,
     sites: list[Site],
     blocks: Blocks,
     *,
-    chosen: BlocksArg,
+    chosen: str | tuple[str | int, ...],
     p: float | tuple[tuple[str | int, float], ...],
     template: MaskSpec,
     filter_fn: FilterFn | None = None,
@@ -83,7 +108,7 @@ def choose_sites(
 
 
 def _match(
-    model: nn.Module, sites: list[Site], outputs: list[Site], blocks: Blocks, chosen: BlocksArg
+    model: nn.Module, sites: list[Site], outputs: list[Site], blocks: Blocks, chosen: str | tuple[str | int, ...]
 ) -> list[Site]:
     name = type(model).__name__
     if chosen == "all":
@@ -100,7 +125,7 @@ def _match(
         return [site for site in sites if (blocks.of(site).index < border) == (chosen == "bottom")]
     if chosen == "paper":
         return _paper(model, sites)
-    parts = (chosen,) if isinstance(chosen, str | int) else tuple(chosen)
+    parts = (chosen,) if isinstance(chosen, str) else chosen
     if not parts:
         raise BlockError(f"blocks is empty; available in {name}: {blocks.names}.", chosen, "at least one block")
     found: list[Site] = []

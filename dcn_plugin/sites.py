@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from dcn_plugin.convs import taken_by_conv
 from dcn_plugin.errors import TraceError
-from dcn_plugin.norms import layout_of, slot_of
+from dcn_plugin.norms import layout_of, slot_of, taken_names
 from dcn_plugin.reach import ACTIVATIONS, Obstacle, is_output, obstacle_behind
 from dcn_plugin.specs import Layout, Slot
 from dcn_plugin.trace import Node, Trace
@@ -247,9 +248,11 @@ def _norm_site(module: nn.Module, norm: Node, conv: Node, ordinal: int, layout: 
     slot = slot_of(module)
     problem = None
     if slot is None:
+        taken = taken_names(module)
+        because = f" (it has a {taken[0]!r} of its own)" if taken else ""
         problem = (
             f"the norm {norm.module!r} is a {type(module).__name__}, which has no place for a mask between "
-            "the norm and its activation"
+            f"the norm and its activation{because}"
         )
         if norm.op != type(module).__name__:
             problem = f"a normalisation ({norm.op}) is called as a function inside {_shown(norm.module)}"
@@ -270,6 +273,11 @@ def _conv_site(module: nn.Module, conv: Node, ordinal: int) -> Site:
     problem = None
     if not isinstance(module, nn.Conv2d):
         problem = f"the convolution in {_shown(conv.module)} is called as a function, not through an nn.Conv2d"
+    elif taken := taken_by_conv(module):
+        problem = (
+            f"the convolution {conv.module!r} is a {type(module).__name__}, which has a {taken[0]!r} of its own where the "
+            "mask has to go"
+        )
     return Site(
         owner=conv.module,
         conv=conv.module,
