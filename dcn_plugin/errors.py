@@ -7,6 +7,8 @@ Every error derives from :class:`DcnError` and from the built-in class a caller 
 
 from __future__ import annotations
 
+import math
+
 __all__ = [
     "AlreadyDefectiveError",
     "BlockError",
@@ -52,13 +54,21 @@ class DcnError(Exception):
 
     def __str__(self) -> str:
         parts = [self.what]
-        if self.got != _UNSET:
-            parts.append(f"Got: {self.got!r}.")
+        if not (isinstance(self.got, str) and self.got == _UNSET):
+            parts.append(f"Got: {_shown(self.got)}.")
         if self.allowed is not None:
             parts.append(f"Allowed: {self.allowed}.")
         if self.fix is not None:
             parts.append(f"Fix: {self.fix}.")
         return " ".join(parts)
+
+
+def _shown(got: object) -> str:
+    """How a value is shown: arrays and tensors that hold more than a few numbers by their type and shape."""
+    shape = getattr(got, "shape", None)
+    if isinstance(shape, tuple) and math.prod(shape) > 8:
+        return f"{type(got).__name__} {tuple(shape)}"
+    return repr(got)
 
 
 class SpecError(DcnError, ValueError):

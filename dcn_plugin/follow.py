@@ -77,7 +77,7 @@ class Follower(TorchDispatchMode):
         """Which neurons should be zero in each result; [] where the way ends."""
         if op in KEEPS:
             moved = func(*tree_map(lambda v: self._as_data(v, key), args), **kwargs)
-            return [v == 1 for v in tree_leaves(moved) if isinstance(v, Tensor)]
+            return [v.abs() == 1 for v in tree_leaves(moved) if isinstance(v, Tensor)]
         known = [v for v in tensors if key in self._dead.get(v, {})]
         shape = results[0].shape if results else ()
         if op in LINEAR:

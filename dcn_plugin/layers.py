@@ -3,14 +3,24 @@
 # No `from __future__ import annotations`: TorchScript reads the annotations of these classes as objects.
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
 from dcn_plugin.masks import sample_mask
-from dcn_plugin.specs import Layout, MaskOrigin, MaskSpec, Mode, Sampling, SiteSpec
+from dcn_plugin.norms import owns_output
+from dcn_plugin.specs import (
+    Layout,
+    MaskOrigin,
+    MaskSpec,
+    Mode,
+    Sampling,
+    SiteSpec,
+    check_chw,
+    plain_number,
+)
 
 __all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask"]
 
@@ -121,6 +131,8 @@ class DefectMask2d(nn.Module):
 
     Raises:
         MaskShapeError: ``shape`` is not three integers >= 1; in ``forward``, an input of another size.
+        SpecError: ``spec`` is no :class:`MaskSpec`, ``layout`` is unknown, or ``site`` is no whole number >= 0.
+        ImageRangeError: in ``forward``, an input that is not floating point.
 
     Source: paper, section 3.1, eq. (3)-(5).
     """
@@ -137,9 +149,11 @@ class DefectMask2d(nn.Module):
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = shape
+        if layout not in get_args(Layout):
+            raise SpecError("Unknown layout.", layout, ", ".join(map(repr, get_args(Layout))))
+        self.shape = check_chw(shape, error=MaskShapeError)
         self.spec = spec
-        self.site = site
+        self.site: int = plain_number(site)
         self.layout = layout
         self.inplace = inplace
         self.origin: MaskOrigin = "sampled"
@@ -200,7 +214,7 @@ class DefectiveConv2d(nn.Conv2d):
         padding_mode: see above.
         device: see above.
         dtype: see above.
-        output_size: (H, W) of the layer's output; masks have a size.
+        output_size: (H, W) of the layer's output, or the side of a square one; masks have a size.
         p: keep probability in (0, 1].
         mode: "neuron", "channel", "shared", "hole" or "nm".
         sampling: "bernoulli" or "exact".
@@ -230,7 +244,7 @@ class DefectiveConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        output_size: tuple[int, int],
+        output_size: int | tuple[int, int],
         site: int,
         p: float = 0.3,
         mode: Mode = "neuron",
@@ -240,7 +254,13 @@ class DefectiveConv2d(nn.Conv2d):
         norm: nn.Module | None = None,
     ) -> None:
         spec = MaskSpec(p, mode, sampling, seed, span)
-        drop = DefectMask2d((out_channels, *output_size), spec, site=site, inplace=True)
+        if isinstance(output_size, int):
+            output_size = (output_size, output_size)
+        if not isinstance(output_size, Sequence) or len(output_size) != 2 or isinstance(output_size, str):
+            raise MaskShapeError("output_size is not (H, W).", output_size, "two integers >= 1", "pass e.g. (32, 32)")
+        # A norm of another kind may still need what it puts out, for its gradient.
+        inplace = norm is None or owns_output(norm)
+        drop = DefectMask2d((out_channels, *output_size), spec, site=site, inplace=inplace)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )

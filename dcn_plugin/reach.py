@@ -38,8 +38,8 @@ ACTIVATIONS = frozenset(
 """Non-linearities, max-pooling included: a larger value wins there, and a ReLU may as well come behind it."""
 
 _BOUNDED = frozenset(
-    "sigmoid hardsigmoid tanh clamp clamp_min clamp_max _softmax _safe_softmax _log_softmax exp where max_pool2d "
-    "maximum minimum".split()
+    "sigmoid hardsigmoid tanh clamp clamp_min clamp_max _softmax _safe_softmax _log_softmax exp where maximum "
+    "minimum".split()
 )  # also made of logits, behind the last layer
 _GATES = frozenset("sigmoid hardsigmoid tanh _softmax _safe_softmax".split())
 _REORDERS = frozenset(("permute", "transpose", "view", "_unsafe_view", "reshape", "t"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from dcn_plugin.blocks import Blocks
 from dcn_plugin.errors import BlockError, SiteError, SpecError
 from dcn_plugin.sites import Site
-from dcn_plugin.specs import MaskSpec, SiteSpec
+from dcn_plugin.specs import MaskSpec, SiteSpec, plain_number
 
 __all__ = ["FilterFn", "choose_sites", "freeze_blocks"]
 
@@ -49,11 +48,12 @@ def freeze_blocks(blocks: object) -> str | tuple[str | int, ...]:
     Raises:
         BlockError: it is neither a string, a whole number, nor a sequence of these.
     """
+    blocks = plain_number(blocks)
     if isinstance(blocks, str):
         return blocks
-    parts = [blocks] if isinstance(blocks, numbers.Integral) else blocks
+    parts = [blocks] if isinstance(blocks, int) else blocks
     if isinstance(parts, Iterable) and not isinstance(parts, Mapping | bytes):
-        parts = tuple(p if isinstance(p, bool) or not isinstance(p, numbers.Integral) else int(p) for p in parts)
+        parts = tuple(map(plain_number, parts))
         if all(isinstance(p, str | int) for p in parts):
             return parts
     raise BlockError(

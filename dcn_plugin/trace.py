@@ -187,7 +187,7 @@ class ModelInputs:
         if isinstance(example, Mapping):
             inputs = cls((), dict(example))
         else:
-            inputs = cls((example,) if isinstance(example, Tensor) else tuple(example))
+            inputs = cls(tuple(example) if isinstance(example, tuple | list) else (example,))
         if not inputs._images():
             raise InputSizeError(
                 "example_inputs holds no batch of images.",
@@ -348,4 +348,4 @@ def explain(error: Exception, input_size: tuple[int, ...]) -> Exception:
     fix = None
     if isinstance(error, TypeError) and "argument" in reason:
         fix = "pass example_inputs=, a tuple of what the model takes or a dict of its keyword arguments"
-    return TraceError(f"The model's forward failed while its structure was being read ({reason}).", fix=fix)
+    return TraceError(f"The model's forward failed ({reason}).", fix=fix)
