@@ -92,9 +92,9 @@ def summary(model: nn.Module) -> Summary:
 def verify(model: nn.Module, images: Tensor | None = None, *, example_inputs: ExampleInputs | None = None) -> None:
     """Run a defective network and raise if a mask is gone or no longer acts.
 
-    A buffer that exists but is never multiplied in counts as lost. So does a mask whose neurons are not zero in front of
-    the next activation: the network is followed there from the mask, whatever its layers are called. So do bits that
-    are not the ones that the seed gives, unless a state dict brought them.
+    A buffer that exists but is never multiplied in counts as lost. So does a mask whose neurons are not zero in front
+    of the next activation: the network is followed there from the mask, whatever its layers are called. So do bits
+    that are not the ones that the seed gives, unless a state dict brought them.
 
     Args:
         model: defective. It is run once in eval mode; all flags are restored.
@@ -117,9 +117,7 @@ def verify(model: nn.Module, images: Tensor | None = None, *, example_inputs: Ex
     lost = {name: "its mask is gone" for name in expected}
     inputs = _inputs_for(model, images, example_inputs)
     follower = Follower()
-    watch = {
-        path: _Watch(model.get_submodule(owner_path(model, path)), mask, follower) for path, mask in masks.items()
-    }
+    watch = {path: _Watch(model.get_submodule(owner_path(model, path)), mask, follower) for path, mask in masks.items()}
     handles = [handle for w in watch.values() for handle in w.handles()]
     try:
         with eval_mode(model), follower:
@@ -140,8 +138,8 @@ def verify(model: nn.Module, images: Tensor | None = None, *, example_inputs: Ex
             f"{len(lost)} of {len(expected) or len(masks)} masks no longer act ({shown}).",
             tuple(lost),
             "every mask is called, and its neurons are zero in front of the next activation",
-            "undo the change that dropped them or came behind them, or call defectify() after it; for SyncBatchNorm use "
-            "timm.layers.convert_sync_batchnorm",
+            "undo the change that dropped them or came behind them, or call defectify() after it; for SyncBatchNorm "
+            "use timm.layers.convert_sync_batchnorm",
         )
 
 

@@ -59,11 +59,9 @@ def _may_overwrite(x: Tensor, mask: Tensor) -> bool:
     A view is left alone: hooks on the backward pass of a module hand its tensors on as views that must not be changed.
     So is a tensor that ``vmap`` gives to all networks, if each of them has its own mask.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x._is_view():
         return False  # a compiler decides for itself what is overwritten
-    if torch._C._functorch.is_batchedtensor(mask) and not torch._C._functorch.is_batchedtensor(x):
-        return False
-    return not x._is_view()
+    return torch._C._functorch.is_batchedtensor(x) or not torch._C._functorch.is_batchedtensor(mask)
 
 
 @torch.jit.unused  # TorchScript has no exception classes; there a mismatch is torch's own broadcast error.

@@ -57,8 +57,23 @@ _CHOOSE_PRECISION = (tl.GroupNorm, tl.GroupNorm1, tl.LayerNorm, tl.LayerNorm2d, 
 _RESPONSE_NORMS = (GlobalResponseNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
 # What a subclass may define without behaving otherwise: the rest of a class body would be lost with the class.
 _HARMLESS = frozenset(
-    "__init__ __module__ __doc__ __annotations__ __annotate__ __annotate_func__ __constants__ __dict__ __weakref__ "
-    "__firstlineno__ __static_attributes__ __qualname__ __parameters__ __orig_bases__ extra_repr".split()
+    [
+        "__init__",
+        "__module__",
+        "__doc__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__constants__",
+        "__dict__",
+        "__weakref__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__qualname__",
+        "__parameters__",
+        "__orig_bases__",
+        "extra_repr",
+    ]
 )
 _LAST_DIM = (nn.LayerNorm, tl.RmsNorm, tl.RmsNormFp32)  # normalise trailing dimensions ...
 _NOT_LAST_DIM = (tl.LayerNorm2d, tl.LayerNormAct2d, tl.LayerNorm2dFp32, LayerNormAct2dFp32, TorchvisionLayerNorm2d)
@@ -77,7 +92,9 @@ def is_norm(module: nn.Module) -> bool:
     if "norm" not in name and "abn" not in name:
         return False
     learned = any(sum(n > 1 for n in parameter.shape) > 1 for parameter in module.parameters())
-    return not learned and not any(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear, *_TWINS)) for m in module.modules())
+    return not learned and not any(
+        isinstance(m, (nn.modules.conv._ConvNd, nn.Linear, *_TWINS)) for m in module.modules()
+    )
 
 
 def slot_of(module: nn.Module) -> Slot | None:

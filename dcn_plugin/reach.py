@@ -19,41 +19,43 @@ from dcn_plugin.trace import Node, Trace
 
 __all__ = ["ACTIVATIONS", "KEEPS", "LINEAR", "Obstacle", "is_output", "obstacle_behind"]
 
-KEEPS = frozenset(
-    "view _unsafe_view reshape expand permute transpose t clone alias contiguous detach unsqueeze squeeze slice select "
-    "split split_with_sizes unsafe_split chunk unbind narrow flip roll _to_copy to dropout native_dropout alpha_dropout "
-    "feature_dropout neg cat stack constant_pad_nd reflection_pad2d replication_pad2d pixel_shuffle pixel_unshuffle "
-    "channel_shuffle upsample_nearest2d lift_fresh index_select overwritten".split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+KEEPS = _words(
+    "view _unsafe_view reshape expand permute transpose t clone alias contiguous detach unsqueeze squeeze slice "
+    "select split split_with_sizes unsafe_split chunk unbind narrow flip roll _to_copy to dropout native_dropout "
+    "alpha_dropout feature_dropout neg cat stack constant_pad_nd reflection_pad2d replication_pad2d pixel_shuffle "
+    "pixel_unshuffle channel_shuffle upsample_nearest2d lift_fresh index_select overwritten"
 )
 """Operations that only copy or move neurons: what was zero is zero behind them."""
 
 LINEAR = frozenset(("mul", "div", "add", "sub", "rsub", "addcmul", "lerp"))
 """Scales and shifts, neuron by neuron."""
 
-ACTIVATIONS = frozenset(
+ACTIVATIONS = _words(
     "relu relu6 leaky_relu prelu _prelu_kernel rrelu_with_noise elu celu selu gelu silu mish hardswish hardtanh "
-    "hardsigmoid sigmoid tanh softplus softshrink hardshrink threshold log_sigmoid_forward log_sigmoid clamp clamp_min "
-    "clamp_max maximum minimum glu sin cos exp max_pool2d max_pool2d_with_indices where".split()
+    "hardsigmoid sigmoid tanh softplus softshrink hardshrink threshold log_sigmoid_forward log_sigmoid clamp "
+    "clamp_min clamp_max maximum minimum glu sin cos exp max_pool2d max_pool2d_with_indices where"
 )
 """Non-linearities, max-pooling included: a larger value wins there, and a ReLU may as well come behind it."""
 
-_BOUNDED = frozenset(
-    "sigmoid hardsigmoid tanh clamp clamp_min clamp_max _softmax _safe_softmax _log_softmax exp where maximum "
-    "minimum".split()
+_BOUNDED = _words(
+    "sigmoid hardsigmoid tanh clamp clamp_min clamp_max _softmax _safe_softmax _log_softmax exp where maximum minimum"
 )  # also made of logits, behind the last layer
-_GATES = frozenset("sigmoid hardsigmoid tanh _softmax _safe_softmax".split())
+_GATES = _words("sigmoid hardsigmoid tanh _softmax _safe_softmax")
 _REORDERS = frozenset(("permute", "transpose", "view", "_unsafe_view", "reshape", "t"))
-_REDUCES = frozenset(
-    "mean sum var var_mean std std_mean norm linalg_vector_norm amax amin max min logsumexp median".split()
-)
-_AVERAGES = frozenset(
+_REDUCES = _words("mean sum var var_mean std std_mean norm linalg_vector_norm amax amin max min logsumexp median")
+_AVERAGES = _words(
     "avg_pool2d avg_pool3d adaptive_avg_pool2d _adaptive_avg_pool2d fixed_filter upsample_bilinear2d "
-    "_upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa".split()
+    "_upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa"
 )
 _POWERS = frozenset(("pow", "square", "abs"))
-_LEARNED = frozenset("convolution mm addmm bmm baddbmm matmul linear mv dot _trilinear".split())
+_LEARNED = _words("convolution mm addmm bmm baddbmm matmul linear mv dot _trilinear")
 _BOXES = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
-_DECISIONS = frozenset("eq ne gt ge lt le nonzero topk sort argmax argmin nms isfinite".split())
+_DECISIONS = _words("eq ne gt ge lt le nonzero topk sort argmax argmin nms isfinite")
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,8 @@ def _extent(shape: tuple[int, ...], full: tuple[int, ...], positions: slice) -> 
 def is_output(trace: Trace, start: int, gates: frozenset[tuple[int, int]]) -> bool:
     """Whether the network returns the result of a node: no other layer, norm or hidden activation reads it.
 
-    Changes of order and size, sums, and what is made of logits and boxes (sigmoid, softmax, a selection) may lie between.
+    Changes of order and size, sums, and what is made of logits and boxes (sigmoid, softmax, a selection) may lie
+    between.
     """
     readers = trace.readers
     seen: set[int] = set()

@@ -60,7 +60,9 @@ def freeze_blocks(blocks: object) -> str | tuple[str | int, ...]:
         "blocks is neither words nor numbers.",
         blocks,
         "'bottom', 'top', 'all', 'paper', block numbers, block names, or globs over module names",
-        f"write p={blocks!r} if the keep probability is meant" if isinstance(blocks, float) else "pass e.g. blocks='bottom'",
+        f"write p={blocks!r} if the keep probability is meant"
+        if isinstance(blocks, float)
+        else "pass e.g. blocks='bottom'",
     )
 
 
@@ -101,7 +103,7 @@ def choose_sites(
         raise SiteError(
             f"{len(refused)} of {len(picked)} chosen places in {name} cannot carry a mask: {'; '.join(refused[:3])}.",
             chosen,
-            "batch, group, layer, RMS and instance norms of torch, timm or torchvision, and convolutions without a norm",
+            "batch, group, layer, RMS, instance norms of torch, timm or torchvision, and convolutions without a norm",
             "use one of these norms there, leave the places out with filter_fn=, or choose other blocks",
         )
     return tuple(_specify(site, blocks, p, template) for site in picked)
@@ -133,7 +135,7 @@ def _match(
         matched = [site for site in sites if _is_in(part, site, blocks)]
         if not matched and any(_is_in(part, site, blocks) for site in outputs):
             raise SiteError(
-                f"{name} returns what {_listed(outputs)} puts out: a mask there would silence its answers, not neurons.",
+                f"{name} returns what {_listed(outputs)} puts out: a mask there would silence answers, not neurons.",
                 chosen,
                 "convolutions with another layer, norm or activation behind them",
                 "choose other blocks",

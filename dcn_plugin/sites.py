@@ -17,6 +17,10 @@ The rules, in the order they apply (docs: concepts):
 4. Outputs of 1x1 carry none. Transposed, 1-d and 3-d convolutions are no sites, and end the way to a norm.
 5. A module that runs several times carries one mask for all its calls, as it carries one set of weights; all
    calls must have one size, and a convolution must be without a norm in all of them.
+6. A masked neuron is zero in front of the next activation. Where a norm written by hand, a constant that is added, or
+   a mixing of positions lies between, the place is refused (:mod:`dcn_plugin.reach`).
+7. A convolution whose output the network returns, as logits or boxes, is an output: it is chosen only in a network that
+   has no other sites.
 """
 
 from __future__ import annotations
@@ -275,8 +279,8 @@ def _conv_site(module: nn.Module, conv: Node, ordinal: int) -> Site:
         problem = f"the convolution in {_shown(conv.module)} is called as a function, not through an nn.Conv2d"
     elif taken := taken_by_conv(module):
         problem = (
-            f"the convolution {conv.module!r} is a {type(module).__name__}, which has a {taken[0]!r} of its own where the "
-            "mask has to go"
+            f"the convolution {conv.module!r} is a {type(module).__name__}, which has a {taken[0]!r} of its own where "
+            "the mask has to go"
         )
     return Site(
         owner=conv.module,

@@ -299,8 +299,8 @@ def _warn_if_only_an_embedding(model: nn.Module, trace: Trace, conv: str) -> Non
     layers = sum(n.op in ("addmm", "mm", "linear") and math.prod(n.shape[:-1]) > batch for n in trace.nodes)
     if layers > 1:
         warnings.warn(
-            f"{type(model).__name__} has one convolution that can carry a mask, {conv!r}, and {layers} linear layers over "
-            "tokens behind it. The method masks the bottom half of a convolutional network; here only the patch "
+            f"{type(model).__name__} has one convolution that can carry a mask, {conv!r}, and {layers} linear layers "
+            "over tokens behind it. The method masks the bottom half of a convolutional network; here only the patch "
             "embedding is masked, and the paper says nothing about that.",
             PlacementWarning,
             stacklevel=4,
@@ -329,14 +329,15 @@ def _check_not_defective(model: nn.Module) -> None:
         )
 
 
-def _size_of(
-    model: nn.Module, given: tuple[int, int, int] | None, inputs: ModelInputs | None
-) -> tuple[int, int, int]:
+def _size_of(model: nn.Module, given: tuple[int, int, int] | None, inputs: ModelInputs | None) -> tuple[int, int, int]:
     if inputs is None:
         return image_size(model, given)
     if given is not None and check_chw(given) != inputs.size:
         raise InputSizeError(
-            "input_size is not the size of the images in example_inputs.", given, str(inputs.size), "leave input_size out"
+            "input_size is not the size of the images in example_inputs.",
+            given,
+            str(inputs.size),
+            "leave input_size out",
         )
     return inputs.size
 

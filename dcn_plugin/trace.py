@@ -23,7 +23,17 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dcn_plugin.errors import DcnError, InputSizeError, TraceError
 
-__all__ = ["NORM_OPS", "ExampleInputs", "ModelInputs", "Node", "Trace", "dummy_image", "eval_mode", "explain", "trace_model"]
+__all__ = [
+    "NORM_OPS",
+    "ExampleInputs",
+    "ModelInputs",
+    "Node",
+    "Trace",
+    "dummy_image",
+    "eval_mode",
+    "explain",
+    "trace_model",
+]
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """What a model is called with: one image batch, several positional arguments, or keyword arguments."""

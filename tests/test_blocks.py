@@ -80,7 +80,9 @@ def test_on_timm_models_the_blocks_are_the_stages_of_feature_info() -> None:
 def test_a_stage_without_a_convolution_counts_in_a_vision_transformer() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=5)
     assert names(model, (3, 32, 32)) == ["patch_embed", "blocks.1", "blocks.2", "blocks.3", "blocks.4"]
-    with pytest.warns(PlacementWarning, match=r"one convolution .*'patch_embed.proj', and 20 linear layers over tokens"):
+    with pytest.warns(
+        PlacementWarning, match=r"one convolution .*'patch_embed.proj', and 20 linear layers over tokens"
+    ):
         assert chosen(model, input_size=(3, 32, 32)) == ["patch_embed.proj"]
     with pytest.raises(SiteError, match="No site is left"):
         chosen(model, "top", input_size=(3, 32, 32))
@@ -286,14 +288,16 @@ class Heads(nn.Module):
         return {"out": self.last(score), "aux": [self.box(features).flatten(2).exp().transpose(1, 2)]}
 
 
-@pytest.mark.parametrize("last", [nn.Identity(), nn.Sigmoid(), nn.Softmax(1), nn.Tanh()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "last", [nn.Identity(), nn.Sigmoid(), nn.Softmax(1), nn.Tanh()], ids=lambda m: type(m).__name__
+)
 @pytest.mark.parametrize("what", ["all", ("*",), (0, 1)], ids=str)
 def test_a_convolution_whose_output_is_returned_is_left_out(last: nn.Module, what: Any) -> None:
     assert chosen(Heads(last=last), what) == ["stem", "body"]
 
 
 def test_a_glob_for_the_output_alone_is_refused_with_the_reason() -> None:
-    with pytest.raises(SiteError, match="returns what 'score', 'box' puts out: a mask there would silence its answers"):
+    with pytest.raises(SiteError, match="returns what 'score', 'box' puts out: a mask there would silence answers"):
         chosen(Heads(last=nn.Identity()), ("score", "body"))
 
 

@@ -221,7 +221,7 @@ def test_what_is_refused_really_does_not_keep_a_mask(name: str) -> None:
 @pytest.mark.parametrize("name", TAKEN)
 def test_what_keeps_a_mask_is_taken(name: str) -> None:
     spec = plan_defects(Net(TAKEN[name]()).eval(), "all", input_size=SIZE)
-    assert [site.name for site in spec.sites][0] == "conv" and spec.sites[-1].name == "bn"
+    assert spec.sites[0].name == "conv" and spec.sites[-1].name == "bn"
 
 
 @pytest.mark.parametrize("name", ["a learned scale", "layer scale", "a number", "dropout", "another order and back"])
@@ -242,7 +242,9 @@ def test_a_norm_inside_a_module_of_another_name_carries_the_mask_itself() -> Non
     assert [site.name for site in plan_defects(net, "all", input_size=SIZE).sites] == ["part.inner", "bn"]
 
 
-@pytest.mark.parametrize("part", [LN2d, lambda: Bias(WIDTH, 1, 1), lambda: nn.AvgPool2d(2), lambda: nn.BatchNorm2d(WIDTH)])
+@pytest.mark.parametrize(
+    "part", [LN2d, lambda: Bias(WIDTH, 1, 1), lambda: nn.AvgPool2d(2), lambda: nn.BatchNorm2d(WIDTH)]
+)
 def test_behind_a_norm_the_same_holds(part: Callable[[], nn.Module]) -> None:
     with pytest.raises(SiteError, match=r"between 'norm' and the next activation"):
         dcn.defectify(Net(part(), nn.BatchNorm2d(WIDTH)).eval(), "all", input_size=SIZE)
