@@ -144,7 +144,6 @@ def test_a_plain_model_becomes_the_one_that_was_saved(path: Path, name: str, inp
     assert type(dcn.undefectify(loaded)) is type(plain)
 
 
-@pytest.mark.filterwarnings("ignore::dcn_plugin.errors.DeadSiteWarning")  # p may be as small as it likes
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 @given(
     p=st.one_of(
