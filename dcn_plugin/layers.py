@@ -136,6 +136,7 @@ class DefectMask2d(nn.Module):
     """
 
     mask: Tensor
+    made_for: str = ""  # also of masks that were pickled before there was a note of it
 
     def __init__(
         self,

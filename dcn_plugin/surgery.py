@@ -180,7 +180,7 @@ def insert_masks(model: nn.Module, spec: DefectSpec) -> nn.Module:
         DeadSiteWarning: a site keeps none of its neurons.
     """
     _check_not_defective(model)
-    if hasattr(model, "defect_spec"):
+    if not isinstance(getattr(model, "defect_spec", None), DefectSpec | None):
         raise SiteError(
             f"{type(model).__name__} has an attribute 'defect_spec' of its own, where the specification has to go.",
             fix="give it another name",

@@ -10,6 +10,7 @@ depends on what was written.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -86,9 +87,9 @@ class Trace:
         """The convolutions in execution order; a site's ordinal is an index into this list."""
         return [node for node in self.nodes if node.kind == "conv"]
 
-    @property
+    @functools.cached_property
     def readers(self) -> list[list[int]]:
-        """For every node the indices of those that read it."""
+        """For every node the indices of those that read it, once all are recorded."""
         found: list[list[int]] = [[] for _ in self.nodes]
         for node in self.nodes:
             for parent in node.parents:

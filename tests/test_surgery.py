@@ -245,6 +245,16 @@ def test_an_image_of_another_size_is_refused_by_name_when_it_is_fed() -> None:
         make()[1](torch.rand(1, 3, 24, 24))
 
 
+def test_a_network_whose_masks_a_tool_dropped_can_be_made_defective_again() -> None:
+    net = make()[1]
+    for name in masked(net):
+        parent, _, child = name.rpartition(".")
+        width = net.get_submodule(name).num_features
+        setattr(net.get_submodule(parent), child, nn.BatchNorm2d(width))
+    assert not dcn.is_defective(net)
+    dcn.verify(dcn.defectify(net, input_size=SIZE))
+
+
 def test_a_plan_for_another_architecture_is_refused_by_name() -> None:
     spec = plan_defects(SmallNet(), input_size=SIZE)
     other = NoNorm()
