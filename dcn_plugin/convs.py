@@ -7,9 +7,10 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-__all__ = ["MaskedConv2d", "is_masked_conv", "masked_conv_class", "unmasked_conv_class"]
+from dcn_plugin.parametrized import is_parametrized, on_top_of
+
+__all__ = ["MaskedConv2d", "is_masked_conv", "masked_conv_class", "taken_by_conv", "unmasked_conv_class"]
 
 
 class _MaskedConv:
@@ -53,8 +54,8 @@ _MASKED: dict[type[nn.Conv2d], type[nn.Conv2d]] = {nn.Conv2d: MaskedConv2d}
 
 def masked_conv_class(base: type[nn.Conv2d]) -> type[nn.Conv2d]:
     """The class that runs ``base``'s forward and then ``self.drop``; the same one at every call."""
-    if _is_parametrized(base):
-        return _on_top_of(masked_conv_class(base.__bases__[0]), base)
+    if is_parametrized(base):
+        return cast(type[nn.Conv2d], on_top_of(masked_conv_class(base.__bases__[0]), base))
     if base not in _MASKED:
         own: dict[str, Any] = {"__module__": base.__module__}
         mixin = _MaskedConv
@@ -74,19 +75,15 @@ def _renamed(function: Any, name: str) -> Any:
 
 def unmasked_conv_class(masked: type[nn.Module]) -> type[nn.Conv2d]:
     """The inverse of :func:`masked_conv_class`."""
-    if _is_parametrized(masked):
-        return _on_top_of(unmasked_conv_class(masked.__bases__[0]), masked)
+    if is_parametrized(masked):
+        return cast(type[nn.Conv2d], on_top_of(unmasked_conv_class(masked.__bases__[0]), masked))
     return nn.Conv2d if masked is MaskedConv2d else cast(type[nn.Conv2d], masked.__bases__[1])
 
 
-def _is_parametrized(cls: type[nn.Module]) -> bool:
-    # torch gives a parametrised module a class of its own, and expects to find it on top when it takes it away.
-    return cls.__module__ == parametrize.__name__ and cls.__name__.startswith("Parametrized")
-
-
-def _on_top_of(base: type[nn.Conv2d], parametrized: type[nn.Module]) -> type[nn.Conv2d]:
-    own = {key: value for key, value in vars(parametrized).items() if key not in ("__dict__", "__weakref__")}
-    return type(f"Parametrized{base.__name__}", (base,), own)
+def taken_by_conv(module: nn.Conv2d) -> list[str]:
+    """What a convolution has of its own under the names that the mask needs, [] if there is place for a mask."""
+    taken = ["forward"] if "forward" in vars(module) else []
+    return [*taken, "drop"] if hasattr(module, "drop") else taken
 
 
 def is_masked_conv(module: nn.Module) -> bool:

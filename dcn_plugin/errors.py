@@ -7,6 +7,8 @@ Every error derives from :class:`DcnError` and from the built-in class a caller 
 
 from __future__ import annotations
 
+import math
+
 __all__ = [
     "AlreadyDefectiveError",
     "BlockError",
@@ -15,6 +17,8 @@ __all__ = [
     "CompactError",
     "DataError",
     "DcnError",
+    "DcnWarning",
+    "DeadSiteWarning",
     "ImageRangeError",
     "InputSizeError",
     "LabelError",
@@ -26,6 +30,7 @@ __all__ = [
     "NotDefectiveError",
     "OutputError",
     "OutputPermissionError",
+    "PlacementWarning",
     "PretrainedError",
     "RecordError",
     "SiteError",
@@ -53,13 +58,21 @@ class DcnError(Exception):
 
     def __str__(self) -> str:
         parts = [self.what]
-        if not (isinstance(self.got, str) and self.got == _UNSET):  # arrays and tensors compare element by element
-            parts.append(f"Got: {self.got!r}.")
+        if not (isinstance(self.got, str) and self.got == _UNSET):
+            parts.append(f"Got: {_shown(self.got)}.")
         if self.allowed is not None:
             parts.append(f"Allowed: {self.allowed}.")
         if self.fix is not None:
             parts.append(f"Fix: {self.fix}.")
         return " ".join(parts)
+
+
+def _shown(got: object) -> str:
+    """How a value is shown: arrays and tensors that hold more than a few numbers by their type and shape."""
+    shape = getattr(got, "shape", None)
+    if isinstance(shape, tuple) and math.prod(shape) > 8:
+        return f"{type(got).__name__} {tuple(shape)}"
+    return repr(got)
 
 
 class SpecError(DcnError, ValueError):
@@ -158,5 +171,17 @@ class MissingExtraError(DcnError, ImportError):
     """An optional dependency is needed that is not installed."""
 
 
-class WeakAttackWarning(UserWarning):
+class DcnWarning(UserWarning):
+    """Base of the named warnings: something is allowed, and probably not what was meant."""
+
+
+class DeadSiteWarning(DcnWarning):
+    """A site keeps none of its neurons: what lies behind it alone does not see the image."""
+
+
+class PlacementWarning(DcnWarning):
+    """The masks are not placed as the method places them."""
+
+
+class WeakAttackWarning(DcnWarning):
     """An attack cannot be as strong as its settings say: its steps do not reach the edge of its ball."""

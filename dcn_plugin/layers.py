@@ -3,27 +3,39 @@
 # No `from __future__ import annotations`: TorchScript reads the annotations of these classes as objects.
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
 from dcn_plugin.masks import sample_mask
-from dcn_plugin.specs import Layout, MaskOrigin, MaskSpec, Mode, Sampling, SiteSpec
+from dcn_plugin.norms import owns_output
+from dcn_plugin.specs import (
+    Layout,
+    MaskOrigin,
+    MaskSpec,
+    Mode,
+    Sampling,
+    SiteSpec,
+    check_chw,
+    plain_number,
+)
 
 __all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask"]
 
 
 @torch.fx.wrap
-def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False) -> Tensor:
+def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False, layout: str = "NCHW", made_for: str = "") -> Tensor:
     """Zero the defective neurons of ``x``: ``y = M * x``, eq. (4) of the paper.
 
     Args:
         x: activation, batch first; the rest must have the shape of ``mask`` without its leading 1.
         mask: bool, 1 x the shape of one activation.
-        inplace: overwrite ``x``. Safe wherever nobody else reads ``x``; behind a norm it saves an
-            allocation as large as the activation, which is most of the cost of the mask.
+        inplace: overwrite ``x`` where autograd allows it. Safe wherever nobody else reads ``x``; behind a norm it saves
+            an allocation as large as the activation, which is most of the cost of the mask.
+        layout: memory order of ``x``, for messages.
+        made_for: size of the images that the mask was made for, for messages.
 
     Returns:
         The masked activation, with the dtype and memory format of ``x``.
@@ -33,14 +45,27 @@ def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False) -> Tensor:
         ImageRangeError: ``x`` is not floating point.
     """
     if not torch.jit.is_scripting():
-        _check_activation(x, mask)
+        _check_activation(x, mask, layout, made_for)
+        inplace = inplace and _may_overwrite(x, mask)
     # Cast once a call, not once a batch element inside the product. The first factor decides the memory format.
     factor = mask.to(x.dtype)
     return x.mul_(factor) if inplace else x * factor
 
 
+@torch.jit.unused
+def _may_overwrite(x: Tensor, mask: Tensor) -> bool:
+    """Whether autograd lets ``x`` be overwritten, whoever else reads it.
+
+    A view is left alone: hooks on the backward pass of a module hand its tensors on as views that must not be changed.
+    So is a tensor that ``vmap`` gives to all networks, if each of them has its own mask.
+    """
+    if torch.compiler.is_compiling() or x._is_view():
+        return False  # a compiler decides for itself what is overwritten
+    return torch._C._functorch.is_batchedtensor(x) or not torch._C._functorch.is_batchedtensor(mask)
+
+
 @torch.jit.unused  # TorchScript has no exception classes; there a mismatch is torch's own broadcast error.
-def _check_activation(x: Tensor, mask: Tensor) -> None:
+def _check_activation(x: Tensor, mask: Tensor, layout: str, made_for: str) -> None:
     if not x.is_floating_point():
         raise ImageRangeError(
             "A defect mask acts on floating-point activations.",
@@ -52,10 +77,36 @@ def _check_activation(x: Tensor, mask: Tensor) -> None:
         return
     raise MaskShapeError(
         f"The activation is {'x'.join(map(str, x.shape[1:]))} but its defect mask is "
-        f"{'x'.join(map(str, mask.shape[1:]))}; masks have a size.",
+        f"{'x'.join(map(str, mask.shape[1:]))}; {_why_not(x, mask, layout)}.",
         tuple(x.shape),
         f"(batch, {', '.join(map(str, mask.shape[1:]))})",
-        "feed images of the size the model was made defective for, or make it defective again with another input_size",
+        _what_to_do(x, mask, layout, made_for),
+    )
+
+
+def _channels_differ(x: Tensor, mask: Tensor, layout: str) -> bool:
+    axis = 1 if layout == "NCHW" else -1
+    return x.ndim == mask.ndim and x.shape[axis] != mask.shape[axis]
+
+
+def _why_not(x: Tensor, mask: Tensor, layout: str) -> str:
+    if x.ndim != mask.ndim:
+        return "a batch dimension is missing" if x.ndim == mask.ndim - 1 else "they differ in their dimensions"
+    return "the layer has other channels" if _channels_differ(x, mask, layout) else "masks have a size"
+
+
+def _what_to_do(x: Tensor, mask: Tensor, layout: str, made_for: str) -> str:
+    if x.ndim != mask.ndim:
+        return "feed a batch of images, (N, C, H, W)"
+    if _channels_differ(x, mask, layout):
+        return (
+            "undefectify() the network before its channels are removed or added (by pruning, or by hand), and "
+            "defectify() it afterwards"
+        )
+    images = f"images of {made_for}" if made_for else "images of the size the model was made defective for"
+    return (
+        f"feed {images}, or make masks for the others: input_size=(C, H, W) of defectify(), or img_size= of timm's "
+        "defective models, e.g. timm.create_model('defective_resnet18', img_size=32)"
     )
 
 
@@ -78,11 +129,14 @@ class DefectMask2d(nn.Module):
 
     Raises:
         MaskShapeError: ``shape`` is not three integers >= 1; in ``forward``, an input of another size.
+        SpecError: ``spec`` is no :class:`MaskSpec`, ``layout`` is unknown, or ``site`` is no whole number >= 0.
+        ImageRangeError: in ``forward``, an input that is not floating point.
 
     Source: paper, section 3.1, eq. (3)-(5).
     """
 
     mask: Tensor
+    made_for: str = ""  # also of masks that were pickled before there was a note of it
 
     def __init__(
         self,
@@ -94,13 +148,16 @@ class DefectMask2d(nn.Module):
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = shape
+        if layout not in get_args(Layout):
+            raise SpecError("Unknown layout.", layout, ", ".join(map(repr, get_args(Layout))))
+        self.shape = check_chw(shape, error=MaskShapeError)
         self.spec = spec
-        self.site = site
+        self.site: int = plain_number(site)
         self.layout = layout
         self.inplace = inplace
         self.origin: MaskOrigin = "sampled"
-        # Surgery's notes: which site this is, and which class its owner had before it carried a mask.
+        # Surgery's notes: for which images, which site this is, and which class its owner had before it carried a mask.
+        self.made_for = ""
         self.site_spec: SiteSpec | None = None
         self.restores: type[nn.Module] | None = None
         self.register_buffer("mask", self.seeded())
@@ -111,7 +168,7 @@ class DefectMask2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero the defective neurons of ``x``."""
-        return apply_mask(x, self.mask, self.inplace)
+        return apply_mask(x, self.mask, self.inplace, self.layout, self.made_for)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -156,7 +213,7 @@ class DefectiveConv2d(nn.Conv2d):
         padding_mode: see above.
         device: see above.
         dtype: see above.
-        output_size: (H, W) of the layer's output; masks have a size.
+        output_size: (H, W) of the layer's output, or the side of a square one; masks have a size.
         p: keep probability in (0, 1].
         mode: "neuron", "channel", "shared", "hole" or "nm".
         sampling: "bernoulli" or "exact".
@@ -186,7 +243,7 @@ class DefectiveConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        output_size: tuple[int, int],
+        output_size: int | tuple[int, int],
         site: int,
         p: float = 0.3,
         mode: Mode = "neuron",
@@ -196,7 +253,13 @@ class DefectiveConv2d(nn.Conv2d):
         norm: nn.Module | None = None,
     ) -> None:
         spec = MaskSpec(p, mode, sampling, seed, span)
-        drop = DefectMask2d((out_channels, *output_size), spec, site=site, inplace=True)
+        if isinstance(output_size, int):
+            output_size = (output_size, output_size)
+        if not isinstance(output_size, Sequence) or len(output_size) != 2 or isinstance(output_size, str):
+            raise MaskShapeError("output_size is not (H, W).", output_size, "two integers >= 1", "pass e.g. (32, 32)")
+        # A norm of another kind may still need what it puts out, for its gradient.
+        inplace = norm is None or owns_output(norm)
+        drop = DefectMask2d((out_channels, *output_size), spec, site=site, inplace=inplace)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )

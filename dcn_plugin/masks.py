@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dcn_plugin.errors import MaskShapeError, SpecError
-from dcn_plugin.specs import MaskSpec, Mode, check_chw
+from dcn_plugin.specs import MaskSpec, Mode, check_chw, plain_number
 
 __all__ = ["sample_mask"]
 
@@ -38,11 +38,14 @@ def sample_mask(spec: MaskSpec, shape: tuple[int, int, int], *, site: int) -> Te
 
     Raises:
         MaskShapeError: ``shape`` is not three integers >= 1.
-        SpecError: ``site`` is negative.
+        SpecError: ``site`` is no whole number >= 0, or ``spec`` no :class:`MaskSpec`.
 
     Source: paper, section 3.1, eq. (3)-(5).
     """
+    if not isinstance(spec, MaskSpec):
+        raise SpecError("The mask has no specification.", spec, "a MaskSpec", "pass e.g. MaskSpec(p=0.3)")
     shape = check_chw(shape, error=MaskShapeError)
+    site = plain_number(site)
     if isinstance(site, bool) or not isinstance(site, int) or not 0 <= site < 2**64:
         raise SpecError("The site's ordinal is not usable.", site, "an int in [0, 2**64)")
     words = np.random.Philox(key=np.array([spec.seed, site], dtype=np.uint64)).random_raw

@@ -7,7 +7,7 @@ class), so timm's converters, which keep ``.drop``, keep the mask.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Any
 
 import timm.layers as tl
@@ -24,13 +24,16 @@ from torch import nn
 from torchvision.models.convnext import LayerNorm2d as TorchvisionLayerNorm2d
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from dcn_plugin.instance_norm import InstanceNormAct2d
+from dcn_plugin.parametrized import bare_class, on_top_of
 from dcn_plugin.specs import Layout, Slot
 
-__all__ = ["is_norm", "layout_of", "owns_output", "remove_slot", "slot_of", "with_slot"]
+__all__ = ["is_norm", "layout_of", "owns_output", "remove_slot", "slot_of", "taken_names", "with_slot"]
 
 # plain norm -> the class that runs the same arithmetic, then `.drop`, then `.act`
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: tl.BatchNormAct2d,
+    nn.InstanceNorm2d: InstanceNormAct2d,
     nn.SyncBatchNorm: tl.SyncBatchNormAct,
     FrozenBatchNorm2d: FrozenBatchNormAct2d,
     SplitBatchNorm2d: SplitBatchNorm2d,
@@ -52,6 +55,26 @@ _FUSED = frozenset(_TWINS.values())
 _CHOOSE_PRECISION = (tl.GroupNorm, tl.GroupNorm1, tl.LayerNorm, tl.LayerNorm2d, tl.RmsNorm, tl.RmsNorm2d)
 # These scale a neuron by the size of its neighbours; they do not normalise what a convolution puts out.
 _RESPONSE_NORMS = (GlobalResponseNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+# What a subclass may define without behaving otherwise: the rest of a class body would be lost with the class.
+_HARMLESS = frozenset(
+    [
+        "__init__",
+        "__module__",
+        "__doc__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__constants__",
+        "__dict__",
+        "__weakref__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__qualname__",
+        "__parameters__",
+        "__orig_bases__",
+        "extra_repr",
+    ]
+)
 _LAST_DIM = (nn.LayerNorm, tl.RmsNorm, tl.RmsNormFp32)  # normalise trailing dimensions ...
 _NOT_LAST_DIM = (tl.LayerNorm2d, tl.LayerNormAct2d, tl.LayerNorm2dFp32, LayerNormAct2dFp32, TorchvisionLayerNorm2d)
 
@@ -62,19 +85,46 @@ def is_norm(module: nn.Module) -> bool:
         return True
     if isinstance(module, _RESPONSE_NORMS):
         return False
-    # Norms this package does not know are recognised so that they can be refused by name, never skipped.
+    # A norm by its name is folded into one call, and refused where a mask would have to go behind it. One with another
+    # name is found by what it computes (see dcn_plugin.reach). Nothing with weights beyond a scale and a shift is one:
+    # a "NormConv2d" convolves.
     name = type(module).__name__.lower()
     if "norm" not in name and "abn" not in name:
         return False
-    inner = [child for child in module.modules() if child is not module]
-    return not any(isinstance(child, (nn.Conv2d, nn.Linear, *_TWINS)) for child in inner)
+    learned = any(sum(n > 1 for n in parameter.shape) > 1 for parameter in module.parameters())
+    return not learned and not any(
+        isinstance(m, (nn.modules.conv._ConvNd, nn.Linear, *_TWINS)) for m in module.modules()
+    )
 
 
 def slot_of(module: nn.Module) -> Slot | None:
     """The kind of slot: "norm_act" for a fused layer, "norm" for a plain one that has a twin, None for any other."""
-    if hasattr(module, "drop") and _known(type(module), _FUSED) is not None:
+    if taken_names(module):
+        return None
+    cls = bare_class(type(module))
+    if hasattr(module, "drop") and _known(cls, _FUSED) is not None:
         return "norm_act"
-    return "norm" if _known(type(module), _TWINS) is not None else None
+    return "norm" if _known(cls, _TWINS) is not None else None
+
+
+def taken_names(module: nn.Module) -> list[str]:
+    """What a norm has of its own under the names that the mask needs, [] if there is place for a mask.
+
+    A plain norm gets ``drop`` and ``act`` and another class, so that it may have neither these attributes nor methods
+    that its class has and the other one has not. And a forward of the instance's own would never call the mask.
+    """
+    cls = bare_class(type(module))
+    taken = ["forward"] if "forward" in vars(module) else []
+    known = _known(cls, _TWINS)
+    if known is not None and _known(cls, _FUSED) is None:
+        taken += [name for name in ("drop", "act") if hasattr(module, name)]
+        taken += [name for name in _defined_by_subclasses(cls, known) if name not in taken]
+    return taken
+
+
+def _defined_by_subclasses(cls: type[nn.Module], known: type[nn.Module]) -> Iterator[str]:
+    for base in cls.__mro__[: cls.__mro__.index(known)]:
+        yield from (name for name in vars(base) if name not in _HARMLESS)
 
 
 def _known(cls: type[nn.Module], classes: Container[type[nn.Module]]) -> type[nn.Module] | None:
@@ -95,9 +145,9 @@ def layout_of(module: nn.Module, ndim: int) -> Layout:
 
 def with_slot(norm: nn.Module) -> None:
     """Turn a plain norm into its fused twin, in place: the same object with ``.drop`` and ``.act``."""
-    known = _known(type(norm), _TWINS)
+    known = _known(bare_class(type(norm)), _TWINS)
     assert known is not None
-    norm.__class__ = _TWINS[known]
+    norm.__class__ = on_top_of(_TWINS[known], type(norm))
     norm.drop = nn.Identity().train(norm.training)
     norm.act = nn.Identity().train(norm.training)
     # The plain norm never takes timm's reduced-precision path, unless it has decided for itself already.
@@ -105,17 +155,18 @@ def with_slot(norm: nn.Module) -> None:
 
 
 def remove_slot(norm: nn.Module, plain: type[nn.Module]) -> None:
-    """Undo :func:`with_slot`; ``plain`` is the class the norm had before."""
+    """Undo :func:`with_slot`; ``plain`` is the class the norm had before, without its parametrisation."""
     del norm.drop, norm.act
     known = _known(plain, _TWINS)
     assert known is not None
     if known not in _CHOOSE_PRECISION:
         norm.__dict__.pop("_fast_norm", None)
+    twin = bare_class(type(norm))
     # A converter may have turned the twin into another class meanwhile; that one's own plain form is right then.
-    if type(norm) in _FUSED and type(norm) is not _TWINS[known]:
-        plain = next(p for p, twin in _TWINS.items() if twin is type(norm))
-    if type(norm) in _FUSED:
-        norm.__class__ = plain
+    if twin in _FUSED and twin is not _TWINS[known]:
+        plain = next(p for p, other in _TWINS.items() if other is twin)
+    if twin in _FUSED:
+        norm.__class__ = on_top_of(plain, type(norm))
 
 
 def owns_output(norm: nn.Module) -> bool:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-from dcn_plugin.blocks import Blocks, BlocksArg
+from dcn_plugin.blocks import Blocks
 from dcn_plugin.errors import BlockError, SiteError, SpecError
 from dcn_plugin.sites import Site
-from dcn_plugin.specs import MaskSpec, SiteSpec
+from dcn_plugin.specs import MaskSpec, SiteSpec, plain_number
 
-__all__ = ["FilterFn", "choose_sites"]
+__all__ = ["FilterFn", "choose_sites", "freeze_blocks"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -39,12 +39,39 @@ _PAPER: dict[str, tuple[str, ...]] = {
 }
 
 
+def freeze_blocks(blocks: object) -> str | tuple[str | int, ...]:
+    """Check what a user gives as ``blocks=``, and make it hashable.
+
+    Returns:
+        A word or glob as it is; numbers, names and globs as a tuple.
+
+    Raises:
+        BlockError: it is neither a string, a whole number, nor a sequence of these.
+    """
+    blocks = plain_number(blocks)
+    if isinstance(blocks, str):
+        return blocks
+    parts = [blocks] if isinstance(blocks, int) else blocks
+    if isinstance(parts, Iterable) and not isinstance(parts, Mapping | bytes):
+        parts = tuple(map(plain_number, parts))
+        if all(isinstance(p, str | int) for p in parts):
+            return parts
+    raise BlockError(
+        "blocks is neither words nor numbers.",
+        blocks,
+        "'bottom', 'top', 'all', 'paper', block numbers, block names, or globs over module names",
+        f"write p={blocks!r} if the keep probability is meant"
+        if isinstance(blocks, float)
+        else "pass e.g. blocks='bottom'",
+    )
+
+
 def choose_sites(
     model: nn.Module,
     sites: list[Site],
     blocks: Blocks,
     *,
-    chosen: BlocksArg,
+    chosen: str | tuple[str | int, ...],
     p: float | tuple[tuple[str | int, float], ...],
     template: MaskSpec,
     filter_fn: FilterFn | None = None,
@@ -57,12 +84,15 @@ def choose_sites(
         SpecError: ``p`` is a mapping that leaves a chosen block without a keep probability.
     """
     name = type(model).__name__
+    # What the network returns are no neurons of its own, unless it has no others (a single layer, a cut-off backbone).
+    outputs = [site for site in sites if site.output]
+    sites = [site for site in sites if not site.output] or outputs
     if not sites:
         raise SiteError(
             f"{name} has no convolution that could carry a mask (none whose output is larger than 1x1).",
             fix="check that the model is a CNN and that the input size is not too small",
         )
-    matched = _match(model, sites, blocks, chosen)
+    matched = _match(model, sites, [site for site in outputs if site not in sites], blocks, chosen)
     picked = [site for site in sites if site in matched]
     if filter_fn is not None:
         picked = [site for site in picked if filter_fn(model.get_submodule(site.owner), site.owner)]
@@ -73,13 +103,15 @@ def choose_sites(
         raise SiteError(
             f"{len(refused)} of {len(picked)} chosen places in {name} cannot carry a mask: {'; '.join(refused[:3])}.",
             chosen,
-            "norms with a plain or fused batch, group, layer or RMS normalisation, and convolutions without a norm",
-            "leave them out with filter_fn=, or choose other blocks",
+            "batch, group, layer, RMS, instance norms of torch, timm or torchvision, and convolutions without a norm",
+            "use one of these norms there, leave the places out with filter_fn=, or choose other blocks",
         )
     return tuple(_specify(site, blocks, p, template) for site in picked)
 
 
-def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksArg) -> list[Site]:
+def _match(
+    model: nn.Module, sites: list[Site], outputs: list[Site], blocks: Blocks, chosen: str | tuple[str | int, ...]
+) -> list[Site]:
     name = type(model).__name__
     if chosen == "all":
         return sites
@@ -95,12 +127,19 @@ def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksAr
         return [site for site in sites if (blocks.of(site).index < border) == (chosen == "bottom")]
     if chosen == "paper":
         return _paper(model, sites)
-    parts = (chosen,) if isinstance(chosen, str | int) else tuple(chosen)
+    parts = (chosen,) if isinstance(chosen, str) else chosen
     if not parts:
         raise BlockError(f"blocks is empty; available in {name}: {blocks.names}.", chosen, "at least one block")
     found: list[Site] = []
     for part in parts:
         matched = [site for site in sites if _is_in(part, site, blocks)]
+        if not matched and any(_is_in(part, site, blocks) for site in outputs):
+            raise SiteError(
+                f"{name} returns what {_listed(outputs)} puts out: a mask there would silence answers, not neurons.",
+                chosen,
+                "convolutions with another layer, norm or activation behind them",
+                "choose other blocks",
+            )
         if not matched:
             raise BlockError(
                 f"No block matches blocks=({part!r},) in {name}; available: {blocks.names}.",
@@ -109,6 +148,11 @@ def _match(model: nn.Module, sites: list[Site], blocks: Blocks, chosen: BlocksAr
             )
         found += matched
     return found
+
+
+def _listed(sites: list[Site]) -> str:
+    shown = ", ".join(repr(site.owner) for site in sites[:3])
+    return shown if len(sites) <= 3 else f"{shown} and {len(sites) - 3} more"
 
 
 def _is_in(part: str | int, site: Site, blocks: Blocks) -> bool:

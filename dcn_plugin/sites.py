@@ -17,6 +17,10 @@ The rules, in the order they apply (docs: concepts):
 4. Outputs of 1x1 carry none. Transposed, 1-d and 3-d convolutions are no sites, and end the way to a norm.
 5. A module that runs several times carries one mask for all its calls, as it carries one set of weights; all
    calls must have one size, and a convolution must be without a norm in all of them.
+6. A masked neuron is zero in front of the next activation. Where a norm written by hand, a constant that is added, or
+   a mixing of positions lies between, the place is refused (:mod:`dcn_plugin.reach`).
+7. A convolution whose output the network returns, as logits or boxes, is an output: it is chosen only in a network that
+   has no other sites.
 """
 
 from __future__ import annotations
@@ -25,8 +29,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from dcn_plugin.convs import taken_by_conv
 from dcn_plugin.errors import TraceError
-from dcn_plugin.norms import layout_of, slot_of
+from dcn_plugin.norms import layout_of, slot_of, taken_names
+from dcn_plugin.reach import ACTIVATIONS, Obstacle, is_output, obstacle_behind
 from dcn_plugin.specs import Layout, Slot
 from dcn_plugin.trace import Node, Trace
 
@@ -57,6 +63,7 @@ class Site:
         slot: see :class:`dcn_plugin.specs.SiteSpec`.
         layout: see :class:`dcn_plugin.specs.SiteSpec`.
         problem: why no mask can go here, or None.
+        output: the network returns what the convolution puts out (rule 7).
     """
 
     owner: str
@@ -67,6 +74,7 @@ class Site:
     slot: Slot
     layout: Layout
     problem: str | None = None
+    output: bool = False
 
 
 def find_sites(model: nn.Module, trace: Trace, *, unowned: bool = False) -> list[Site]:
@@ -116,9 +124,49 @@ def find_sites(model: nn.Module, trace: Trace, *, unowned: bool = False) -> list
     for node in trace.nodes:
         calls.setdefault((node.module, node.kind), []).append(node)
     return [
-        _over_all_calls(site, trace.nodes[site.node], calls[site.owner, trace.nodes[site.node].kind], normed)
+        _with_what_follows(
+            model,
+            trace,
+            _over_all_calls(site, trace.nodes[site.node], calls[site.owner, trace.nodes[site.node].kind], normed),
+            gates,
+        )
         for site in sorted(sites.values(), key=lambda site: site.node)
     ]
+
+
+def _with_what_follows(model: nn.Module, trace: Trace, site: Site, gates: _Edges) -> Site:
+    """The site with what lies behind it taken into account (rules 6 and 7)."""
+    start = _end_of_call(trace, site) if site.slot == "conv" else site.node
+    if site.slot == "conv" and is_output(trace, start, gates):
+        return replace(site, output=True)
+    act = getattr(model.get_submodule(site.owner), "act", None)
+    if site.problem is not None or (site.slot == "norm_act" and not isinstance(act, nn.Identity | None)):
+        return site
+    inside = next((n for n in trace.nodes[site.node : start + 1] if n.op in ACTIVATIONS), None)
+    if site.slot == "conv" and inside is not None:
+        return replace(
+            site, problem=f"{_shown(site.owner)} applies an activation ({inside.op}) itself, in front of the mask"
+        )
+    found = obstacle_behind(trace, start, gates, normed=site.slot != "conv")
+    return site if found is None else replace(site, problem=_explained(model, site, found))
+
+
+def _end_of_call(trace: Trace, site: Site) -> int:
+    """The last node of the call of a convolution's module: a subclass may do more than convolve."""
+    calls = trace.spans.get(site.owner, [])
+    return next((stop - 1 for first, stop, _ in calls if first <= site.node < stop), site.node)
+
+
+def _explained(model: nn.Module, site: Site, found: Obstacle) -> str:
+    where = _shown(found.node.module)
+    if found.node.module:
+        where += f" ({type(model.get_submodule(found.node.module)).__name__})"
+    does, so = {
+        "norm": ("normalises", "and a mask belongs behind the norm"),
+        "shift": ("adds a constant", "so that masked neurons would not be zero there"),
+        "mix": (f"mixes positions ({found.node.op})", "so that masked neurons would not be zero there"),
+    }[found.kind]
+    return f"{where} {does} between {site.owner!r} and the next activation, {so}"
 
 
 def gate_edges(trace: Trace) -> _Edges:
@@ -204,9 +252,11 @@ def _norm_site(module: nn.Module, norm: Node, conv: Node, ordinal: int, layout: 
     slot = slot_of(module)
     problem = None
     if slot is None:
+        taken = taken_names(module)
+        because = f" (it has a {taken[0]!r} of its own)" if taken else ""
         problem = (
             f"the norm {norm.module!r} is a {type(module).__name__}, which has no place for a mask between "
-            "the norm and its activation"
+            f"the norm and its activation{because}"
         )
         if norm.op != type(module).__name__:
             problem = f"a normalisation ({norm.op}) is called as a function inside {_shown(norm.module)}"
@@ -227,6 +277,11 @@ def _conv_site(module: nn.Module, conv: Node, ordinal: int) -> Site:
     problem = None
     if not isinstance(module, nn.Conv2d):
         problem = f"the convolution in {_shown(conv.module)} is called as a function, not through an nn.Conv2d"
+    elif taken := taken_by_conv(module):
+        problem = (
+            f"the convolution {conv.module!r} is a {type(module).__name__}, which has a {taken[0]!r} of its own where "
+            "the mask has to go"
+        )
     return Site(
         owner=conv.module,
         conv=conv.module,

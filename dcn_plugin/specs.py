@@ -22,6 +22,8 @@ __all__ = [
     "SiteSpec",
     "Slot",
     "check_chw",
+    "freeze_p",
+    "plain_number",
 ]
 
 Mode = Literal["neuron", "channel", "shared", "hole", "nm"]
@@ -74,6 +76,8 @@ class MaskSpec:
         object.__setattr__(self, "p", _check_keep_probability(self.p))
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("sampling", self.sampling, get_args(Sampling))
+        object.__setattr__(self, "seed", plain_number(self.seed))
+        object.__setattr__(self, "span", plain_number(self.span))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= _MAX_SEED:
             raise SpecError("The seed is not usable.", self.seed, "an int in [0, 2**64)", "pass e.g. seed=0")
         _check_span(self)
@@ -204,22 +208,37 @@ class DefectSpec:
         return f"{self.p:g}" if isinstance(self.p, float) else ", ".join(f"{b}: {p:g}" for b, p in self.p)
 
 
-def check_chw(size: object, *, error: type[InputSizeError | MaskShapeError] = InputSizeError) -> tuple[int, int, int]:
-    """Check that ``size`` is (C, H, W) with three positive integers.
+def plain_number(value: Any) -> Any:
+    """The Python number that a NumPy scalar or a 0-dim array or tensor holds; anything else as it is."""
+    if not isinstance(value, int | float) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+def check_chw(size: Any, *, error: type[InputSizeError | MaskShapeError] = InputSizeError) -> tuple[int, int, int]:
+    """Check that ``size`` is (C, H, W) with three positive integers, of Python or of NumPy.
 
     Raises:
         InputSizeError, MaskShapeError: it is not (which of the two, ``error`` says).
     """
+    if getattr(size, "ndim", None) == 1 and hasattr(size, "tolist"):
+        size = size.tolist()  # an array or a tensor
+    if isinstance(size, tuple | list):
+        size = tuple(map(plain_number, size))
     if (
         not isinstance(size, tuple | list)
         or len(size) != 3
         or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in size)
     ):
-        raise error("A size must be given as (C, H, W).", size, "three integers >= 1", "pass e.g. (3, 224, 224)")
+        fix = "pass e.g. (3, 224, 224)"
+        if isinstance(size, tuple) and len(size) == 4:
+            fix = f"leave the batch size out: {size[1:]}"
+        raise error("A size must be given as (C, H, W).", size, "three integers >= 1", fix)
     return (size[0], size[1], size[2])
 
 
 def _check_keep_probability(p: object) -> float:
+    p = plain_number(p)
     if isinstance(p, bool) or not isinstance(p, int | float) or not math.isfinite(p) or not 0 < p <= 1:
         raise SpecError(
             "The keep probability is not usable.",
@@ -264,7 +283,7 @@ def _check_span(spec: MaskSpec) -> None:
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise SpecError(f"Unknown {name}.", value, ", ".join(map(repr, allowed)))
 
 
@@ -288,5 +307,12 @@ def freeze_p(
     if isinstance(p, Mapping):
         if not p:
             raise SpecError("The mapping block -> p is empty.", {}, "at least one block", "pass e.g. p={'layer1': 0.3}")
-        return tuple((block, dataclasses.replace(like, p=value).p) for block, value in p.items())
+        return tuple((_as_block(block), dataclasses.replace(like, p=value).p) for block, value in p.items())
     return dataclasses.replace(like, p=p).p
+
+
+def _as_block(block: object) -> str | int:
+    block = plain_number(block)
+    if isinstance(block, bool) or not isinstance(block, str | int):
+        raise SpecError("The mapping block -> p has a block that is none.", block, "block numbers, names or globs")
+    return block

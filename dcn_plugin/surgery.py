@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,20 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.blocks import BlocksArg, find_blocks
-from dcn_plugin.convs import is_masked_conv, masked_conv_class, unmasked_conv_class
+from dcn_plugin.convs import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
 from dcn_plugin.errors import (
     AlreadyDefectiveError,
+    DeadSiteWarning,
     InputSizeError,
     MaskStateError,
     NotDefectiveError,
+    PlacementWarning,
     SiteError,
+    SpecError,
 )
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.norms import is_norm, owns_output, remove_slot, slot_of, with_slot
-from dcn_plugin.selection import FilterFn, choose_sites
+from dcn_plugin.parametrized import bare_class
+from dcn_plugin.selection import FilterFn, choose_sites, freeze_blocks
 from dcn_plugin.sites import find_sites
 from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, SiteSpec, check_chw, freeze_p
-from dcn_plugin.trace import trace_model
+from dcn_plugin.trace import ExampleInputs, ModelInputs, Trace, trace_model
 from dcn_plugin.wrappers import bare, on_bare_network
 
 _PACKED = (
@@ -34,6 +40,7 @@ _PACKED = (
 )
 
 __all__ = [
+    "check_model",
     "defect_spec",
     "defectify",
     "expected_sites",
@@ -58,6 +65,7 @@ def defectify(
     seed: int = 0,
     span: int | None = None,
     filter_fn: FilterFn | None = None,
+    example_inputs: ExampleInputs | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """Make a network defective: a copy with a fixed binary mask behind the norms of the chosen blocks.
@@ -79,23 +87,39 @@ def defectify(
         seed: with the ordinal of a convolution it fixes every bit of its mask.
         span: size of a hole, or of a group of channels; for "hole" and "nm", which need it.
         filter_fn: ``(module, name) -> bool``, asked for every chosen site with its norm (or convolution).
+        example_inputs: for a network that takes more than one batch of images: what it is called with, as a tuple of
+            positional arguments or a dict of keyword arguments. ``input_size`` is that of the first (N, C, H, W) in it.
         inplace: change ``model`` itself and return it.
 
     Returns:
         The defective network, on the device of ``model``.
 
     Raises:
-        SpecError: p, mode, sampling, seed or span is not allowed, or two of them do not go together.
+        SpecError: p, mode, sampling, seed or span is not allowed, or two of them do not go together; or ``model`` is no
+            network.
         InputSizeError: no input size is known, or the model does not accept images of it.
         BlockError: ``blocks`` names nothing, or "bottom" and "top" mean nothing in this network.
         SiteError: there is nothing to mask, or a chosen place cannot carry a mask.
         AlreadyDefectiveError: ``model`` carries masks.
         TraceError: the model's structure cannot be read.
 
+    Warns:
+        PlacementWarning: the network is a transformer or mixer, and only its patch embedding is masked.
+        DeadSiteWarning: a site keeps none of its neurons.
+
     Source: paper, section 3.1, eq. (3)-(5); position and "bottom" as in the authors' code.
     """
     spec = plan_defects(
-        model, blocks, p, mode, input_size=input_size, sampling=sampling, seed=seed, span=span, filter_fn=filter_fn
+        model,
+        blocks,
+        p,
+        mode,
+        input_size=input_size,
+        sampling=sampling,
+        seed=seed,
+        span=span,
+        filter_fn=filter_fn,
+        example_inputs=example_inputs,
     )
     return insert_masks(model if inplace else copy.deepcopy(model), spec)
 
@@ -112,32 +136,42 @@ def plan_defects(
     seed: int = 0,
     span: int | None = None,
     filter_fn: FilterFn | None = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> DefectSpec:
-    """What :func:`defectify` would do, without touching ``model``. Arguments and errors are its own."""
+    """What :func:`defectify` would do, without touching ``model``. Arguments, errors and warnings are its own."""
+    check_model(model)
     template = MaskSpec(1.0, mode, sampling, seed, span)
     frozen_p = freeze_p(p, like=template)
+    chosen = freeze_blocks(blocks)
+    if filter_fn is not None and not callable(filter_fn):
+        raise SpecError("filter_fn is not a function.", filter_fn, "(module, name) -> bool, or None")
     _check_not_defective(model)
-    size = image_size(model, input_size)
-    trace = trace_model(model, size, is_norm=is_norm)
+    _check_two_dimensional(model)
+    inputs = None if example_inputs is None else ModelInputs.of(example_inputs)
+    size = _size_of(model, input_size, inputs)
+    trace = trace_model(model, size, is_norm=is_norm, inputs=inputs)
+    # The authors also mask norms that no convolution owns; no other choice reaches those.
+    candidates = find_sites(model, trace, unowned=chosen == "paper")
     sites = choose_sites(
         model,
-        # The authors also mask norms that no convolution owns; no other choice reaches those.
-        find_sites(model, trace, unowned=blocks == "paper"),
+        candidates,
         find_blocks(model, trace),
-        chosen=blocks,
+        chosen=chosen,
         p=frozen_p,
         template=template,
         filter_fn=filter_fn,
     )
+    if len(candidates) == 1:
+        _warn_if_only_an_embedding(model, trace, candidates[0].conv)
     return DefectSpec(
-        blocks=blocks if isinstance(blocks, str) else (blocks,) if isinstance(blocks, int) else tuple(blocks),
+        blocks=chosen,
         p=frozen_p,
-        mode=mode,
-        sampling=sampling,
-        seed=seed,
+        mode=template.mode,
+        sampling=template.sampling,
+        seed=template.seed,
         input_size=size,
         sites=sites,
-        span=span,
+        span=template.span,
     )
 
 
@@ -151,6 +185,9 @@ def insert_masks(model: nn.Module, spec: DefectSpec) -> nn.Module:
     Raises:
         AlreadyDefectiveError: ``model`` carries masks.
         SiteError: a site is not in this model.
+
+    Warns:
+        DeadSiteWarning: a site keeps none of its neurons.
     """
     with bare(model) as network:
         _insert_masks(network, spec)
@@ -159,12 +196,18 @@ def insert_masks(model: nn.Module, spec: DefectSpec) -> nn.Module:
 
 def _insert_masks(model: nn.Module, spec: DefectSpec) -> None:
     _check_not_defective(model)
+    if not isinstance(getattr(model, "defect_spec", None), DefectSpec | None):
+        raise SiteError(
+            f"{type(model).__name__} has an attribute 'defect_spec' of its own, where the specification has to go.",
+            fix="give it another name",
+        )
     owners = [_owner(model, site) for site in spec.sites]
-    masks = [_make_mask(model, owner, site) for owner, site in zip(owners, spec.sites, strict=True)]
+    masks = [_make_mask(model, owner, site, spec) for owner, site in zip(owners, spec.sites, strict=True)]
     for owner, site, mask in zip(owners, spec.sites, masks, strict=True):
         _install(owner, site, mask)
     model.defect_spec = spec  # type: ignore[assignment]
     model.register_load_state_dict_pre_hook(_check_masks_in_state_dict)
+    _warn_of_dead_sites(spec, masks)
 
 
 def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -188,7 +231,12 @@ def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 
 def is_defective(model: nn.Module) -> bool:
-    """Whether the model carries at least one defect mask."""
+    """Whether the model carries at least one defect mask.
+
+    Raises:
+        SpecError: it is not a network.
+    """
+    check_model(model)
     return any(isinstance(module, DefectMask2d) for module in model.modules())
 
 
@@ -197,7 +245,9 @@ def defect_spec(model: nn.Module) -> DefectSpec:
 
     Raises:
         NotDefectiveError: surgery has not been here.
+        SpecError: it is not a network.
     """
+    check_model(model)
     for module in model.modules():
         spec = module.__dict__.get("defect_spec")
         if isinstance(spec, DefectSpec):
@@ -233,6 +283,60 @@ def _check_masks_in_state_dict(module: nn.Module, state_dict: dict[str, Any], pr
         )
 
 
+def check_model(model: object) -> None:
+    """Check that a model is a network.
+
+    Raises:
+        SpecError: it is not a ``torch.nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        name = isinstance(model, str)
+        raise SpecError(
+            "The model is not a network.",
+            model if name else type(model).__name__,
+            "a torch.nn.Module",
+            f"build it first, e.g. timm.create_model({model!r})" if name else "pass the network itself",
+        )
+
+
+def _check_two_dimensional(model: nn.Module) -> None:
+    convs = {type(m).__name__: m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    kernels = {parameter.ndim - 2 for m in convs.values() for parameter in m.parameters(recurse=False)} - {-1}
+    if convs and kernels <= {1, 3} and kernels and not any(p.ndim == 4 for p in model.parameters()):
+        raise SiteError(
+            f"{type(model).__name__} has no 2-D convolution, and only these carry masks.",
+            ", ".join(convs),
+            "networks with nn.Conv2d, on images (N, C, H, W)",
+        )
+
+
+def _warn_if_only_an_embedding(model: nn.Module, trace: Trace, conv: str) -> None:
+    """Warn of a network whose one convolution is followed by layers over tokens: a transformer, or a mixer."""
+    batch = trace.nodes[0].shape[0]
+    layers = sum(n.op in ("addmm", "mm", "linear") and math.prod(n.shape[:-1]) > batch for n in trace.nodes)
+    if layers > 1:
+        warnings.warn(
+            f"{type(model).__name__} has one convolution that can carry a mask, {conv!r}, and {layers} linear layers "
+            "over tokens behind it. The method masks the bottom half of a convolutional network; here only the patch "
+            "embedding is masked, and the paper says nothing about that.",
+            PlacementWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_of_dead_sites(spec: DefectSpec, masks: list[DefectMask2d]) -> None:
+    bits = [mask.mask for mask in masks]
+    dead = [site for site, kept in zip(spec.sites, bits, strict=True) if not kept.is_meta and not bool(kept.any())]
+    if dead:
+        shown = ", ".join(f"{site.name!r} ({'x'.join(map(str, site.shape))}, p={site.mask.p:g})" for site in dead[:3])
+        warnings.warn(
+            f"{len(dead)} of {len(masks)} sites keep none of their neurons: {shown}. What lies behind them alone does "
+            "not see the image. Take a larger p, another seed, sampling='exact', or larger images.",
+            DeadSiteWarning,
+            stacklevel=4,
+        )
+
+
 def _check_not_defective(model: nn.Module) -> None:
     if is_defective(model):
         raise AlreadyDefectiveError(
@@ -241,6 +345,19 @@ def _check_not_defective(model: nn.Module) -> None:
             "a model without masks",
             "call dcn_plugin.undefectify(model) first",
         )
+
+
+def _size_of(model: nn.Module, given: tuple[int, int, int] | None, inputs: ModelInputs | None) -> tuple[int, int, int]:
+    if inputs is None:
+        return image_size(model, given)
+    if given is not None and check_chw(given) != inputs.size:
+        raise InputSizeError(
+            "input_size is not the size of the images in example_inputs.",
+            given,
+            str(inputs.size),
+            "leave input_size out",
+        )
+    return inputs.size
 
 
 def image_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -258,7 +375,7 @@ def image_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[in
             f"The input size of {type(model).__name__} is not known, and masks have a size.",
             None,
             "input_size=(C, H, W)",
-            "pass the size of the images the model will see, e.g. input_size=(3, 224, 224)",
+            "pass the size of the images the model will see, e.g. input_size=(3, 224, 224), or example_inputs=",
         )
     return check_chw(tuple(size))
 
@@ -297,7 +414,10 @@ def _owner(model: nn.Module, site: SiteSpec) -> nn.Module:
         owner = model.get_submodule(site.name)
     except AttributeError:
         owner = None
-    fits = owner is not None and (isinstance(owner, nn.Conv2d) if site.slot == "conv" else slot_of(owner) == site.slot)
+    if site.slot == "conv":
+        fits = isinstance(owner, nn.Conv2d) and not taken_by_conv(owner)
+    else:
+        fits = owner is not None and slot_of(owner) == site.slot
     if owner is None or not fits:
         raise SiteError(
             f"{type(model).__name__} has no place for a mask at {site.name!r}.",
@@ -308,11 +428,12 @@ def _owner(model: nn.Module, site: SiteSpec) -> nn.Module:
     return owner
 
 
-def _make_mask(model: nn.Module, owner: nn.Module, site: SiteSpec) -> DefectMask2d:
+def _make_mask(model: nn.Module, owner: nn.Module, site: SiteSpec, spec: DefectSpec) -> DefectMask2d:
     inplace = site.slot == "conv" or owns_output(owner)
     mask = DefectMask2d(site.shape, site.mask, site=site.ordinal, layout=site.layout, inplace=inplace)
     mask.site_spec = site
-    mask.restores = None if site.slot == "norm_act" else type(owner)
+    mask.made_for = "x".join(map(str, spec.input_size))
+    mask.restores = None if site.slot == "norm_act" else bare_class(type(owner))
     mask.train(owner.training)
     like = next((t for t in (*owner.parameters(), *owner.buffers())), None)
     if site.layout == "NCHW" and _is_channels_last(model, site.conv):
@@ -336,7 +457,7 @@ def _install(owner: nn.Module, site: SiteSpec, mask: DefectMask2d) -> None:
         owner.__class__ = masked_conv_class(type(owner))  # type: ignore[arg-type]
     elif site.slot == "norm":
         with_slot(owner)
-    taken = getattr(owner, "drop", None)
+    taken = getattr(owner, "drop", None)  # of a fused norm: a drop layer of its own, or nothing to speak of
     owner.drop = mask if taken is None or isinstance(taken, nn.Identity) else nn.Sequential(taken, mask)
 
 

@@ -10,7 +10,8 @@ depends on what was written.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,9 +22,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dcn_plugin.errors import InputSizeError, TraceError
+from dcn_plugin.errors import DcnError, InputSizeError, TraceError
 
-__all__ = ["Node", "Trace", "dummy_image", "eval_mode", "trace_model"]
+__all__ = [
+    "NORM_OPS",
+    "ExampleInputs",
+    "ModelInputs",
+    "Node",
+    "Trace",
+    "dummy_image",
+    "eval_mode",
+    "explain",
+    "trace_model",
+]
+
+ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""What a model is called with: one image batch, several positional arguments, or keyword arguments."""
 
 Kind = Literal["conv", "norm", "op"]
 _Shape = tuple[int, ...]
@@ -41,6 +55,7 @@ class Node:
         parents: indices of the nodes whose results it read; parameters and constants are no nodes.
         shape: of its (first) result.
         in_shape: of the first result it read, () where there is none.
+        constants: shapes of the other tensors and numbers it read: parameters, buffers and what is computed from them.
     """
 
     index: int
@@ -50,6 +65,7 @@ class Node:
     parents: tuple[int, ...]
     shape: _Shape
     in_shape: _Shape
+    constants: tuple[_Shape, ...] = ()
 
 
 @dataclass
@@ -71,8 +87,18 @@ class Trace:
         """The convolutions in execution order; a site's ordinal is an index into this list."""
         return [node for node in self.nodes if node.kind == "conv"]
 
+    @functools.cached_property
+    def readers(self) -> list[list[int]]:
+        """For every node the indices of those that read it, once all are recorded."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for parent in node.parents:
+                found[parent].append(node.index)
+        return found
 
-_NORM_OPS = ("batch_norm", "group_norm", "layer_norm", "rms_norm", "instance_norm")
+
+NORM_OPS = ("batch_norm", "group_norm", "layer_norm", "rms_norm", "instance_norm")
+"""What the names of operations that normalise contain."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -100,9 +126,9 @@ class _Recorder(TorchDispatchMode):
         if op == "convolution" and args[0].ndim == 4 and not args[6]:
             fixed = _address(args[1]) in self._constants and self.stack[-1] not in self._layers
             kind, op = ("op", "fixed_filter") if fixed else ("conv", op)
-        elif any(name in op for name in _NORM_OPS):
+        elif any(name in op for name in NORM_OPS):
             kind = "norm"
-        node = self.record(kind, op, read, out)
+        node = self.record(kind, op, read, out, self._constants_among(args) if read else ())
         if node is not None and func._schema.is_mutable:
             given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | (kwargs or {})
             for argument in func._schema.arguments:
@@ -118,6 +144,13 @@ class _Recorder(TorchDispatchMode):
                 found.setdefault(node, tuple(value.shape))
         return found
 
+    def _constants_among(self, args: Sequence[Any]) -> tuple[_Shape, ...]:
+        """Shapes of the tensors and numbers in ``args`` that do not come from the image; zero is no constant."""
+        values = [v for v in tree_leaves(args) if isinstance(v, Tensor) or (isinstance(v, float | int) and v != 0)]
+        tensors = [v for v in values if isinstance(v, Tensor)]
+        read = {id(v) for v in tensors if self._source(v) is not None}
+        return tuple(tuple(v.shape) if isinstance(v, Tensor) else () for v in values if id(v) not in read)
+
     def _source(self, value: Tensor) -> int | None:
         node: int | None = self._node_of.get(value)
         if self._written:
@@ -127,38 +160,94 @@ class _Recorder(TorchDispatchMode):
                 node = self.record("op", "overwritten", {n: shape for n in (node, written) if n is not None}, value)
         return node
 
-    def record(self, kind: Kind, op: str, read: dict[int, _Shape], out: Any) -> int | None:
+    def record(
+        self, kind: Kind, op: str, read: dict[int, _Shape], out: Any, constants: tuple[_Shape, ...] = ()
+    ) -> int | None:
         """Add a node for ``out``, unless it holds no tensor or nothing that comes from the image."""
         results = [v for v in tree_leaves(out) if isinstance(v, Tensor)]
         if not results or not (read or kind == "conv"):
             return None
         index = len(self.trace.nodes)
         shape, in_shape = tuple(results[0].shape), next(iter(read.values()), ())
-        self.trace.nodes.append(Node(index, kind, op, self.stack[-1], tuple(read), shape, in_shape))
+        self.trace.nodes.append(Node(index, kind, op, self.stack[-1], tuple(read), shape, in_shape, constants))
         for result in results if read else ():  # a convolution of a constant counts, but leads nowhere
             self._node_of[result] = index
         return index
 
     def start(self, image: Tensor) -> None:
-        """Make the image node 0."""
-        self.trace.nodes.append(Node(0, "op", "input", "", (), tuple(image.shape), ()))
-        self._node_of[image] = 0
+        """Make an input a node; the first one is node 0."""
+        index = len(self.trace.nodes)
+        self.trace.nodes.append(Node(index, "op", "input", "", (), tuple(image.shape), ()))
+        self._node_of[image] = index
 
 
-def trace_model(model: nn.Module, input_size: tuple[int, int, int], *, is_norm: Callable[[nn.Module], bool]) -> Trace:
-    """Run ``model`` once on a dummy image in eval mode and record its data flow.
+@dataclass(frozen=True)
+class ModelInputs:
+    """The arguments of one call of a model."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: ExampleInputs) -> ModelInputs:
+        """Read what a user gave.
+
+        Raises:
+            InputSizeError: there is no batch of images in it: no floating-point tensor (N, C, H, W).
+        """
+        if isinstance(example, Mapping):
+            inputs = cls((), dict(example))
+        else:
+            inputs = cls(tuple(example) if isinstance(example, tuple | list) else (example,))
+        if not inputs._images():
+            raise InputSizeError(
+                "example_inputs holds no batch of images.",
+                [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in inputs.leaves()],
+                "a floating-point tensor (N, C, H, W) among them",
+                "pass what the model is called with: a tuple of positional arguments, or a dict of keyword arguments",
+            )
+        return inputs
+
+    def leaves(self) -> list[Any]:
+        """Everything in the arguments, in their order."""
+        return list(tree_leaves((self.args, dict(self.kwargs))))
+
+    def _images(self) -> list[Tensor]:
+        return [v for v in self.leaves() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim == 4]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(C, H, W) of the first image batch."""
+        channels, height, width = self._images()[0].shape[1:]
+        return channels, height, width
+
+    def feed(self, model: nn.Module) -> Any:
+        """Call the model."""
+        return model(*self.args, **self.kwargs)
+
+
+def trace_model(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    *,
+    is_norm: Callable[[nn.Module], bool],
+    inputs: ModelInputs | None = None,
+) -> Trace:
+    """Run ``model`` once in eval mode and record its data flow.
 
     Args:
-        model: takes (N, C, H, W). Its parameters, buffers and training flags are as before afterwards, and so is
-            the global random state.
+        model: takes (N, C, H, W), or ``inputs``. Its parameters, buffers and training flags are as before afterwards,
+            and so is the global random state.
         input_size: (C, H, W) of the image.
         is_norm: whether a module is a normalisation, to be folded into one node.
+        inputs: what to call it with; by default a dummy image.
 
     Raises:
         InputSizeError: the model's forward fails on an image of this size.
         TraceError: it fails for another reason, or it holds parameters that are not there yet.
     """
     image = dummy_image(model, input_size)
+    inputs = ModelInputs((image,)) if inputs is None else inputs
     recorder = _Recorder(model)
     with contextlib.ExitStack() as undo:
         undo.enter_context(eval_mode(model))
@@ -167,12 +256,14 @@ def trace_model(model: nn.Module, input_size: tuple[int, int, int], *, is_norm: 
         for path, module in model.named_modules():
             for handle in _watch(recorder, path, module, folds=is_norm(module)):
                 undo.callback(handle.remove)
-        recorder.start(image)
+        for value in inputs.leaves():
+            if isinstance(value, Tensor):
+                recorder.start(value)
         try:
             with recorder:
-                out = model(image)
+                out = inputs.feed(model)
         except Exception as error:
-            raise _explain(error, input_size) from error
+            raise explain(error, input_size) from error
     recorder.trace.outputs = tuple(recorder.sources(tree_leaves(_plain(out))))
     return recorder.trace
 
@@ -220,7 +311,8 @@ def _watch(recorder: _Recorder, path: str, module: nn.Module, *, folds: bool) ->
         return []  # its inside is one operation after another without modules; hooks are not allowed there
     return [
         module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, with_kwargs=True),
+        # In front of the model's own hooks: those run behind a mask, so they are no part of the module.
+        module.register_forward_hook(after, with_kwargs=True, prepend=True),
     ]
 
 
@@ -252,7 +344,10 @@ def dummy_image(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
     return image.to(device=like.device, dtype=like.dtype).contiguous()
 
 
-def _explain(error: Exception, input_size: tuple[int, int, int]) -> Exception:
+def explain(error: Exception, input_size: tuple[int, ...]) -> Exception:
+    """The named error for what a model's forward raised on an image of this size."""
+    if isinstance(error, DcnError):
+        return error
     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if isinstance(error, RuntimeError | ValueError | AssertionError):
         return InputSizeError(
@@ -261,4 +356,7 @@ def _explain(error: Exception, input_size: tuple[int, int, int]) -> Exception:
             "a (C, H, W) that the model itself accepts",
             "check the number of channels and the image size",
         )
-    return TraceError(f"The model's forward failed while its structure was being read ({reason}).")
+    fix = None
+    if isinstance(error, TypeError) and "argument" in reason:
+        fix = "pass example_inputs=, a tuple of what the model takes or a dict of its keyword arguments"
+    return TraceError(f"The model's forward failed ({reason}).", fix=fix)

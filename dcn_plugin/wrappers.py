@@ -71,9 +71,12 @@ def bare(model: nn.Module) -> Iterator[nn.Module]:
     compiled modules call no hooks. Afterwards everything is back.
 
     Args:
-        model: a network, or a wrapped one.
+        model: a network, or a wrapped one. Anything else is given back as it is: whoever needs a network says so.
     """
     network = network_in(model)
+    if not isinstance(network, nn.Module):
+        yield network
+        return
     taken: list[tuple[nn.Module, str, nn.Module]] = []
     compiled = [(m, m.__dict__.pop(_COMPILED)) for m in network.modules() if _COMPILED in m.__dict__]
     try:

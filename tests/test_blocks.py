@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import timm
@@ -10,11 +11,12 @@ import timm.layers as tl
 import torch
 import torch.nn.functional as F
 import torchvision
+from timm.layers.norm import SimpleNorm2d
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.blocks import Blocks, find_blocks
-from dcn_plugin.errors import BlockError, SiteError, SpecError
+from dcn_plugin.errors import BlockError, PlacementWarning, SiteError, SpecError
 from dcn_plugin.norms import is_norm
 from dcn_plugin.surgery import plan_defects
 from dcn_plugin.trace import trace_model
@@ -78,7 +80,10 @@ def test_on_timm_models_the_blocks_are_the_stages_of_feature_info() -> None:
 def test_a_stage_without_a_convolution_counts_in_a_vision_transformer() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=5)
     assert names(model, (3, 32, 32)) == ["patch_embed", "blocks.1", "blocks.2", "blocks.3", "blocks.4"]
-    assert chosen(model, input_size=(3, 32, 32)) == ["patch_embed.proj"]
+    with pytest.warns(
+        PlacementWarning, match=r"one convolution .*'patch_embed.proj', and 20 linear layers over tokens"
+    ):
+        assert chosen(model, input_size=(3, 32, 32)) == ["patch_embed.proj"]
     with pytest.raises(SiteError, match="No site is left"):
         chosen(model, "top", input_size=(3, 32, 32))
 
@@ -156,7 +161,7 @@ def test_a_network_that_goes_back_up_has_no_bottom_but_takes_globs() -> None:
     with pytest.raises(BlockError, match=r"goes back up, at 'exit'.*blocks: 0: stem, 1: down\.\.exit"):
         chosen(UNet())
     assert chosen(UNet(), ("enter", "d*")) == ["enter", "down"]
-    assert chosen(UNet(), "all") == ["enter", "down", "exit"]
+    assert chosen(UNet(), "all") == ["enter", "down"]
 
 
 def test_within_a_stage_that_timm_names_a_network_may_go_back_up() -> None:
@@ -191,7 +196,7 @@ def test_a_network_with_one_block_is_refused_with_its_name() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
     with pytest.raises(BlockError, match=r"it has only one block.*blocks: 0: 0\.\.3"):
         chosen(model)
-    assert chosen(model, 0) == ["1", "3"]
+    assert chosen(model, 0) == ["1"]
     assert names(nn.Conv2d(3, 4, 3)) == ["all"]
 
 
@@ -257,10 +262,63 @@ def test_filter_fn_is_asked_for_the_owner_of_each_chosen_mask() -> None:
 
 
 def test_a_place_that_can_carry_no_mask_can_be_left_out() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), SimpleNorm2d(4), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU())
     with pytest.raises(SiteError, match="1 of 2 chosen places in Sequential cannot carry a mask: the norm '1'"):
         chosen(model, "all")
-    assert chosen(model, "all", filter_fn=lambda module, name: not isinstance(module, nn.InstanceNorm2d)) == ["3"]
+    assert chosen(model, "all", filter_fn=lambda module, name: not isinstance(module, SimpleNorm2d)) == ["3"]
+
+
+# What the network returns is no neuron of its own.
+
+
+class Heads(nn.Module):
+    """A dense prediction with an auxiliary output: logits at the images' size, and boxes."""
+
+    def __init__(self, *, last: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 2, 1)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+        self.score = nn.Conv2d(4, 5, 1)
+        self.box = nn.Conv2d(4, 4, 1)
+        self.last = last
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = torch.relu(self.body(torch.relu(self.stem(x))))
+        score = F.interpolate(self.score(features), scale_factor=2, mode="bilinear")
+        return {"out": self.last(score), "aux": [self.box(features).flatten(2).exp().transpose(1, 2)]}
+
+
+@pytest.mark.parametrize(
+    "last", [nn.Identity(), nn.Sigmoid(), nn.Softmax(1), nn.Tanh()], ids=lambda m: type(m).__name__
+)
+@pytest.mark.parametrize("what", ["all", ("*",), 0], ids=str)
+def test_a_convolution_whose_output_is_returned_is_left_out(last: nn.Module, what: Any) -> None:
+    assert chosen(Heads(last=last), what) == ["stem", "body"]
+
+
+def test_a_glob_for_the_output_alone_is_refused_with_the_reason() -> None:
+    with pytest.raises(SiteError, match="returns what 'score', 'box' puts out: a mask there would silence answers"):
+        chosen(Heads(last=nn.Identity()), ("score", "body"))
+
+
+def test_a_convolution_behind_which_a_hidden_activation_lies_is_no_output() -> None:
+    squeezed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    assert chosen(squeezed, "all") == ["0", "2"]
+    embedded = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(5 * 36, 2))
+    assert chosen(embedded, "all", input_size=(3, 8, 8)) == ["0", "2"]
+    class_maps = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert chosen(class_maps, "all") == ["0"]
+
+
+def test_a_network_of_outputs_alone_is_taken_as_it_is() -> None:
+    assert chosen(nn.Sequential(nn.Conv2d(3, 4, 3)), "all") == ["0"]
+
+
+def test_the_logits_of_torchvisions_segmentation_carry_no_masks() -> None:
+    model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+    found = chosen(model, "all", input_size=(3, 32, 32))
+    assert not [name for name in found if "classifier.high" in name or "classifier.low" in name]
+    assert "backbone.0.1" in found and len(found) > 30
 
 
 # The paper's placement.

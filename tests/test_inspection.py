@@ -1,12 +1,13 @@
 """summary reports what is there; verify raises when a mask does not act."""
 
+import numpy as np
 import pytest
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.errors import InputSizeError, MaskLostError
+from dcn_plugin.errors import ImageRangeError, InputSizeError, MaskLostError, MaskShapeError
 from tests.nets import NoNorm, SmallNet, same, shaken, snapshot
 
 SIZE = (3, 16, 16)
@@ -105,6 +106,44 @@ def test_a_hand_written_network_is_verified_on_the_images_it_is_given() -> None:
     dcn.verify(net, torch.rand(1, *SIZE))
     with pytest.raises(InputSizeError, match="images"):
         dcn.verify(net)
+
+
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (np.zeros((1, 3, 16, 16), dtype=np.float32), "ndarray"),
+        ([1], "list"),
+        (torch.zeros(1, *SIZE, dtype=torch.uint8), "torch.uint8"),
+        (torch.rand(*SIZE), r"torch.float32 \(3, 16, 16\)"),
+    ],
+)
+def test_verify_refuses_what_is_no_batch_of_images_by_name(images, got) -> None:
+    with pytest.raises(ImageRangeError, match=rf"{got}.*floating-point tensor \(N, C, H, W\)"):
+        dcn.verify(make(), images)
+
+
+def test_the_hints_of_verify_are_arguments_that_verify_has() -> None:
+    net = nn.Sequential(dcn.DefectiveConv2d(3, 4, 3, output_size=14, site=0), nn.ReLU())
+    with pytest.raises(InputSizeError, match=r"images=.*verify\(model, torch.rand") as caught:
+        dcn.verify(net)
+    assert "input_size" not in str(caught.value)
+    with pytest.raises(InputSizeError, match="one of the two"):
+        dcn.verify(make(), torch.rand(1, *SIZE), example_inputs=torch.rand(1, *SIZE))
+    with pytest.raises(MaskShapeError, match="feed images of 3x16x16"):
+        dcn.verify(make(), torch.rand(1, 3, 20, 20))
+    with pytest.raises(InputSizeError, match=r"expected input.* to have 3 channels"):
+        dcn.verify(make(), torch.rand(1, 1, 16, 16))
+
+
+def test_pruned_channels_are_named_and_no_image_size_is_blamed() -> None:
+    net = make()
+    net.conv1 = nn.Conv2d(3, 6, 3, 1, 1, bias=False)
+    pruned = nn.BatchNorm2d(6)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        setattr(net.bn1, name, getattr(pruned, name))
+    with pytest.raises(MaskShapeError, match=r"other channels.*undefectify\(\) the network before") as caught:
+        dcn.verify(net.eval())
+    assert "images" not in str(caught.value)
 
 
 def test_a_hand_written_network_takes_the_masks_of_another_seed_and_says_so() -> None:

@@ -3,14 +3,16 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import ScaledStdConv2d, StdConv2d
 from torch import nn
 
-from dcn_plugin import DefectiveConv2d, DefectMask2d, MaskSpec, Normalized
+from dcn_plugin import DefectiveConv2d, DefectMask2d, MaskSpec, Normalized, defectify
 from dcn_plugin.convs import masked_conv_class, unmasked_conv_class
 from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
 
@@ -48,6 +50,144 @@ def test_an_activation_of_another_size_is_refused_by_name_and_never_broadcast(si
     flat = DefectMask2d((1, 1, 1), MaskSpec(1))
     with pytest.raises(MaskShapeError):
         flat(torch.zeros(2, *size))
+
+
+def message(layer: DefectMask2d, *shape: int) -> str:
+    with pytest.raises(MaskShapeError) as caught:
+        layer(torch.zeros(shape))
+    return str(caught.value)
+
+
+def test_the_message_about_a_size_names_both_ways_to_masks_of_another_size() -> None:
+    layer = DefectMask2d((4, 5, 5), MaskSpec())
+    layer.made_for = "3x10x10"
+    text = message(layer, 2, 4, 6, 6)
+    assert "feed images of 3x10x10" in text and "input_size=(C, H, W) of defectify()" in text and "img_size=" in text
+
+
+@pytest.mark.parametrize(("layout", "shape"), [("NCHW", (2, 3, 5, 6)), ("NHWC", (2, 5, 6, 3)), ("NLC", (2, 30, 3))])
+def test_the_message_about_channels_does_not_speak_of_images(layout, shape) -> None:
+    text = message(DefectMask2d((4, 5, 6), MaskSpec(), layout=layout), *shape)
+    assert "other channels" in text and "undefectify() the network before its channels are removed" in text
+    assert "image" not in text and "size" not in text
+
+
+def test_an_activation_without_a_batch_is_refused_with_what_is_missing() -> None:
+    assert "feed a batch of images" in message(DefectMask2d((4, 5, 5), MaskSpec()), 4, 5, 5)
+
+
+# Where autograd does not let a tensor be overwritten, it is not.
+
+
+def hooked(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        module.register_full_backward_hook(lambda *_: None)
+    return model
+
+
+def small(**options) -> nn.Module:
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    return defectify(nn.Sequential(*layers, nn.Flatten()), "all", p=0.5, input_size=(3, 8, 8), **options).eval()
+
+
+def written_by_hand(norm: nn.Module | None) -> nn.Module:
+    layer = DefectiveConv2d(3, 4, 3, output_size=6, site=0, p=0.5, norm=norm)
+    return nn.Sequential(layer, nn.ReLU(), nn.Flatten()).eval()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        small,
+        lambda: written_by_hand(None),
+        lambda: written_by_hand(nn.BatchNorm2d(4)),
+        lambda: written_by_hand(nn.Identity()),
+        lambda: written_by_hand(nn.Sequential(nn.BatchNorm2d(4), nn.Sigmoid())),
+        lambda: written_by_hand(nn.InstanceNorm2d(4)),
+    ],
+)
+def test_full_backward_hooks_on_every_module_change_no_gradient(make, training) -> None:
+    torch.manual_seed(0)
+    plain = make().train(training)
+    net = hooked(copy.deepcopy(plain))
+    for model in (plain, net):
+        for module in model.modules():
+            if isinstance(module, DefectMask2d):
+                module.inplace = module.inplace and model is net  # the plain one out of place: the oracle
+    gradients = []
+    for model in (plain, net):
+        x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        model(x).square().sum().backward()
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_without_hooks_the_mask_still_overwrites_what_a_norm_puts_out() -> None:
+    net, seen = small(), []
+    net[1].drop.register_forward_hook(lambda module, args, out: seen.append(out.data_ptr() == args[0].data_ptr()))
+    net(torch.rand(1, 3, 8, 8))
+    assert seen == [True]
+
+
+def test_networks_that_share_weights_can_be_stacked_over_masks_alone() -> None:
+    net, x = small(), torch.rand(2, 3, 8, 8)
+    masks = {key: value for key, value in net.state_dict().items() if key.endswith("mask")}
+    stacked = {key: torch.stack([value, ~value, value | True]) for key, value in masks.items()}
+    together = torch.vmap(lambda own: torch.func.functional_call(net, own, (x,)))(stacked)
+    for i, logits in enumerate(together):
+        own = {key: value[i] for key, value in stacked.items()}
+        assert torch.allclose(logits, torch.func.functional_call(net, own, (x,)), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own rules for jacfwd
+@pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd, torch.func.grad], ids=lambda f: f.__name__)
+def test_derivatives_by_torch_func_are_those_of_backward(transform) -> None:
+    net, x = small(), torch.rand(1, 3, 8, 8)
+    expected = torch.autograd.functional.jacobian(lambda images: net(images).sum(), x)
+    assert torch.allclose(transform(lambda images: net(images).sum())(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [small, lambda: written_by_hand(nn.BatchNorm2d(4))])
+def test_gradient_checkpoints_with_hooks_are_bit_equal(make) -> None:
+    net = make().train()
+    x = torch.rand(2, 3, 8, 8).requires_grad_()
+    for module in net.modules():  # statistics would be taken twice
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    net(x).square().sum().backward()
+    expected = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    torch.utils.checkpoint.checkpoint(hooked(net), x, use_reentrant=False).square().sum().backward()
+    assert all(torch.equal(p.grad, e) for p, e in zip(net.parameters(), expected, strict=True))
+
+
+# Arguments of other types.
+
+
+def test_numbers_of_numpy_and_torch_are_taken() -> None:
+    spec = MaskSpec(np.float32(0.5), seed=np.int64(3))
+    assert spec == MaskSpec(torch.tensor(0.5), seed=3) and type(spec.p) is float and type(spec.seed) is int
+    layer = DefectMask2d((np.int64(4), 5, 6), spec, site=np.int32(2))
+    assert torch.equal(layer.mask, DefectMask2d((4, 5, 6), spec, site=2).mask)
+    square = DefectiveConv2d(3, 4, 3, output_size=5, site=0)
+    assert square.drop.shape == (4, 5, 5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DefectMask2d((4, 5, 5), 0.3),
+        lambda: DefectMask2d((4, 5, 5), MaskSpec(), layout="HWC"),
+        lambda: DefectMask2d((4, 5, 5), MaskSpec(), site="0"),
+        lambda: DefectMask2d("455", MaskSpec()),
+        lambda: DefectiveConv2d(3, 4, 3, output_size="ab", site=0),
+        lambda: DefectiveConv2d(3, 4, 3, output_size=(5, 5), site=0, p="0.3"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused_by_name(make) -> None:
+    with pytest.raises((SpecError, MaskShapeError), match="Allowed: "):
+        make()
 
 
 def test_whole_numbers_are_refused_by_name() -> None:

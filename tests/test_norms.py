@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d as TorchvisionLayerNorm2d
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dcn_plugin.norms import _TWINS, is_norm, layout_of, owns_output, remove_slot, slot_of, with_slot
+import dcn_plugin as dcn
+from dcn_plugin.errors import SiteError
+from dcn_plugin.norms import _TWINS, is_norm, layout_of, owns_output, remove_slot, slot_of, taken_names, with_slot
 from tests.nets import same, shaken, snapshot
 
 WIDTH = 4
@@ -37,6 +39,9 @@ PLAIN: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "BatchNorm2d without statistics": (lambda: nn.BatchNorm2d(WIDTH, track_running_stats=False), False),
     "BatchNorm2d with cumulative statistics": (lambda: nn.BatchNorm2d(WIDTH, momentum=None), False),
     "FrozenBatchNorm2d": (lambda: FrozenBatchNorm2d(WIDTH), False),
+    "InstanceNorm2d": (lambda: nn.InstanceNorm2d(WIDTH), False),
+    "InstanceNorm2d with affine": (lambda: nn.InstanceNorm2d(WIDTH, affine=True), False),
+    "InstanceNorm2d with statistics": (lambda: nn.InstanceNorm2d(WIDTH, track_running_stats=True), False),
     "SplitBatchNorm2d": (lambda: SplitBatchNorm2d(WIDTH, num_splits=2), False),
     "GroupNorm": (lambda: nn.GroupNorm(2, WIDTH), False),
     "GroupNorm without affine": (lambda: nn.GroupNorm(2, WIDTH, affine=False), False),
@@ -145,16 +150,28 @@ def test_a_subclass_with_its_own_forward_has_no_slot_but_is_a_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    "norm", [nn.InstanceNorm2d(4), tl.EvoNorm2dS0(4), tl.FilterResponseNormTlu2d(4), tl.SimpleNorm2d(4)]
+    "norm", [nn.InstanceNorm1d(4), tl.EvoNorm2dS0(4), tl.FilterResponseNormTlu2d(4), tl.SimpleNorm2d(4)]
 )
 def test_a_norm_that_is_not_known_is_recognised_by_its_name(norm: nn.Module) -> None:
     assert is_norm(norm) and slot_of(norm) is None
+
+
+class NormConv2d(nn.Conv2d):
+    """Its name holds "norm", and it convolves."""
+
+
+class WeightNormConv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3, 3, 3))
 
 
 @pytest.mark.parametrize(
     "module",
     [
         nn.Conv2d(3, 4, 3),
+        NormConv2d(3, 4, 3),
+        WeightNormConv(),
         nn.LocalResponseNorm(3),
         tl.ConvNormAct(3, 4),
         tl.NormMlpClassifierHead(4, 0),
@@ -164,6 +181,90 @@ def test_a_norm_that_is_not_known_is_recognised_by_its_name(norm: nn.Module) -> 
 )
 def test_a_module_that_holds_a_norm_or_only_sounds_like_one_is_none(module: nn.Module) -> None:
     assert not is_norm(module)
+
+
+class WithAct(nn.BatchNorm2d):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.act = nn.ReLU()
+
+
+class WithDrop(nn.GroupNorm):
+    def __init__(self, width: int) -> None:
+        super().__init__(2, width)
+        self.drop = 0.1
+
+
+class WithMethod(nn.BatchNorm2d):
+    def gain(self) -> Tensor:
+        return self.weight.abs().mean()
+
+
+class WithReset(nn.GroupNorm):
+    def __init__(self, width: int) -> None:
+        super().__init__(2, width)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 0.5)
+
+
+class WithConstant(nn.InstanceNorm2d):
+    groups = 3
+
+
+class WithProperty(tl.LayerNorm2d):
+    @property
+    def width(self) -> int:
+        return 7
+
+
+def patched() -> nn.Module:
+    norm = nn.BatchNorm2d(WIDTH)
+    norm.forward = lambda x: x + 1  # type: ignore[method-assign]
+    return norm
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: WithAct(WIDTH), "act"),
+        (lambda: WithDrop(WIDTH), "drop"),
+        (lambda: WithMethod(WIDTH), "gain"),
+        (lambda: WithReset(WIDTH), "reset_parameters"),
+        (lambda: WithConstant(WIDTH), "groups"),
+        (lambda: WithProperty(WIDTH), "width"),
+        (patched, "forward"),
+    ],
+)
+def test_what_a_norm_has_of_its_own_is_not_overwritten(make: Callable[[], nn.Module], name: str) -> None:
+    assert slot_of(make()) is None and taken_names(make()) == [name]
+    with pytest.raises(SiteError, match=f"cannot carry a mask.*it has a '{name}' of its own"):
+        dcn.defectify(nn.Sequential(nn.Conv2d(3, WIDTH, 3), make(), nn.ReLU()), "all", input_size=(3, 8, 8))
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm2d, nn.InstanceNorm2d], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_parametrised_norm_keeps_its_parametrisation(make: Callable[..., nn.Module], when: str) -> None:
+    class Positive(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.abs()
+
+    def parametrize(norm: nn.Module) -> None:
+        nn.utils.parametrize.register_parametrization(norm, "weight", Positive())
+
+    plain = nn.Sequential(nn.Conv2d(3, WIDTH, 3), shaken(make(WIDTH, affine=True)), nn.ReLU())
+    reference = copy.deepcopy(plain)
+    parametrize(reference[1])
+    net = dcn.defectify(reference if when == "before" else plain, "all", p=1, input_size=(3, 8, 8))
+    if when == "after":
+        parametrize(net[1])
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(net(x), reference(x))
+    dcn.verify(net)
+    again = dcn.undefectify(net)
+    assert torch.equal(again(x), reference(x)) and type(again[1]).__name__ == type(reference[1]).__name__
+    nn.utils.parametrize.remove_parametrizations(again[1], "weight")
+    assert type(again[1]) is make and torch.equal(again(x), reference(x))
 
 
 def test_the_layout_follows_the_dimension_that_is_normalised() -> None:

@@ -354,7 +354,6 @@ def test_a_module_under_two_names_is_one_site_by_its_first_name() -> None:
 @pytest.mark.parametrize(
     "norm",
     [
-        nn.InstanceNorm2d(4),
         tl.EvoNorm2dS0(4, group_size=2),
         tl.EvoNorm2dB0(4),
         tl.FilterResponseNormTlu2d(4),

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,11 +17,14 @@ from dcn_plugin.errors import (
     AlreadyDefectiveError,
     BlockError,
     DcnError,
+    DeadSiteWarning,
     InputSizeError,
     MaskStateError,
     NotDefectiveError,
+    PlacementWarning,
     SiteError,
     SpecError,
+    TraceError,
 )
 from dcn_plugin.surgery import insert_masks, masks_of, plan_defects
 from tests.nets import NoNorm, Residual, SmallNet, same, shaken, snapshot
@@ -241,6 +245,16 @@ def test_an_image_of_another_size_is_refused_by_name_when_it_is_fed() -> None:
         make()[1](torch.rand(1, 3, 24, 24))
 
 
+def test_a_network_whose_masks_a_tool_dropped_can_be_made_defective_again() -> None:
+    net = make()[1]
+    for name in masked(net):
+        parent, _, child = name.rpartition(".")
+        width = net.get_submodule(name).num_features
+        setattr(net.get_submodule(parent), child, nn.BatchNorm2d(width))
+    assert not dcn.is_defective(net)
+    dcn.verify(dcn.defectify(net, input_size=SIZE))
+
+
 def test_a_plan_for_another_architecture_is_refused_by_name() -> None:
     spec = plan_defects(SmallNet(), input_size=SIZE)
     other = NoNorm()
@@ -322,3 +336,226 @@ def test_a_block_is_a_residual_block_like_any_other() -> None:
     """The site finder sees through a user's own module class."""
     net = dcn.defectify(nn.Sequential(Residual(3, 4, 1), Residual(4, 8, 2)), input_size=SIZE)
     assert masked(net) == ["0.bn1", "0.bn2", "0.shortcut.1"]
+
+
+# --- instance norms ------------------------------------------------------------------------------------------------
+
+
+def with_instance_norms(**options: object) -> nn.Module:
+    def norm(width: int) -> nn.Module:
+        return nn.InstanceNorm2d(width, **options)  # type: ignore[arg-type]
+
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), norm(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 12, 3), norm(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)),
+    )
+
+
+INSTANCE_NORMS = [{}, {"affine": True}, {"track_running_stats": True}, {"affine": True, "track_running_stats": True}]
+
+
+@pytest.mark.parametrize("options", INSTANCE_NORMS, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_norms_carry_masks_behind_them(options, training) -> None:
+    plain = shaken(with_instance_norms(**options)).train(training)
+    net = dcn.defectify(plain, "all", p=0.5, input_size=SIZE)
+    assert masked(net) == ["1", "5"] and set(net.state_dict()) - set(plain.state_dict()) == {
+        "1.drop.mask",
+        "5.drop.mask",
+    }
+    x = torch.rand(3, *SIZE)
+    expected = x
+    for i, layer in enumerate(copy.deepcopy(plain)):
+        expected = layer(expected)
+        if i in (1, 5):
+            expected = expected * net[i].drop.mask
+    assert torch.equal(net(x), expected)
+    for name, buffer in net.named_buffers():
+        if "running" in name and training:
+            assert not torch.equal(buffer, plain.get_buffer(name)), "statistics are taken in training"
+    dcn.verify(net)
+
+
+@pytest.mark.parametrize("options", INSTANCE_NORMS, ids=str)
+def test_with_instance_norms_p_one_is_bit_equal_and_undefectify_exact(options) -> None:
+    plain, x = shaken(with_instance_norms(**options)), torch.rand(3, *SIZE)
+    before = snapshot(plain)
+    whole = dcn.defectify(plain, "all", p=1, input_size=SIZE)
+    for training in (False, True):
+        again = dcn.undefectify(whole.train(training))
+        a, b = copy.deepcopy(plain).train(training), copy.deepcopy(whole)
+        assert torch.equal(a(x), b(x)) and torch.equal(copy.deepcopy(again)(x), copy.deepcopy(plain).train(training)(x))
+        for key, value in a.state_dict().items():
+            assert torch.equal(b.state_dict()[key], value)
+    again = dcn.undefectify(whole.eval())
+    assert snapshot(again)["attributes"] == before["attributes"] and repr(again) == before["repr"]
+    assert same(before, snapshot(plain))
+
+
+def test_state_dicts_pickle_and_script_of_instance_norms() -> None:
+    plain = with_instance_norms(affine=True, track_running_stats=True)
+    net, other = (dcn.defectify(plain, "all", p=0.5, seed=seed, input_size=SIZE).eval() for seed in (0, 1))
+    net.load_state_dict(other.state_dict())
+    x = torch.rand(2, *SIZE)
+    assert torch.equal(net(x), other(x)) and dcn.defect_spec(net).mask_origin == "loaded"
+    net.load_state_dict(shaken(plain).state_dict())
+    assert torch.equal(pickle.loads(pickle.dumps(net))(x), net(x))
+
+
+# --- what a site keeps, and whether this is the method ----------------------------------------------------------------
+
+
+def test_a_site_that_keeps_nothing_is_warned_of_and_shown() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.warns(
+        DeadSiteWarning, match=r"1 of 1 sites keep none of their neurons: '1' \(8x14x14, p=1e-09\)"
+    ) as said:
+        made = dcn.defectify(net, "all", p=1e-9, input_size=SIZE)
+    assert said[0].filename == __file__
+    assert dcn.summary(made).rows[0].kept == 0 and str(dcn.summary(made)).splitlines()[1].endswith("none")
+
+
+@pytest.mark.parametrize("mode", ["channel", "shared"])
+def test_a_small_mask_that_happens_to_keep_nothing_is_warned_of_too(mode) -> None:
+    seed = next(s for s in range(99) if not dcn.sample_mask(dcn.MaskSpec(0.1, mode, seed=s), (4, 2, 2), site=0).any())
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    with pytest.warns(DeadSiteWarning, match="p=0.1"):
+        dcn.defectify(net, "all", p=0.1, mode=mode, seed=seed, input_size=(3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 2}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1)}),
+        ("mixer_s32_224", {}),
+    ],
+)
+def test_a_transformer_or_mixer_with_one_site_gets_a_note(name, options) -> None:
+    net = timm.create_model(name, img_size=64, **options)
+    with pytest.warns(PlacementWarning, match="here only the patch embedding is masked") as said:
+        dcn.defectify(net, "all", input_size=(3, 64, 64))
+    assert said[0].filename == __file__
+
+
+def test_a_cnn_with_one_site_gets_none() -> None:
+    dcn.defectify(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 196, 9), nn.Linear(9, 2)),
+        0,
+        input_size=SIZE,
+    )
+
+
+# --- networks that take more than images ------------------------------------------------------------------------------
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.depth = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(1, 8, 3, padding=1)
+        self.norm, self.late, self.late_norm = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(10, 4)
+
+    def forward(self, image: torch.Tensor, depth: torch.Tensor, meta: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.image(image) + self.depth(depth)))
+        return self.fc(torch.cat([torch.relu(self.late_norm(self.late(x))).mean((2, 3)), meta], 1))
+
+
+EXAMPLE = (torch.rand(2, *SIZE), torch.rand(2, 1, 16, 16), torch.rand(2, 2))
+
+
+@pytest.mark.parametrize(
+    "example", [EXAMPLE, list(EXAMPLE), dict(zip(("image", "depth", "meta"), EXAMPLE, strict=True))], ids=type
+)
+def test_a_network_that_takes_more_than_images_is_read_with_example_inputs(example) -> None:
+    net = dcn.defectify(TwoInputs(), "all", p=0.5, example_inputs=example)
+    spec = dcn.defect_spec(net)
+    assert spec.input_size == SIZE
+    assert [(site.name, site.conv, site.ordinal) for site in spec.sites] == [
+        ("norm", "depth", 1),
+        ("late_norm", "late", 2),
+    ]
+    dcn.verify(net, example_inputs=example)
+    with pytest.raises(TraceError, match=r"missing 2 required.*example_inputs="):
+        dcn.verify(net)
+    assert torch.equal(
+        dcn.defectify(TwoInputs(), "all", p=0.5, example_inputs=EXAMPLE).norm.drop.mask, net.norm.drop.mask
+    )
+
+
+def test_one_batch_of_images_is_an_example_too_and_gives_the_input_size() -> None:
+    net = dcn.defectify(SmallNet(), p=0.5, example_inputs=torch.rand(2, *SIZE))
+    other = dcn.defectify(SmallNet(), p=0.5, input_size=SIZE)
+    assert dcn.defect_spec(net) == dcn.defect_spec(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"input_size": SIZE}, TraceError, r"missing 2 required.*example_inputs="),
+        ({"example_inputs": EXAMPLE, "input_size": (3, 8, 8)}, InputSizeError, "not the size of the images"),
+        ({"example_inputs": (1, "x")}, InputSizeError, "no batch of images.*tuple of positional"),
+        ({"example_inputs": 5}, InputSizeError, "no batch of images"),
+    ],
+)
+def test_example_inputs_that_do_not_fit_are_refused_by_name(options, error, match) -> None:
+    with pytest.raises(error, match=match):
+        dcn.defectify(TwoInputs(), **options)
+
+
+# --- arguments of other types -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [[3, 16, 16], np.array(SIZE), torch.tensor(SIZE), torch.Size(SIZE), tuple(map(np.int64, SIZE))]
+)
+@pytest.mark.parametrize("p", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), np.array(0.5)], ids=repr)
+@pytest.mark.parametrize("blocks", [0, np.int64(0), torch.tensor(0), [0], np.array([0]), range(1), {0}], ids=repr)
+def test_numbers_of_numpy_and_torch_mean_what_they_say(size, p, blocks) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 196, 2))
+    spec = plan_defects(net, blocks, p, input_size=size, seed=np.int32(4))
+    assert spec == plan_defects(net, (0,), 0.5, input_size=SIZE, seed=4)
+    assert dcn.DefectSpec.from_json(spec.to_json()) == spec
+
+
+WRONG: dict[str, tuple[dict[str, object], type[DcnError], str]] = {
+    "p as text": ({"p": "0.3"}, SpecError, "keep probability"),
+    "p as a list": ({"p": [0.3]}, SpecError, "keep probability"),
+    "p for a block that is none": ({"p": {1.5: 0.3}}, SpecError, "block that is none"),
+    "p in the place of blocks": ({"blocks": 0.3}, BlockError, "write p=0.3"),
+    "blocks as bytes": ({"blocks": b"bottom"}, BlockError, "neither words nor numbers"),
+    "blocks in blocks": ({"blocks": [[0]]}, BlockError, "neither words nor numbers"),
+    "no blocks": ({"blocks": None}, BlockError, "neither words nor numbers"),
+    "mode as a list": ({"mode": ["neuron"]}, SpecError, "Unknown mode"),
+    "mode as an array": ({"mode": np.array(["neuron", "channel"])}, SpecError, "Unknown mode"),
+    "seed as text": ({"seed": "1"}, SpecError, "seed"),
+    "a filter that is no function": ({"filter_fn": "norm"}, SpecError, "filter_fn"),
+    "size as text": ({"input_size": "3,16,16"}, InputSizeError, "\\(C, H, W\\)"),
+    "size with a batch": ({"input_size": (2, 3, 16, 16)}, InputSizeError, "leave the batch size out: \\(3, 16, 16\\)"),
+    "an array of sizes": ({"input_size": np.zeros((9, 9))}, InputSizeError, "ndarray \\(9, 9\\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_arguments_of_the_wrong_type_are_refused_by_name(case) -> None:
+    options, error, match = WRONG[case]
+    with pytest.raises(error, match=match):
+        dcn.defectify(SmallNet(), **{"input_size": SIZE, **options})
+
+
+@pytest.mark.parametrize(
+    "call", [dcn.defectify, dcn.undefectify, dcn.is_defective, dcn.defect_spec, dcn.summary, dcn.verify]
+)
+@pytest.mark.parametrize(
+    ("model", "match"), [("resnet18", r"timm.create_model\('resnet18'\)"), ([1], "'list'"), (None, "None")]
+)
+def test_what_is_no_network_is_refused_by_name(call, model, match) -> None:
+    with pytest.raises(SpecError, match=match):
+        call(model)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 3), nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(3, 4, 3)])
+@pytest.mark.parametrize("size", [(3, 16, 16), (3, 8, 16, 16)])
+def test_a_network_without_2d_convolutions_is_told_that_only_these_carry_masks(layer, size) -> None:
+    with pytest.raises(SiteError, match=f"no 2-D convolution, and only these carry masks.*{type(layer).__name__}"):
+        dcn.defectify(nn.Sequential(layer, nn.ReLU()), input_size=size)

@@ -38,7 +38,8 @@ from dcn_plugin.models.timm_weights import (
     tell_unused,
     weight_source,
 )
-from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, check_chw, freeze_p
+from dcn_plugin.selection import freeze_blocks
+from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, check_chw, freeze_p, plain_number
 from dcn_plugin.surgery import insert_masks, plan_defects
 from dcn_plugin.weights import fitting
 
@@ -71,7 +72,13 @@ class _Defects:
         if isinstance(self.p, Mapping):  # JSON, in which timm saves options, makes strings of block numbers
             numbered = {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in self.p.items()}
             object.__setattr__(self, "p", numbered)
-        freeze_p(self.p, like=MaskSpec(1.0, self.mode, self.sampling, self.seed, self.span))
+        template = MaskSpec(1.0, self.mode, self.sampling, self.seed, self.span)
+        frozen = freeze_p(self.p, like=template)
+        # timm saves these options as JSON, which knows no NumPy numbers and no tensors.
+        object.__setattr__(self, "p", dict(frozen) if isinstance(frozen, tuple) else frozen)
+        object.__setattr__(self, "blocks", freeze_blocks(self.blocks))
+        object.__setattr__(self, "seed", template.seed)
+        object.__setattr__(self, "span", template.span)
 
     def plan(self, model: nn.Module, size: tuple[int, int, int]) -> DefectSpec:
         return plan_defects(
@@ -180,15 +187,12 @@ def _build(
 
 
 def _input_size(cfg: PretrainedCfg, img_size: int | Sequence[int] | None, in_chans: int) -> tuple[int, int, int]:
-    if img_size is None:
-        height, width = cfg.input_size[1:]
-    elif isinstance(img_size, int) and not isinstance(img_size, bool):
-        height = width = img_size
-    elif isinstance(img_size, Sequence) and not isinstance(img_size, str) and len(img_size) == 2:
-        height, width = img_size
-    else:
+    given = plain_number(cfg.input_size[1:] if img_size is None else img_size)
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = (given, given)
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
         raise InputSizeError("img_size is neither a side nor (H, W).", img_size, "e.g. 64 or (64, 96)")
-    return check_chw((in_chans, height, width))
+    return check_chw((in_chans, *given))
 
 
 def _build_base(base: str, cfg: PretrainedCfg, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:

@@ -60,6 +60,25 @@ def test_gradient_checkpointing_of_timm(name: str) -> None:
     dcn.verify(model)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", [n for n in NETS if n != "batch norm"])  # that one adds in place: `x += shortcut`
+def test_full_backward_hooks_on_every_module(name: str, training: bool) -> None:
+    model = make(name).train(training)
+
+    def call(images: Tensor) -> Any:
+        return model(images.detach().requires_grad_())
+
+    expected = gradients(model, call=call)
+    for module in model.modules():
+        module.register_full_backward_hook(lambda *_: None)
+        if not isinstance(module, dcn.DefectMask2d) and hasattr(module, "inplace"):
+            module.inplace = False  # torch refuses these hooks around what works in place, masks or not
+    found = gradients(model, call=call)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert_masks_act(model, call=call)
+    dcn.verify(model)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", NETS)
 def test_gradient_checkpointing_of_torch(name: str, reentrant: bool) -> None:

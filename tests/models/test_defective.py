@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -181,6 +182,20 @@ def test_timm_knows_the_size_that_the_masks_were_made_for(img_size, size) -> Non
     assert model.default_cfg is model.pretrained_cfg
     assert get_model_input_config(model)["input_size"] == (1, *size)
     assert resolve_model_data_config(model, use_test_size=True)["input_size"] == (1, *size)
+
+
+def test_images_of_another_size_are_told_of_img_size() -> None:
+    model = timm.create_model(NAME, p=0.3, num_classes=10)
+    with pytest.raises(MaskShapeError, match=r"feed images of 3x176x176.*img_size= of timm's") as caught:
+        model(torch.rand(2, 3, 32, 32))
+    assert "timm.create_model('defective_resnet18', img_size=32)" in str(caught.value)
+
+
+def test_numbers_of_numpy_and_torch_are_options_too() -> None:
+    model = create(p=np.float32(0.5), seed=np.int64(3), blocks=np.int64(0), img_size=np.int64(SIZE))
+    assert dcn.defect_spec(model) == dcn.defect_spec(create(p=0.5, seed=3, blocks=(0,), img_size=SIZE))
+    mapped = create(blocks=[0, 1], p={np.int64(0): torch.tensor(0.5), 1: 0.25})
+    assert dcn.defect_spec(mapped) == dcn.defect_spec(create(blocks=(0, 1), p={0: 0.5, 1: 0.25}))
 
 
 def test_without_img_size_the_tag_decides() -> None:
@@ -473,6 +488,9 @@ def test_modules_that_do_not_match_the_full_network_are_refused() -> None:
         (dict(img_size=(3, 32, 32)), InputSizeError),
         (dict(img_size=(32.0, 32)), InputSizeError),
         (dict(img_size=True), InputSizeError),
+        (dict(p="0.3"), SpecError),
+        (dict(blocks=0.3), BlockError),
+        (dict(mode=["neuron"]), SpecError),
         (dict(pretrained=True), PretrainedError),
         (dict(pretrained=True, pretrained_cfg_overlay=dict(file="/nowhere/model.safetensors")), PretrainedError),
         (dict(init_from="base", pretrained_cfg_overlay=dict(file="/nowhere/model.safetensors")), PretrainedError),
