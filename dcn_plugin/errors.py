@@ -21,6 +21,7 @@ __all__ = [
     "MaskShapeError",
     "MaskStateError",
     "MissingExtraError",
+    "MixedBatchWarning",
     "ModelOutputError",
     "NotDefectiveError",
     "PretrainedError",
@@ -132,3 +133,7 @@ class RecordError(DcnError, ValueError):
 
 class MissingExtraError(DcnError, ImportError):
     """An optional dependency is needed that is not installed."""
+
+
+class MixedBatchWarning(UserWarning):
+    """What a network says about an image depends on the other images of its batch."""

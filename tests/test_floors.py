@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "F0": (("errors", "specs"), ("files",)),
     "F1": (("masks",), ("archive",)),
-    "F2": (("norms", "convs", "layers", "wrappers", "trace", "sites", "blocks", "selection"),),
+    "F2": (("norms", "convs", "layers", "wrappers", "trace", "independence", "sites", "blocks", "selection"),),
     "F3": (("surgery", "inspection", "checkpoint", "engine/"),),
     "F4": (("models/",), ("data/",), ("attacks/",)),
     "F5": (("evaluate/", "training/", "pretrained/"), ("adapters/",)),

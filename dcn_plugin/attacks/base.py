@@ -29,6 +29,7 @@ from dcn_plugin.attacks.checks import (
 )
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import ImageRangeError, SpecError
+from dcn_plugin.independence import warn_if_mixed
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["Attack", "AttackResult", "AttackRun", "Rows", "Status"]
@@ -273,6 +274,8 @@ class Attack(ABC):
             _progress_bar(self.name, len(images), show=progress) as tell,
         ):
             images, labels = images.detach().clone(), labels.detach().clone().long()
+            # Not a question to a model of which the attack sees decisions alone, and counts them.
+            warn_if_mixed(model, images, probe=not self.decision_based)
             starts = None if starting_points is None else starting_points.detach().clone()
             parts = [
                 self._attack_batch(

@@ -13,6 +13,7 @@ from dcn_plugin.data import LabelledImages
 from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.environment import hardware
 from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
+from dcn_plugin.independence import warn_if_mixed
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["correct", "correct_on", "device_of", "logits_of", "predict", "ran_on"]
@@ -60,6 +61,7 @@ def logits_of(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: 
         ModelOutputError: the model does not return finite (N, classes) logits.
     """
     device = device_of(model)
+    warn_if_mixed(model, images[:1].to(device), name=name)
     said: list[Tensor] = []
     with eval_mode(model):
         for batch in images.split(batch_size):
