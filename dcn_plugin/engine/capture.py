@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -55,15 +54,15 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
 
 
 def _check_batch(program: torch.export.ExportedProgram, model: nn.Module) -> None:
-    """Refuse a graph that was traced for some batch sizes alone, whose checks of that the simplified graph leaves out."""
+    """Refuse a graph that holds for some batch sizes alone; the simplified graph leaves out its checks of that."""
     (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in _inputs(program))
     size = image.meta["val"].shape[0]
     # Where the number of images decides on what is computed, torch.export fixes it, or keeps to one side of a branch.
     free = isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
-    if not free or any(isinstance(one.upper, sympy.Integer) for one in program.range_constraints.values()):
+    if not free or any(one.upper.is_Integer for one in program.range_constraints.values()):
         raise TraceError(
-            f"What {type(model).__name__} computes depends on the number of images in the batch, so that no graph holds "
-            "for every batch size.",
+            f"What {type(model).__name__} computes depends on the number of images in the batch: no graph holds for "
+            "every batch size.",
             fix="use the model as it is; it computes the same",
         )
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import sympy
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-__all__ = ["first_mixing"]
+from dcn_plugin.errors import TraceError
+
+__all__ = ["check_graph", "first_mixing"]
 
 
 def first_mixing(graph: fx.Graph) -> fx.Node | None:
@@ -24,6 +25,42 @@ def first_mixing(graph: fx.Graph) -> fx.Node | None:
         graph: see :func:`dcn_plugin.engine.capture.capture`.
     """
     return _Prover(graph).run()
+
+
+def check_graph(model: nn.Module, graph: nn.Module, images: Tensor, *, exact: bool) -> bool:
+    """Compare a graph to its model by numbers, and tell whether the model answers image by image as it does a batch.
+
+    Args:
+        model: (N, C, H, W) -> a tensor.
+        graph: the same.
+        images: some that are not alike.
+        exact: whether the model answers the same each time, so that the graph must, too.
+
+    Raises:
+        TraceError: the graph computes something else.
+    """
+    with torch.no_grad():
+        expected = model(images)
+        if not isinstance(expected, Tensor):
+            return False
+        if exact and _far(expected, graph(images)):
+            raise TraceError(
+                f"The graph that was traced from {type(model).__name__} computes something else for a batch of "
+                f"{len(images)} images.",
+                fix="use the model as it is",
+            )
+        try:
+            return not _far(expected, torch.cat([model(one) for one in images.split(1)]))
+        except (RuntimeError, ValueError):  # a network that normalises by its batch may refuse a single image
+            return False
+
+
+def _far(one: Tensor, other: Tensor) -> bool:
+    """Further apart than rounding, which another batch size may bring about, can put them."""
+    if one.shape != other.shape:
+        return True
+    limit = 1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2
+    return float((one - other).abs().max()) > limit * float(one.abs().max())
 
 
 class _NotProven(Exception):
@@ -64,7 +101,9 @@ class _Prover:
         _require(node.op == "call_function" and not (drawn and _arguments(node).get("dropout_p") != 0.0))
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
             # A number: that of the images, or what follows from it.
-            _require(all(self._is_size(one) or node.target is torch.ops.aten.sym_size.int for one in node.all_input_nodes))
+            _require(
+                all(self._is_size(one) or node.target is torch.ops.aten.sym_size.int for one in node.all_input_nodes)
+            )
             return _SIZE
         axis = self._rule(node)
         for shape in _shapes(node):
@@ -155,7 +194,9 @@ def _reshaped(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node])
     """The order of the values stays: the images lie along the axis with as many values before it."""
     axis, before, after = prover.alone(read[:1], node), _shape(read[0]), _shape(node)
     found = [at for at, size in enumerate(after) if isinstance(size, torch.SymInt)]
-    _require(len(found) == 1 and math.prod(map(_expression, before[:axis])) == math.prod(map(_expression, after[: found[0]])))
+    _require(
+        len(found) == 1 and math.prod(map(_expression, before[:axis])) == math.prod(map(_expression, after[: found[0]]))
+    )
     return found[0]
 
 
@@ -244,12 +285,11 @@ _RULES: dict[frozenset[str], Rule] = {
     for names, rule in {
         "clone contiguous to _to_copy alias detach dropout feature_dropout alpha_dropout hardswish hardsigmoid prelu "
         "hardtanh relu6 selu celu softplus threshold nan_to_num type_as": _behind(0),
-        "avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d": _behind(1),
+        "linear avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d": _behind(1),
         "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices upsample_nearest2d "
         "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d "
         "replication_pad2d": _behind(2),
         "pixel_shuffle pixel_unshuffle channel_shuffle im2col max_pool3d avg_pool3d adaptive_avg_pool3d": _behind(3),
-        "linear": _behind(1),
         "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution group_norm "
         "instance_norm": _first_axis,
         "batch_norm": _batch_norm,
@@ -269,12 +309,10 @@ _RULES: dict[frozenset[str], Rule] = {
         "einsum": _einsum,
     }.items()
 }
-_UNIFORM = frozenset(
-    "zeros ones full new_zeros new_ones new_full zeros_like ones_like full_like expand view reshape to _to_copy clone "
-    "contiguous".split()
-)
+_CREATED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
+_UNIFORM = frozenset((*_CREATED, "expand", "view", "reshape", "to", "_to_copy", "clone", "contiguous"))
 """Make the same values for every image out of nothing that depends on the images."""
-_SIZED = _UNIFORM | frozenset("flatten unflatten _unsafe_view".split())
+_SIZED = _UNIFORM | {"flatten", "unflatten", "_unsafe_view"}
 """May be told how many images there are: it decides on a shape, and not on a value."""
 
 
@@ -285,7 +323,9 @@ def _require(proven: bool) -> None:
 
 def _name(node: fx.Node) -> str:
     schema = getattr(node.target, "_schema", None)
-    return str(getattr(node.target, "__name__", node.target)) if schema is None else str(schema.name).rpartition("::")[2]
+    return (
+        str(getattr(node.target, "__name__", node.target)) if schema is None else str(schema.name).rpartition("::")[2]
+    )
 
 
 def _is_pointwise(node: fx.Node) -> bool:
@@ -325,4 +365,4 @@ def _shape(node: fx.Node) -> Any:
 
 
 def _expression(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    return size.node.expr if isinstance(size, torch.SymInt) else size

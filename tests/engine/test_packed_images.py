@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import measured, ops
+from dcn_plugin.engine import ladder, measured, ops
 from dcn_plugin.engine import model as engine_model
 from dcn_plugin.engine.capture import capture
+from dcn_plugin.engine.clock import Compared
 from dcn_plugin.engine.liveness import live_neurons
 from dcn_plugin.engine.measured import Measured
 from dcn_plugin.engine.packed_images import IMAGES_CONV, can_pack, images_conv
@@ -105,7 +106,8 @@ def rigged(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if rows never paid and packing always halved the time."""
     monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e6)
     monkeypatch.setattr(Measured, "_on_images", lambda self, step, packed=False: 1.0 if packed else 2.0)
-    monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 1))
+    monkeypatch.setattr(engine_model, "raced", lambda *_: Compared(2.0, 2.0, 1.0))
+    monkeypatch.setattr(ladder, "raced", lambda *_: Compared(2.0, 2.0, 1.0))
     monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
 
 
@@ -179,7 +181,7 @@ def test_packing_that_gains_nothing_is_left(rigged: None, monkeypatch: pytest.Mo
 @needs_c
 def test_a_graph_that_lost_does_not_race_again(rigged: None, monkeypatch: pytest.MonkeyPatch) -> None:
     raced = []
-    monkeypatch.setattr(engine_model, "_race", lambda *_: raced.append(1) or (1.0, 0.99, 1))
+    monkeypatch.setattr(engine_model, "raced", lambda *_: raced.append(1) or Compared(1.01, 1.0, 0.99))
     assert IMAGES_CONV not in convolutions(compacted())
     assert len(raced) == 1
 
