@@ -47,7 +47,7 @@ def images_conv(
         (N, O, H', W') in channels_last memory format.
     """
     plain = (stride, padding, dilation, groups)
-    # One input channel lies in memory alike in every format; oneDNN then reads beside it at some strides (torch 2.9).
+    # One input channel lies in memory alike in every format; oneDNN then reads beside it at some strides (torch 2.14).
     if not len(x) or x.shape[1] == 1:
         return _channels_last(F.conv2d(x, weight, bias, *plain))
     x = _channels_last(x)
