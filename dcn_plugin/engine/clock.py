@@ -57,7 +57,10 @@ def compared(plain: Call, other: Call, device: torch.device) -> Compared:
             return _told(rounds, _quartile(rounds, 0))
     with alone():
         rounds = _rounds(plain, other, device)
-    return _told(rounds, min(_quartile(rounds, 0) / DOUBT, _quartile(_rounds(plain, other, device), 2)))
+    gain = _quartile(rounds, 0) / DOUBT
+    if gain >= 1:
+        gain = min(gain, _quartile(_rounds(plain, other, device, most=LEAST_ROUNDS), 2))
+    return _told(rounds, gain)
 
 
 def sure_gain(plain: Call, other: Call, device: torch.device) -> float:
@@ -73,11 +76,11 @@ def _quartile(rounds: list[tuple[float, float]], number: int) -> float:
     return statistics.quantiles([plain / other for plain, other in rounds], n=4)[number]
 
 
-def _rounds(plain: Call, other: Call, device: torch.device) -> list[tuple[float, float]]:
+def _rounds(plain: Call, other: Call, device: torch.device, *, most: int = MOST_ROUNDS) -> list[tuple[float, float]]:
     """Seconds of both calls in each round; the order turns from one to the next."""
     repeats = [_repeats(call, device) for call in (plain, other)]
     rounds: list[tuple[float, float]] = []
-    while len(rounds) < MOST_ROUNDS:
+    while len(rounds) < most:
         taken = {}
         for at in (0, 1) if len(rounds) % 2 == 0 else (1, 0):
             taken[at] = _seconds((plain, other)[at], repeats[at], device)
@@ -113,7 +116,7 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def timed(run: Call, device: torch.device, *, least_calls: int = 5, least_ms: float = 20.0) -> float:
+def timed(run: Call, device: torch.device, *, least_calls: int = 3, least_ms: float = 10.0) -> float:
     """Milliseconds of a call: the least of some, which other programs disturb least.
 
     Args:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def compared(model: nn.Module, options: Options, *, busy: int) -> dict[str, Any]
         images = noise(count, *defect_spec(model).input_size, seed=options.seed)
         with torch.no_grad():
             error = relative_error(model(images), fast(images))
-            timed = alternate({"model": lambda: model(images), "compact": lambda: fast(images)}, rounds=options.rounds)
+            calls = {"model": partial(model, images), "compact": partial(fast, images)}
+            timed = alternate(calls, rounds=options.rounds)
         low, high = (1 / one for one in reversed(timed["compact"].quartiles))
         found["batches"][str(count)] = {
             "model_ms": timed["model"].median_ms,
