@@ -48,12 +48,17 @@ def compact(
     for each neuron that exists; the others run as before, with batch norm folded into the convolutions. Which neurons
     do not exist follows from the masks and the graph of the model, never from observed zeros.
 
+    Under "auto" the whole is raced against the model as it is, at batch sizes from 1 to ``batch_size``, and runs only
+    at those where it is not slower; at the others the model runs on images, batch norm folded, or as it is. On a busy
+    machine the CPU time of one thread counts, and a small gain is not taken. Batches are cut into chunks only if the
+    graph proves that the network keeps the images of a batch apart.
+
     Args:
         model: defective, in evaluation mode, images (N, C, H, W) -> a tensor; not changed.
         backend: "auto" takes the fastest one at hand, measures every layer that might gain, and leaves on images what
             is faster there. "reference" (plain PyTorch, slow, float64 too), "c" (CPU) and "triton" (GPU) run every
             layer that has something to skip, without measuring.
-        batch_size: that is measured with; None: 64, or 16 for large images.
+        batch_size: the largest that is measured; None: 64, or 16 for large images.
         max_packed_bytes: most memory for the lists of rows and for weights that are laid out anew.
         input_size: (C, H, W) of the images; needed for a network of :class:`DefectiveConv2d` layers, which does not
             know it.
@@ -67,7 +72,7 @@ def compact(
             be used here, or not even one layer fits into ``max_packed_bytes``.
         SpecError: an argument is out of range.
         InputSizeError: ``input_size`` is needed, or not that of the model.
-        TraceError: torch.export cannot follow the model.
+        TraceError: torch.export cannot follow the model, or its graph does not hold for every batch size.
 
     Source: paper, section 1: defective CNNs "can save a lot of computation and storage".
     """
@@ -127,8 +132,8 @@ def _compacted(
         layers=_layers(steps, live, choice, measured, used),
         backend=used if used is not None and choice.on_rows else "dense",
         batch_size=batch,
-        dense_ms=None if raced is None else raced.ladder[-1].model_ms,
-        compact_ms=None if raced is None else raced.ladder[-1].best_ms,
+        dense_ms=None if raced is None else raced.ladder[-1].model_ms or None,
+        compact_ms=None if raced is None else raced.ladder[-1].best_ms or None,
         least_batch=1 if raced is None else _least_batch(ways, batch),
         ways=ways,
         chunk=None if raced is None else raced.chunk,
@@ -168,7 +173,7 @@ def _check(model: nn.Module, backend: str, batch_size: int | None, budget: int) 
         raise CompactError(
             "A model is compacted as it is evaluated, but this one is in training mode.",
             training or type(model).__name__,
-            fix="call model.eval() first",
+            fix="call model.eval() first; a module that stays in training mode then cannot be made compact",
         )
 
 

@@ -52,6 +52,17 @@ def test_the_result_and_the_gradient_are_those_of_conv2d(layer: Layer, with_bias
         ops.forget([weight])
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 17])
+def test_grey_images_are_convolved_as_they_are(outputs: int) -> None:
+    # oneDNN read beside a single input channel at this stride and size, and answered with what lay there.
+    x, weight = torch.randn(2, 1, 4, 4), torch.randn(outputs, 1, 3, 3)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    for _ in range(5):
+        made = images_conv(x, weight, None, [1, 2], [0, 0], [1, 1], 1)
+        torch.testing.assert_close(made, F.conv2d(x, weight, None, (1, 2)))
+    ops.forget([weight])
+
+
 # opcheck itself reads the .grad of a tensor that is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_it_is_a_proper_operator() -> None:
