@@ -88,8 +88,8 @@ def _differs(model: nn.Module, images: Tensor) -> bool:
 def _answers(model: nn.Module, images: Tensor) -> Tensor | None:
     """What the network says about the first image, as float64."""
     devices = [images.device] if images.device.type == "cuda" else []
+    # Every question draws from the global generators as they are now, and gives them back so.
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
         # Not through the hooks: who counts what a model is asked counts the questions of the run.
         said = model.forward(images)
     ok = isinstance(said, Tensor) and said.is_floating_point() and said.ndim >= 2 and len(said) == len(images)

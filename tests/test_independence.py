@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
-from dcn_plugin.attacks import PGD, HopSkipJump
+from dcn_plugin.attacks import PGD, Attack, HopSkipJump
 from dcn_plugin.errors import MixedBatchWarning
 from dcn_plugin.evaluate.predict import predict
 from dcn_plugin.independence import mixes_batch, warn_if_mixed
@@ -120,20 +120,27 @@ def test_hooks_of_who_counts_questions_are_not_called() -> None:
     assert counted == [3]
 
 
-def test_evaluators_and_attacks_warn() -> None:
-    labels = torch.tensor([0, 1, 2])
-    for run in (lambda net: predict(net, images()), lambda net: PGD(8 / 255, steps=1)(net, images(), labels)):
-        with pytest.warns(MixedBatchWarning):
-            run(Net(MIXED["mean"]()))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            run(Net(nn.ReLU()))
+def test_evaluators_warn() -> None:
+    with pytest.warns(MixedBatchWarning):
+        predict(Net(MIXED["mean"]()), images())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(Net(nn.ReLU()), images())
 
 
-def test_a_model_of_which_decisions_alone_are_seen_is_not_asked_more_than_is_counted() -> None:
-    net = Net(nn.ReLU())
-    found = HopSkipJump(max_queries=30)(net, images(), torch.tensor([0, 1, 2]))
+@pytest.mark.parametrize("attack", [PGD(8 / 255, steps=1), HopSkipJump(max_queries=30)])
+def test_attacks_warn_and_ask_nothing_that_is_not_counted(attack: Attack) -> None:
+    net, labels = Net(nn.ReLU()), torch.tensor([0, 1, 2])
+    found = attack(net, images(), labels)
     assert sum(net.calls) == int(found.queries.sum())
     seen = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), net)
     with pytest.warns(MixedBatchWarning, match=r"'0' \(BatchNorm2d\)"):
-        HopSkipJump(max_queries=30)(seen, images(), torch.tensor([0, 1, 2]))
+        attack(seen, images(), labels)
+
+
+def test_an_attack_warns_of_what_an_evaluator_has_seen() -> None:
+    net = Net(MIXED["mean"]())
+    with pytest.warns(MixedBatchWarning):
+        predict(net, images())
+    with pytest.warns(MixedBatchWarning):
+        PGD(8 / 255, steps=1)(net, images(), torch.tensor([0, 1, 2]))

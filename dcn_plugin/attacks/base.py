@@ -274,8 +274,6 @@ class Attack(ABC):
             _progress_bar(self.name, len(images), show=progress) as tell,
         ):
             images, labels = images.detach().clone(), labels.detach().clone().long()
-            # Not a question to a model of which the attack sees decisions alone, and counts them.
-            warn_if_mixed(model, images, probe=not self.decision_based)
             starts = None if starting_points is None else starting_points.detach().clone()
             parts = [
                 self._attack_batch(
@@ -290,6 +288,8 @@ class Attack(ABC):
                 )
                 for i in range(0, len(images), batch_size)
             ]
+            # The model is not asked about it: every question of an attack is counted.
+            warn_if_mixed(model, images, probe=False)
         return AttackResult(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackResult)))
 
     def _attack_batch(

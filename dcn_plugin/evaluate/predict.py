@@ -61,13 +61,13 @@ def logits_of(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: 
         ModelOutputError: the model does not return finite (N, classes) logits.
     """
     device = device_of(model)
-    warn_if_mixed(model, images[:1].to(device), name=name)
     said: list[Tensor] = []
     with eval_mode(model):
         for batch in images.split(batch_size):
             logits = check_logits(model(batch.to(device)), count=len(batch))
             if not said:
                 warn_if_probabilities(logits, name=name or type(model).__name__)
+                warn_if_mixed(model, batch[:1].to(device), name=name)
             said.append(logits.cpu())
     return torch.cat(said)
 
