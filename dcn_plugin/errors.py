@@ -26,6 +26,7 @@ __all__ = [
     "MaskShapeError",
     "MaskStateError",
     "MissingExtraError",
+    "MixedBatchWarning",
     "ModelOutputError",
     "NotDefectiveError",
     "OutputError",
@@ -185,3 +186,7 @@ class PlacementWarning(DcnWarning):
 
 class WeakAttackWarning(DcnWarning):
     """An attack cannot be as strong as its settings say: its steps do not reach the edge of its ball."""
+
+
+class MixedBatchWarning(DcnWarning):
+    """What a network says about an image depends on the other images of its batch."""

@@ -308,7 +308,8 @@ class Normalized(nn.Module):
                 f"floating-point images (N, {self.mean.shape[1]}, H, W) in [0, 1]",
                 "convert the images, e.g. images.float() / 255",
             )
-        return self.model((x - self.mean) / self.std)
+        # The constants may stay in float32 around a network in half precision.
+        return self.model(((x - self.mean) / self.std).to(x.dtype))
 
     def extra_repr(self) -> str:
         """Show the constants."""

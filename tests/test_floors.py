@@ -31,6 +31,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "wrappers",
             "classes",
             "trace",
+            "independence",
             "reach",
             "follow",
             "sites",

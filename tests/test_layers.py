@@ -272,6 +272,14 @@ def test_normalized_takes_images_between_0_and_1() -> None:
     assert not model.state_dict()  # the constants belong to the model's definition, not to its weights
 
 
+def test_a_network_in_half_precision_is_normalised_with_constants_in_float32() -> None:
+    network = torch.nn.Conv2d(3, 4, 3)
+    images = torch.rand(2, 3, 8, 8)
+    model = Normalized(copy.deepcopy(network).bfloat16(), [0.5] * 3, [0.25] * 3)
+    expected = Normalized(network, [0.5] * 3, [0.25] * 3)(images)
+    assert torch.allclose(model(images.bfloat16()).float(), expected, atol=0.1)
+
+
 @pytest.mark.parametrize("x", [torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 1, 4, 4)])
 def test_normalized_refuses_bytes_and_other_channel_counts_by_name(x) -> None:
     with pytest.raises(ImageRangeError, match="floating-point images"):

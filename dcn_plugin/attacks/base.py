@@ -32,6 +32,7 @@ from dcn_plugin.attacks.checks import (
 from dcn_plugin.attacks.dtypes import as_input, model_dtype, rounded, walking_dtype
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning
+from dcn_plugin.independence import warn_if_mixed
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["Attack", "AttackResult", "AttackRun", "Rows", "Status"]
@@ -329,6 +330,8 @@ class Attack(ABC):
                 )
                 for i in range(0, len(images), batch_size)
             ]
+            # The model is not asked about it: every question of an attack is counted.
+            warn_if_mixed(model, images, probe=False)
         return AttackResult(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackResult)))
 
     def _attack_batch(

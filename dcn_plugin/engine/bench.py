@@ -194,7 +194,7 @@ def measure_speed(
     return Speed(
         batch_size=batch_size,
         # A batch for which rows do not pay runs on images.
-        backend=fast.plan.backend if batch_size >= fast.plan.least_batch else "dense",
+        backend=fast.plan.backend if fast.plan.way(batch_size) == "compact" else "dense",
         dense_ms=timed["dense"].median_ms,
         compact_ms=timed["compact"].median_ms,
         speedup=timed["compact"].speedup,

@@ -35,7 +35,8 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
         input_size: (C, H, W).
 
     Raises:
-        TraceError: torch.export cannot follow the model, or it writes into a view of another tensor.
+        TraceError: torch.export cannot follow the model, its graph does not hold for every batch size, or it writes
+            into a view of another tensor.
     """
     example = torch.zeros(2, *input_size, dtype=_dtype(model), device=_device(model))
     shapes = ({0: torch.export.Dim.AUTO},)
@@ -48,7 +49,26 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
             f"torch.export cannot follow {type(model).__name__}: {text[0][:200]}",
             fix="use the model as it is; it computes the same",
         ) from error
+    _check_batch(program, model)
     return _Simplifier(traced).run()
+
+
+def _check_batch(program: torch.export.ExportedProgram, model: nn.Module) -> None:
+    """Refuse a graph that holds for some batch sizes alone; the simplified graph leaves out its checks of that."""
+    (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in _inputs(program))
+    size = image.meta["val"].shape[0]
+    # Where the number of images decides on what is computed, torch.export fixes it, or keeps to one side of a branch.
+    free = isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
+    if not free or any(one.upper.is_Integer for one in program.range_constraints.values()):
+        raise TraceError(
+            f"What {type(model).__name__} computes depends on the number of images in the batch: no graph holds for "
+            "every batch size.",
+            fix="use the model as it is; it computes the same",
+        )
+
+
+def _inputs(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    return tuple(map(str, program.graph_signature.user_inputs))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:

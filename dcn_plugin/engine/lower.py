@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from dcn_plugin.engine.liveness import Live, pool_window
 from dcn_plugin.engine.ops import Backend
-from dcn_plugin.engine.packed_images import IMAGES_CONV
+from dcn_plugin.engine.packed_images import IMAGES_CONV, scale_of
 from dcn_plugin.engine.rows import Geometry, number_rows
 from dcn_plugin.engine.steps import Conv, Step
 
@@ -91,6 +91,15 @@ class _Writer:
     def _image_conv(self, step: Step, conv: Conv) -> None:
         """A convolution on images; of a sum the mask is a part, and costs no pass of its own."""
         first, last = step.nodes[0], step.value
+        scale = scale_of(conv)
+        if scale is not None:
+            weight, bias = map(self._attribute, scale)
+            made = self._call_like(first, _aten.addcmul.default, bias, self._as_images(step.inputs[0]), weight)
+            made.meta["title"] = first.meta.get("title")
+            if len(step.inputs) > 1:
+                made = self._call_like(last, _aten.add.Tensor, made, self._as_images(step.inputs[1]))
+            self.images[last] = self._call_like(last, _aten.relu_.default, made) if conv.relu else made
+            return
         self._copy(first)
         if step in self.packed:
             self.images[first].target = IMAGES_CONV
@@ -240,6 +249,7 @@ _IN_PLACE = {
 _FRESH = (
     _aten.conv2d.default,
     IMAGES_CONV,
+    _aten.addcmul.default,
     _aten.add.Tensor,
     _aten.add_.Tensor,
     _aten.mul.Tensor,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,17 +9,19 @@ import torch.nn.functional as F
 from torch import fx
 
 from dcn_plugin.engine import ops
+from dcn_plugin.engine.clock import timed
+from dcn_plugin.engine.cost import multiply_adds
 from dcn_plugin.engine.liveness import Live, pool_window
-from dcn_plugin.engine.packed_images import can_pack, images_conv
+from dcn_plugin.engine.packed_images import can_pack, images_conv, scale_of
 from dcn_plugin.engine.rows import number_rows
 from dcn_plugin.engine.steps import Step
 
-__all__ = ["WORTH", "Measured", "sure_gain", "timed"]
+__all__ = ["WORTH", "Measured"]
 
 WORTH = 0.97
 """What takes a larger share of the time of the plain way is not worth its memory."""
-PAIRS = 7
-"""Rounds of a comparison in turn."""
+BELIEVED = 4.0
+"""A convolution on rows is not believed to be more times faster than its multiply-adds say."""
 
 
 @dataclass(eq=False)
@@ -56,7 +54,11 @@ class Measured:
 
     def rows(self, step: Step) -> float | None:
         """Milliseconds."""
-        if step.kind in ("conv", "pool"):
+        if step.kind == "conv":
+            plain, on_rows = self._timed(step)
+            dense, live = multiply_adds(step, self.live)
+            return max(on_rows, plain * live / max(dense, 1) / BELIEVED)
+        if step.kind == "pool":
             return self._timed(step)[1]
         if step.kind in ("other", "mask"):
             return None if step.kind == "other" else 0.0
@@ -84,7 +86,8 @@ class Measured:
 
     def saved_by_packing(self, step: Step) -> float:
         """Milliseconds; 0 where it is too little to be sure of."""
-        if step.conv is None or not can_pack(self.device, step.conv.weight.dtype):
+        conv = step.conv
+        if conv is None or scale_of(conv) is not None or not can_pack(self.device, conv.weight.dtype):
             return 0.0
         if step not in self.packed:
             self.packed[step] = self._on_images(step, packed=True)
@@ -134,10 +137,14 @@ class Measured:
 
         stride, padding, dilation, groups = conv.geometry
         geometry = (list(stride), list(padding), list(dilation), groups)
+        scale = scale_of(conv)
 
         def run() -> None:
-            y = (images_conv if packed else F.conv2d)(x, conv.weight, conv.bias, *geometry)
-            if kept is not None:
+            if scale is not None:
+                y = torch.addcmul(scale[1], x, scale[0])
+            else:
+                y = (images_conv if packed else F.conv2d)(x, conv.weight, conv.bias, *geometry)
+            if kept is not None and scale is None:
                 y.mul_(kept)
             if other is not None:
                 y.add_(other)
@@ -161,40 +168,3 @@ class Measured:
             return timed(lambda: run(x, out, residual=residual, relu=conv.relu), self.device)
         finally:
             ops.forget(indices)
-
-
-def timed(run: Callable[[], object], device: torch.device, *, least_calls: int = 5, least_ms: float = 20.0) -> float:
-    """Milliseconds of a call: the least of some, which other programs disturb least.
-
-    Args:
-        run: the call; once before those that count, to make what is made once.
-        device: that it computes on.
-        least_calls: so many of them at least, and
-        least_ms: for so long at least.
-    """
-    least, spent, calls = math.inf, 0.0, -1
-    while calls < least_calls or spent < least_ms:
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken = 1000 * (time.perf_counter() - start)
-        calls += 1
-        if calls:
-            least, spent = min(least, taken), spent + taken
-    return least
-
-
-def sure_gain(plain: Callable[[], object], other: Callable[[], object], device: torch.device) -> float:
-    """How many times faster ``other`` is in three rounds of four; both run in turn, as the machine's speed changes.
-
-    Args:
-        plain: a call.
-        other: what might take its place.
-        device: that they compute on.
-    """
-    ratios = []
-    for _ in range(PAIRS):
-        times = [timed(call, device, least_calls=1, least_ms=0.0) for call in (plain, other)]
-        ratios.append(times[0] / times[1])
-    return statistics.quantiles(ratios, n=4)[0]

@@ -12,13 +12,16 @@ from torch import Tensor, fx, nn
 
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
+from dcn_plugin.engine.clock import steady, sure_gain
 from dcn_plugin.engine.cost import Choice, Counted, choose, multiply_adds
+from dcn_plugin.engine.ladder import Rung, climb, raced, ways_of
 from dcn_plugin.engine.liveness import Live, live_neurons
 from dcn_plugin.engine.lower import lower
-from dcn_plugin.engine.measured import WORTH, Measured, sure_gain, timed
+from dcn_plugin.engine.measured import WORTH, Measured
+from dcn_plugin.engine.mixing import check_graph, first_mixing
 from dcn_plugin.engine.native import native_problem
 from dcn_plugin.engine.ops import Backend
-from dcn_plugin.engine.plan import LayerPlan, Plan
+from dcn_plugin.engine.plan import LayerPlan, Plan, Way
 from dcn_plugin.engine.snapshot import AskedBackend, CompactModel, in_chunks, without_gradient
 from dcn_plugin.engine.steps import Step, find_steps
 from dcn_plugin.errors import CompactError, InputSizeError, NotDefectiveError, SpecError
@@ -45,12 +48,17 @@ def compact(
     for each neuron that exists; the others run as before, with batch norm folded into the convolutions. Which neurons
     do not exist follows from the masks and the graph of the model, never from observed zeros.
 
+    Under "auto" the whole is raced against the model as it is, at batch sizes from 1 to ``batch_size``, and runs only
+    at those where it is not slower; at the others the model runs on images, batch norm folded, or as it is. On a busy
+    machine the CPU time of one thread counts, and a small gain is not taken. Batches are cut into chunks only if the
+    graph proves that the network keeps the images of a batch apart.
+
     Args:
         model: defective, in evaluation mode, images (N, C, H, W) -> a tensor; not changed.
         backend: "auto" takes the fastest one at hand, measures every layer that might gain, and leaves on images what
             is faster there. "reference" (plain PyTorch, slow, float64 too), "c" (CPU) and "triton" (GPU) run every
             layer that has something to skip, without measuring.
-        batch_size: that is measured with; None: 64, or 16 for large images.
+        batch_size: the largest that is measured; None: 64, or 16 for large images.
         max_packed_bytes: most memory for the lists of rows and for weights that are laid out anew.
         input_size: (C, H, W) of the images; needed for a network of :class:`DefectiveConv2d` layers, which does not
             know it.
@@ -64,7 +72,7 @@ def compact(
             be used here, or not even one layer fits into ``max_packed_bytes``.
         SpecError: an argument is out of range.
         InputSizeError: ``input_size`` is needed, or not that of the model.
-        TraceError: torch.export cannot follow the model.
+        TraceError: torch.export cannot follow the model, or its graph does not hold for every batch size.
 
     Source: paper, section 1: defective CNNs "can save a lot of computation and storage".
     """
@@ -94,41 +102,58 @@ def _compacted(
     live, steps = live_neurons(captured.graph), find_steps(captured.graph)
     measured = Measured(live, batch, device, used) if asked == "auto" and used is not None else None
     choice = Choice(frozenset(), {}, {})
-    with torch.inference_mode():
+    with torch.inference_mode(), steady(device):
         if used is not None:
             choice = choose(steps, live, measured or Counted(live), budget=max_packed_bytes)
             if choice.sizes and min(choice.sizes.values()) > max_packed_bytes:
                 least = min(choice.sizes.values())
                 raise CompactError("No layer fits into the budget.", max_packed_bytes, f"max_packed_bytes >= {least}")
-    on_images = lower(captured, steps, live, (), "reference", device=device)
 
     def write(one: Choice) -> fx.GraphModule:
         return lower(captured, steps, live, one.on_rows, used or "reference", device=device, packed=one.packed)
 
-    images_ms = compact_ms = chunk = None
-    least_batch = 1
-    if measured is None:
-        on_rows = write(choice)
+    on_images = lower(captured, steps, live, (), "reference", device=device)
+    as_it_is = copy.deepcopy(model).requires_grad_(False)
+    mixing = first_mixing(captured.graph)
+    images = torch.rand(5, *size, dtype=dtype, device=device) * torch.rand(5, 1, 1, 1, dtype=dtype, device=device)
+    cut = check_graph(as_it_is, on_images, images, exact=not _draws(captured.graph)) and mixing is None
+    if not cut:
+        name = "a batch" if mixing is None else str(mixing.target)
+        note = f"{note} Batches are not cut: {name} is not proven to keep images apart.".strip()
+    raced = None
+    if asked == "auto":
+        raced = _fastest(choice, write, on_images, as_it_is, size, batch, device, dtype, cut=cut)
+        choice, on_rows = raced.choice, raced.graph
+        note = f"{raced.note} {note}".strip()
     else:
-        fast = _fastest(choice, write, on_images, size, batch, device)
-        choice, on_rows, run, images_ms, compact_ms, least_batch, note = fast
-        if device.type == "cpu":
-            chunk, gain = _best_chunk(run, size, batch, device)
-            compact_ms /= gain
+        on_rows = write(choice)
+    ways = () if raced is None else ways_of(raced.ladder)
     plan = Plan(
         layers=_layers(steps, live, choice, measured, used),
         backend=used if used is not None and choice.on_rows else "dense",
         batch_size=batch,
-        dense_ms=images_ms,
-        compact_ms=compact_ms,
-        least_batch=least_batch,
-        chunk=chunk,
+        dense_ms=None if raced is None else raced.ladder[-1].model_ms or None,
+        compact_ms=None if raced is None else raced.ladder[-1].best_ms or None,
+        least_batch=1 if raced is None else _least_batch(ways, batch),
+        ways=ways,
+        chunk=None if raced is None else raced.chunk,
         note=note,
     )
-    made = CompactModel(copy.deepcopy(model), asked, on_images, on_rows, plan, size, device, dtype)
+    kept = as_it_is if any(way == "model" for _, way in ways) else None
+    made = CompactModel(copy.deepcopy(model), asked, on_images, on_rows, plan, size, device, dtype, kept)
     if measured is None:  # measuring has made the lists already
-        made(torch.zeros(1, *size, dtype=dtype, device=device))
+        on_rows(torch.zeros(1, *size, dtype=dtype, device=device))
     return made
+
+
+def _least_batch(ways: tuple[tuple[int, Way], ...], batch: int) -> int:
+    first, way = ways[-1]
+    return first if way == "compact" else batch + 1
+
+
+def _draws(graph: fx.Graph) -> bool:
+    """Whether the graph draws random numbers."""
+    return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph.nodes)
 
 
 def _check(model: nn.Module, backend: str, batch_size: int | None, budget: int) -> None:
@@ -148,7 +173,7 @@ def _check(model: nn.Module, backend: str, batch_size: int | None, budget: int) 
         raise CompactError(
             "A model is compacted as it is evaluated, but this one is in training mode.",
             training or type(model).__name__,
-            fix="call model.eval() first",
+            fix="call model.eval() first; a module that stays in training mode then cannot be made compact",
         )
 
 
@@ -212,64 +237,48 @@ def _triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 class _Fastest(NamedTuple):
     choice: Choice
     graph: fx.GraphModule
-    run: Callable[[Tensor], Tensor]
-    images_ms: float
-    compact_ms: float
-    least_batch: int
-    note: str
+    ladder: list[Rung]
+    chunk: int | None = None
+    note: str = ""
 
 
 def _fastest(
     choice: Choice,
     write: Callable[[Choice], fx.GraphModule],
     on_images: fx.GraphModule,
+    as_it_is: nn.Module,
     size: tuple[int, int, int],
     batch: int,
     device: torch.device,
+    dtype: torch.dtype,
+    *,
+    cut: bool,
 ) -> _Fastest:
-    """The chosen graph if it keeps what its layers promise, else the same without rows, else the plain one."""
-    note, images_ms = "", None
+    """The chosen graph if the whole keeps what its layers promise, else the same without rows, else the plain one.
+
+    At every batch size it takes the place of the model as it is only where it was not slower.
+    """
+    note = ""
+    ways: dict[Way, Callable[[Tensor], Tensor]] = {"model": as_it_is, "images": on_images}
     for one in (choice, _without_rows(choice)) if choice.on_rows else (choice,):
         if not (one.on_rows or one.packed):
             continue
         graph = write(one)
         run = without_gradient(graph, batch)
-        images_ms, compact_ms, least_batch = _race(on_images, run, size, batch, device)
-        if compact_ms <= WORTH * images_ms:
-            return _Fastest(one, graph, run, images_ms, compact_ms, least_batch, note)
+        race = raced(on_images, run, torch.rand(batch, *size, device=device))
+        if race.gain >= 1 / WORTH:
+            chunk, _ = _best_chunk(run, size, batch, device) if cut and device.type == "cpu" else (None, 1.0)
+            ways["compact"] = lambda images, run=run, chunk=chunk: in_chunks(run, images, chunk)  # type: ignore[misc]
+            ladder = climb(ways, size, batch, device=device, dtype=dtype)
+            if any("compact" in rung.allowed for rung in ladder):
+                return _Fastest(one, graph, ladder, chunk, note)
+            del ways["compact"]
         ops.forget(graph.buffers())
         if one.on_rows:
-            note = f"Rows would take {compact_ms:.2f} ms a batch, images take {images_ms:.2f} ms: all runs on images."
-    if images_ms is None:
-        with torch.inference_mode():
-            images = torch.rand(batch, *size, device=device)
-            images_ms = timed(lambda: on_images(images), device)
+            note = f"Rows would take {race.other_ms:.2f} ms a batch, images take {race.plain_ms:.2f} ms: "
+            note += "all runs on images."
     plain = dataclasses.replace(_without_rows(choice), packed=frozenset())
-    return _Fastest(plain, on_images, on_images, images_ms, images_ms, 1, note)
-
-
-def _race(
-    on_images: nn.Module,
-    run: Callable[[Tensor], Tensor],
-    size: tuple[int, int, int],
-    batch: int,
-    device: torch.device,
-) -> tuple[float, float, int]:
-    """Milliseconds of a batch both ways, and the smallest batch from which on ``run`` is not slower."""
-
-    def both(count: int) -> tuple[float, float]:
-        images = torch.rand(count, *size, device=device)
-        return timed(lambda: on_images(images), device), timed(lambda: run(images), device)
-
-    with torch.inference_mode():
-        whole = both(batch)
-        least = batch
-        while least > 1:
-            images_ms, compact_ms = both(least // 2)
-            if compact_ms > images_ms:
-                break
-            least //= 2
-    return (*whole, least)
+    return _Fastest(plain, on_images, climb(ways, size, batch, device=device, dtype=dtype), note=note)
 
 
 def _best_chunk(

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from dcn_plugin.engine.derived import derived
+from dcn_plugin.engine.rows import Geometry
+from dcn_plugin.engine.steps import Conv
 
-__all__ = ["IMAGES_CONV", "can_pack", "images_conv"]
+__all__ = ["IMAGES_CONV", "can_pack", "images_conv", "scale_of"]
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -45,7 +47,8 @@ def images_conv(
         (N, O, H', W') in channels_last memory format.
     """
     plain = (stride, padding, dilation, groups)
-    if not len(x):
+    # One input channel lies in memory alike in every format; oneDNN then reads beside it at some strides (torch 2.14).
+    if not len(x) or x.shape[1] == 1:
         return _channels_last(F.conv2d(x, weight, bias, *plain))
     x = _channels_last(x)
     geometry = (padding, stride, dilation, groups)
@@ -76,6 +79,24 @@ images_conv.register_autograd(_backward, setup_context=_setup)
 
 IMAGES_CONV = torch.ops.dcn_plugin.images_conv.default
 """What stands in a graph: takes the arguments of ``aten.conv2d``."""
+
+
+def scale_of(conv: Conv) -> tuple[Tensor, Tensor] | None:
+    """What a convolution multiplies each channel with and adds to it, its mask included; None: it does more.
+
+    The batch norm of a pre-activation network is one. As a convolution it takes 50 times as long as this.
+
+    Returns:
+        Weight and bias, (1, C, H, W), or (1, C, 1, 1) without a mask.
+    """
+    channels = len(conv.weight)
+    if conv.weight.shape[1:] != (1, 1, 1) or conv.geometry != Geometry(groups=channels):
+        return None
+    weight, bias = (one.view(1, channels, 1, 1) for one in (conv.weight, conv.bias))
+    if bool(conv.kept.all()):
+        return weight, bias
+    kept = conv.kept.to(weight.device, weight.dtype)
+    return _channels_last(weight * kept), _channels_last(bias * kept)
 
 
 def _channels_last(images: Tensor) -> Tensor:

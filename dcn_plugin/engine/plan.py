@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["LayerPlan", "Plan"]
+__all__ = ["LayerPlan", "Plan", "Way"]
+
+Way = Literal["compact", "images", "model"]
+"""How a batch runs: the layers as planned; all on images, batch norm folded; the model as it is, masks included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +46,12 @@ class Plan:
         layers: all convolutions in order.
         backend: of the layers that run on rows.
         batch_size: that was measured with.
-        dense_ms: milliseconds a batch of the whole model on images, batch norm folded; None: not measured.
+        dense_ms: milliseconds a batch of the whole model as it is, masks included; None: not measured.
         compact_ms: the same, as planned.
-        least_batch: smaller batches run on images, as PyTorch runs them.
+        least_batch: from this batch size on, up to the measured one, the layers run as planned; one more than the
+            measured one if they do not.
+        ways: (first batch size, way), in order: how batches of each size run. Empty: as planned from ``least_batch``
+            on, smaller ones on images.
         chunk: so many images at a time are fastest; None: the whole batch.
         note: what else there is to say, such as why another backend was not taken.
     """
@@ -55,8 +62,14 @@ class Plan:
     dense_ms: float | None
     compact_ms: float | None
     least_batch: int
+    ways: tuple[tuple[int, Way], ...] = ()
     chunk: int | None = None
     note: str = ""
+
+    def way(self, batch_size: int) -> Way:
+        """How a batch of so many images runs."""
+        ways = self.ways or ((1, "images"), (self.least_batch, "compact"))
+        return next((way for first, way in reversed(ways) if first <= batch_size), ways[0][1])
 
     @property
     def packed_bytes(self) -> int:
@@ -115,14 +128,21 @@ class Plan:
         lists = f"lists of rows: {(self.packed_bytes - on_images) / 2**20:.1f} MiB"
         chunk = f"; {self.chunk} images at a time" if self.chunk is not None else ""
         lines = [
-            f"backend {self.backend}, batch {self.batch_size}{chunk}; "
-            f"smaller batches than {self.least_batch} run on images",
+            f"backend {self.backend}, batch {self.batch_size}{chunk}; {self._ways()}",
             f"multiply-adds: {self.ideal:.2f} times fewer; {lists}{weights}",
         ]
         if self.dense_ms is not None and self.compact_ms is not None:
             ratio = self.dense_ms / self.compact_ms
-            lines.append(f"measured: {self.dense_ms:.2f} ms on images, {self.compact_ms:.2f} ms compact: {ratio:.2f}x")
+            lines.append(
+                f"measured: {self.dense_ms:.2f} ms the model as it is, {self.compact_ms:.2f} ms compact: {ratio:.2f}x"
+            )
         return lines + ([self.note] if self.note else [])
+
+    def _ways(self) -> str:
+        if not self.ways:
+            return f"smaller batches than {self.least_batch} run on images"
+        said = {"compact": "as planned", "images": "on images", "model": "as the model is"}
+        return "batches run " + ", ".join(f"{said[way]} from {first} on" for first, way in self.ways)
 
 
 def _ms(value: float | None) -> str:

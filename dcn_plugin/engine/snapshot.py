@@ -47,12 +47,13 @@ class CompactModel(nn.Module):
         input_size: tuple[int, int, int],
         device: torch.device,
         dtype: torch.dtype,
+        as_it_is: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.plan, self.input_size, self.asked = plan, input_size, asked
         self.device, self.dtype = device, dtype
         # In a tuple they are no submodules: torch.export would carry along what they hold.
-        self._aside = (origin, on_images)
+        self._aside = (origin, on_images, as_it_is)
         self.on_rows = on_rows
         self._inference: Callable[[Tensor], Tensor] | None = None
         self._forget_with_me()
@@ -65,8 +66,13 @@ class CompactModel(nn.Module):
 
     @property
     def on_images(self) -> nn.Module:
-        """The same on images: what small batches run through."""
+        """The same on images, batch norm folded."""
         return self._aside[1]
+
+    @property
+    def as_it_is(self) -> nn.Module | None:
+        """The model with its weights frozen, for batch sizes at which nothing is faster; None: there are none."""
+        return self._aside[2]
 
     def forward(self, images: Tensor) -> Tensor:
         """The model's output."""
@@ -81,8 +87,9 @@ class CompactModel(nn.Module):
         if torch.compiler.is_compiling():
             compiled: Tensor = self.on_rows(images)
             return compiled
-        if len(images) < self.plan.least_batch or _is_transformed(images):
-            plain: Tensor = self.on_images(images)
+        way = "images" if _is_transformed(images) else self.plan.way(len(images))
+        if way != "compact":
+            plain: Tensor = (self.as_it_is if way == "model" and self.as_it_is is not None else self.on_images)(images)
             return plain
         return in_chunks(self.on_rows if _is_watched(images) else self._unwatched(), images, self.plan.chunk)
 

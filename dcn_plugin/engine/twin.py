@@ -78,9 +78,10 @@ def ideal_speedup(twin: DenseTwin, plan: Plan, images: Tensor, *, repeats: int =
     dense = live = 0.0
     share = 1.0
     for node, seconds in _seconds(twin.module, images, repeats).items():
-        if node.target is _CONV:
+        is_layer = node.target is _CONV or bool(node.meta.get("title"))  # a batch norm of its own is a layer too
+        if is_layer:
             share = left.get(str(node.meta.get("title")), 1.0)
-        weight = share if node.target is _CONV or node.target in _BEHIND else 1.0
+        weight = share if is_layer or node.target in _BEHIND else 1.0
         dense, live = dense + seconds, live + weight * seconds
     return dense / max(live, 1e-12)
 

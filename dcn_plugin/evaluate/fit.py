@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import EnsembleSource
 from dcn_plugin.attacks.checks import check_answers, check_logits
+from dcn_plugin.attacks.dtypes import as_input, model_dtype
 from dcn_plugin.classes import check_same_names, class_names_of
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import ClassesError, DcnError, ImageRangeError, InputSizeError
@@ -161,7 +162,7 @@ def _ask(model: nn.Module, shape: tuple[int, int, int]) -> object:
     device = device_of(model)
     image = torch.zeros(1, *shape, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eval_mode(model):
-        said: object = model(image)
+        said: object = model(as_input(image, model_dtype(model)))
     return said
 
 

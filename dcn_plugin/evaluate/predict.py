@@ -15,6 +15,7 @@ from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.environment import device_of, hardware
 from dcn_plugin.evaluate.fit import check_count, check_names, refusals
 from dcn_plugin.evaluate.team import ALONE, Part, Team, own_batches, whole
+from dcn_plugin.independence import warn_if_mixed
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["correct", "correct_on", "device_of", "logits_of", "predict", "ran_on"]
@@ -69,6 +70,7 @@ def logits_of(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: 
             logits = check_logits(model(as_input(batch.to(device), dtype)), count=len(batch))
             if not said:
                 warn_if_probabilities(logits, name=name or type(model).__name__)
+                warn_if_mixed(model, as_input(batch[:1].to(device), dtype), name=name)
             said.append(logits.cpu())
     return torch.cat(said)
 

@@ -24,6 +24,11 @@ print(fast.plan)
 # guessed: what might gain is timed on this machine, and a layer that would be slower stays dense. What is left to
 # compute lies mostly in the top half, which has no masks of its own; that limits what can be won.
 #
+# The last lines say how batches of each size run. The whole is raced against the network as it is, at batch sizes from
+# 1 to `batch_size`; where it is not faster, batches run on images, or as the network is. Other programs on the machine
+# do not decide: beside them the CPU time of one thread counts, and a small gain is not taken. A batch is cut into
+# chunks only if the graph proves that the network keeps its images apart; one that normalises by its batch does not.
+#
 # ## The same outputs
 
 # %%

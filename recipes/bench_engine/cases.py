@@ -37,13 +37,13 @@ def noise(batch: int, *shape: int, seed: int) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def network(name: str, *, p: float, seed: int, **options: Any) -> nn.Module:
+def network(name: str, *, p: float, seed: int, blocks: str = "paper", **options: Any) -> nn.Module:
     """A defective network with random weights, whose batch norms know the statistics of what they get.
 
     Without that the signal would fade from layer to layer, and the logits would be the biases of the last one.
     """
     with isolated_rng(seed):
-        model = timm.create_model(name, p=p, blocks="paper", **options)
+        model = timm.create_model(name, p=p, blocks=blocks, **options)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
-from dcn_plugin.engine import measured
+from dcn_plugin.engine import clock, measured
+from dcn_plugin.engine.clock import timed
 from dcn_plugin.engine.cost import Counted, choose, multiply_adds
 from dcn_plugin.engine.derived import derived
-from dcn_plugin.engine.measured import PAIRS, Measured, sure_gain, timed
+from dcn_plugin.engine.measured import BELIEVED, Measured
 from dcn_plugin.engine.rows import Geometry
 from dcn_plugin.engine.steps import Conv, Kind, Step
 from tests.engine.cases import Layer, make_layer, needs_c
@@ -276,25 +277,25 @@ def test_what_is_no_image_costs_nothing_to_convert_and_what_rows_cannot_do_has_n
 def test_the_time_of_a_call_is_the_least_of_some_after_a_first_that_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    durations, clock, calls = iter([100.0, 3.0, 2.0, 4.0]), [0.0], []
+    durations, ticks, calls = iter([100.0, 3.0, 2.0, 4.0]), [0.0], []
 
     def run() -> None:
         calls.append(1)
-        clock[0] += next(durations)
+        ticks[0] += next(durations)
 
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(clock, "now", lambda device: ticks[0])
     assert timed(run, torch.device("cpu"), least_calls=3) == 2000.0
     assert len(calls) == 4
 
 
 def test_a_short_call_is_repeated_until_it_took_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, calls = [0.0], []
+    ticks, calls = [0.0], []
 
     def run() -> None:
         calls.append(1)
-        clock[0] += 0.125
+        ticks[0] += 0.125
 
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(clock, "now", lambda device: ticks[0])
     assert timed(run, torch.device("cpu"), least_calls=3, least_ms=1000.0) == 125.0
     assert len(calls) == 9
 
@@ -305,9 +306,13 @@ def test_a_depthwise_layer_is_counted_group_by_group() -> None:
     assert multiply_adds(*one_layer(layer))[1] == int((layer.in_live & layer.kept).sum())
 
 
-def test_a_gain_is_sure_only_if_three_rounds_in_four_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Twice as fast in the first rounds, no faster in the later ones.
-    for faster, expected in ((PAIRS, 2.0), (PAIRS - 1, 2.0), (PAIRS // 2, 1.0)):
-        times = iter([t for number in range(PAIRS) for t in ((4.0, 2.0) if number < faster else (4.0, 4.0))])
-        monkeypatch.setattr(measured, "timed", lambda call, device, times=times, **_: next(times))
-        assert sure_gain(lambda: None, lambda: None, torch.device("cpu")) == expected
+@pytest.mark.parametrize(("claimed", "believed"), [(1e-6, 1.0), (0.9, 1.0), (3.0, 3.0)])
+def test_rows_are_not_believed_to_be_far_faster_than_their_multiply_adds_say(
+    claimed: float, believed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, live = one_layer(make_layer(densities=(0.5, 0.5, None)))
+    dense, left = multiply_adds(step, live)
+    plain = BELIEVED * dense / left
+    costs = Measured(live, 16, torch.device("cpu"), "c", times={step: (plain, claimed)})
+    assert costs.rows(step) == pytest.approx(believed)
+    assert costs.times[step] == (plain, claimed)  # the plan tells what was measured

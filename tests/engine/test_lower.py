@@ -249,3 +249,21 @@ def test_overwriting_changes_no_result(name: str) -> None:
     write_in_place(captured.graph)
     captured.recompile()
     assert torch.equal(captured(x), expected)
+
+
+@pytest.mark.parametrize("name", ["PreActivation", "DenseConcat"])
+def test_a_batch_norm_of_its_own_is_no_convolution_on_images(name: str) -> None:
+    model = make(name)
+    captured = capture(model, SIZE)
+    steps, live = find_steps(captured.graph), live_neurons(captured.graph)
+    graph = lower(captured, steps, live, (), "reference", device=torch.device("cpu"))
+    convs = [node for node in graph.graph.nodes if node.target is torch.ops.aten.conv2d.default]
+    assert not any(node.args[6] > 1 for node in convs)
+    assert len(convs) == sum(isinstance(one, nn.Conv2d) for one in model.modules())
+    for count in (1, 5):
+        x = pictures(count).requires_grad_()
+        expected = model(x)
+        made = graph(x)
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
+        ours, theirs = (torch.autograd.grad(one.square().sum(), x)[0] for one in (made, expected))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))

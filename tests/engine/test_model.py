@@ -9,13 +9,19 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
-from torch import Tensor, nn
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
 
 import dcn_plugin as dcn
+from dcn_plugin.engine import ladder, native
 from dcn_plugin.engine import model as engine_model
-from dcn_plugin.engine import native
+from dcn_plugin.engine.clock import Compared
+from dcn_plugin.engine.ladder import Rung
+from dcn_plugin.engine.packed_images import IMAGES_CONV
 from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError, NotDefectiveError, SpecError, TraceError
 from tests.engine.cases import BACKENDS, needs_c
 from tests.engine.compacted import (
@@ -361,52 +367,142 @@ def test_the_lists_are_freed_with_the_model(backend: Any, model: nn.Module, list
     assert lists() == 0
 
 
+class Judge:
+    """Compares calls in place of the clock: each way through a model has a time, whatever the machine does.
+
+    Args:
+        times: way -> milliseconds of an image; "rows" is any graph but that on images, with rows or packed weights.
+    """
+
+    def __init__(self, times: dict[str, float]) -> None:
+        self.times = times
+        self.asked: list[tuple[str, str, int]] = []
+
+    def __call__(self, plain: Any, other: Any, given_images: Tensor) -> Compared:
+        one, two, count = self.kind(plain), self.kind(other), len(given_images)
+        for run in (plain, other):
+            run(given_images)
+        self.asked.append((one, two, count))
+        return Compared(self.times[one] / self.times[two], count * self.times[one], count * self.times[two])
+
+    @staticmethod
+    def kind(run: Any) -> str:
+        if isinstance(run, fx.GraphModule):
+            targets = {node.target for node in run.graph.nodes}
+            return "images" if IMAGES_CONV not in targets else "rows"
+        return "model" if isinstance(run, nn.Module) else "rows"
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
+    """As if every layer promised much on rows, and whole models took as long as the test says."""
+
+    def rig(**times: float) -> Judge:
+        judge = Judge(times)
+        monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
+        monkeypatch.setattr(engine_model, "raced", judge)
+        monkeypatch.setattr(ladder, "raced", judge)
+        monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
+        return judge
+
+    return rig
+
+
 @needs_c
 def test_a_plan_that_was_slower_is_not_kept_and_nor_are_its_lists(
-    model: nn.Module, lists: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+    model: nn.Module, lists: Callable[[], int], judged: Callable[..., Judge]
 ) -> None:
-    def race(on_images: nn.Module, on_rows: nn.Module, *_: Any) -> tuple[float, float, int]:
-        on_rows(images())
-        assert lists()
-        return 1.0, 0.98, 8
-
     # The layers on their own promise much; the whole does not keep it.
-    monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
-    monkeypatch.setattr(engine_model, "_race", race)
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
+    judged(model=1.0, images=0.5, rows=0.49)
     made = dcn.compact(model)
     assert made.plan.backend == "dense"
     assert not rows(made)
     assert not lists()
-    assert made.plan.dense_ms == made.plan.compact_ms == 1.0
-    assert "0.98 ms" in made.plan.note
+    assert (made.plan.dense_ms, made.plan.compact_ms) == (64.0, 32.0)
+    assert made.plan.ways == ((1, "images"),)
+    assert "Rows would take 31.36 ms a batch, images take 32.00 ms" in made.plan.note
     assert "skips dead neurons" not in str(made.plan)
     assert error(made, model, images()) < LIMIT
 
 
 @needs_c
-def test_batches_that_were_slower_on_rows_run_on_images(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
-    monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 8))
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
+def test_where_nothing_is_faster_the_model_runs_as_it_is(
+    model: nn.Module, lists: Callable[[], int], judged: Callable[..., Judge]
+) -> None:
+    judged(model=1.0, images=1.01, rows=2.0)
     made = dcn.compact(model)
-    assert "smaller batches than 8 run on images" in str(made.plan)
-    calls = []
-    made.on_rows.register_forward_hook(lambda *_: calls.append("rows"))
-    made.on_images.register_forward_hook(lambda *_: calls.append("images"))
-    for count in (7, 8):
-        assert error(made, model, images(count)) < LIMIT
-        made(images(count).requires_grad_())
-    assert calls == ["images", "images", "rows"]
+    assert made.plan.ways == ((1, "model"),)
+    assert not lists()
+    assert made.plan.dense_ms == made.plan.compact_ms == 64.0
+    for count in (0, 1, 5):
+        assert torch.equal(made(images(count)), model(images(count)))
+    # It is frozen, a snapshot, and travels along.
+    assert not made(images()).requires_grad
+    assert made.as_it_is is not None and not any(one.requires_grad for one in made.as_it_is.parameters())
+    assert_close(input_gradient(made, images()), input_gradient(model, images()))
+    assert torch.equal(through_pickle(made)(images()), made(images()))
 
 
 @needs_c
-def test_a_batch_runs_in_as_many_chunks_as_were_fastest(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+@hypothesis.given(
+    times=st.fixed_dictionaries(
+        {way: st.sampled_from([0.5, 0.9, 1.0, 1.1, 2.0]) for way in ("model", "images", "rows")}
+    )
+)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_way_that_lost_on_the_whole_model_is_handed_out(
+    times: dict[str, float], model: nn.Module, judged: Callable[..., Judge]
+) -> None:
+    judge = judged(**times)
+    made = dcn.compact(model, batch_size=8)
+    handed = {"model": "model", "images": "images", "compact": "rows"}
+    for count in range(10):
+        way = handed[made.plan.way(count)]
+        if way == "rows" and made.plan.backend == "dense":
+            way = "images"
+        assert times[way] <= times["model"], (made.plan.ways, judge.asked)
+        assert times[way] <= 1.05 * times["images"] or times["images"] > times["model"]
+    assert made.plan.dense_ms == 8 * times["model"]
+
+
+@needs_c
+def test_each_batch_runs_as_was_found_for_its_size(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def climb(*_: Any, **__: Any) -> list[Rung]:
+        return [
+            Rung(1, ("model",)),
+            Rung(2, ("images", "model")),
+            Rung(4, ("compact", "images", "model")),
+            Rung(8, ("compact", "model"), 2.0, 1.0),
+        ]
+
+    monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
+    monkeypatch.setattr(engine_model, "raced", lambda *_: Compared(2.0, 2.0, 1.0))
+    monkeypatch.setattr(engine_model, "climb", climb)
+    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
+    made = dcn.compact(model, batch_size=8)
+    assert made.plan.ways == ((1, "model"), (2, "images"), (4, "compact"))
+    assert made.plan.least_batch == 4
+    assert (made.plan.dense_ms, made.plan.compact_ms) == (2.0, 1.0)
+    calls: list[str] = []
+    made.on_rows.register_forward_hook(lambda *_: calls.append("rows"))
+    made.on_images.register_forward_hook(lambda *_: calls.append("images"))
+    assert made.as_it_is is not None
+    made.as_it_is.register_forward_hook(lambda *_: calls.append("model"))
+    for count in (1, 2, 3, 4, 9):
+        assert error(made, model, images(count)) < LIMIT
+        made(images(count).requires_grad_())
+    assert calls == ["model", "model", "images", "images", "images", "images", "rows", "rows"]
+
+
+@needs_c
+def test_a_batch_runs_in_as_many_chunks_as_were_fastest(
+    model: nn.Module, judged: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(model=3.0, images=2.0, rows=1.0)
     monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (4, 2.0))
-    monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 1))
     made = dcn.compact(model)
     assert "4 images at a time" in str(made.plan)
-    assert made.plan.compact_ms == 0.5
+    assert made.plan.ways == ((1, "compact"),)
     assert error(made, model, images(11)) < LIMIT
     assert_close(input_gradient(made, images(11)), input_gradient(model, images(11)))
     counts: list[int] = []

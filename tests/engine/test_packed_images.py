@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import measured, ops
+from dcn_plugin.engine import ladder, measured, ops
 from dcn_plugin.engine import model as engine_model
 from dcn_plugin.engine.capture import capture
+from dcn_plugin.engine.clock import Compared
 from dcn_plugin.engine.liveness import live_neurons
 from dcn_plugin.engine.measured import Measured
 from dcn_plugin.engine.packed_images import IMAGES_CONV, can_pack, images_conv
@@ -49,6 +50,17 @@ def test_the_result_and_the_gradient_are_those_of_conv2d(layer: Layer, with_bias
         torch.testing.assert_close(ours, theirs, rtol=0, atol=limit * 10)
     finally:
         ops.forget([weight])
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 17])
+def test_grey_images_are_convolved_as_they_are(outputs: int) -> None:
+    # oneDNN read beside a single input channel at this stride and size, and answered with what lay there.
+    x, weight = torch.randn(2, 1, 4, 4), torch.randn(outputs, 1, 3, 3)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    for _ in range(5):
+        made = images_conv(x, weight, None, [1, 2], [0, 0], [1, 1], 1)
+        torch.testing.assert_close(made, F.conv2d(x, weight, None, (1, 2)))
+    ops.forget([weight])
 
 
 # opcheck itself reads the .grad of a tensor that is no leaf.
@@ -105,7 +117,8 @@ def rigged(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if rows never paid and packing always halved the time."""
     monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e6)
     monkeypatch.setattr(Measured, "_on_images", lambda self, step, packed=False: 1.0 if packed else 2.0)
-    monkeypatch.setattr(engine_model, "_race", lambda *_: (2.0, 1.0, 1))
+    monkeypatch.setattr(engine_model, "raced", lambda *_: Compared(2.0, 2.0, 1.0))
+    monkeypatch.setattr(ladder, "raced", lambda *_: Compared(2.0, 2.0, 1.0))
     monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
 
 
@@ -179,7 +192,7 @@ def test_packing_that_gains_nothing_is_left(rigged: None, monkeypatch: pytest.Mo
 @needs_c
 def test_a_graph_that_lost_does_not_race_again(rigged: None, monkeypatch: pytest.MonkeyPatch) -> None:
     raced = []
-    monkeypatch.setattr(engine_model, "_race", lambda *_: raced.append(1) or (1.0, 0.99, 1))
+    monkeypatch.setattr(engine_model, "raced", lambda *_: raced.append(1) or Compared(1.01, 1.0, 0.99))
     assert IMAGES_CONV not in convolutions(compacted())
     assert len(raced) == 1
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dcn_plugin.engine import LayerPlan, Plan
 
 
@@ -54,7 +56,7 @@ def test_the_summary_says_backend_batch_memory_times_and_note() -> None:
     text = str(plan(layer("a"), layer("b"), note="Something else."))
     assert "backend c, batch 64; smaller batches than 4 run on images" in text
     assert "lists of rows: 6.0 MiB" in text
-    assert "6.00 ms on images, 4.00 ms compact: 1.50x" in text
+    assert "6.00 ms the model as it is, 4.00 ms compact: 1.50x" in text
     assert text.endswith("\nSomething else.")
 
 
@@ -69,3 +71,12 @@ def test_the_ideal_counts_dense_layers_whole_and_the_others_by_what_lives() -> N
 
 def test_a_plan_in_which_nothing_lives_has_an_ideal_all_the_same() -> None:
     assert plan(layer("a", live=0)).ideal == 4_000_000
+
+
+def test_a_plan_says_how_batches_of_each_size_run() -> None:
+    made = replace(plan(layer("a")), ways=((1, "model"), (3, "images"), (9, "compact")))
+    assert [made.way(count) for count in (0, 1, 2, 3, 8, 9, 64, 1000)] == (
+        ["model"] * 3 + ["images"] * 2 + ["compact"] * 3
+    )
+    assert "batches run as the model is from 1 on, on images from 3 on, as planned from 9 on" in str(made)
+    assert [plan(layer("a")).way(count) for count in (0, 3, 4)] == ["images", "images", "compact"]

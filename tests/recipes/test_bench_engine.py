@@ -13,7 +13,7 @@ from torch import nn
 
 from dcn_plugin.engine import compact
 from dcn_plugin.surgery import masks_of, undefectify
-from recipes.bench_engine import bench, cases, children
+from recipes.bench_engine import batches, bench, cases, children
 
 TINY = {"name": bench.SMALL, "p": 0.3, "batch": 2, "rounds": 2, "seed": 0, "threads": 1, "make": {"width": 4}}
 
@@ -116,3 +116,27 @@ def test_the_benchmark_runs_and_names_every_limit(monkeypatch: pytest.MonkeyPatc
     for part in ("bottom", "whole"):
         assert all(one["relative_error"] < 1e-4 for one in record[part].values())
     assert record["memory"]["dense"]["running"] > 0
+
+
+def test_the_benchmark_of_batch_sizes_says_what_goes_beyond_its_limit() -> None:
+    def part(ratio: float) -> dict[str, Any]:
+        one = {"ratio": ratio, "relative_error": 1e-6, "holds": ratio <= batches.LIMIT}
+        return {"batches": {"1": one}, "compact_seconds": 1.0}
+
+    record = {
+        "options": {"batches": [1], "measured": 2},
+        "networks": {"net": {"idle": part(0.9), "busy": part(1.2)}},
+    }
+    record["missed"] = batches.missed(record)
+    assert record["missed"] == ["net, made on a busy machine, batch 1: 1.200 of the model's time, error 1e-06"]
+    assert "| net | idle | 0.90 | 1.0 |" in batches.table(record)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_batch_sizes_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setitem(batches.NETWORKS, "defective_resnet18_cifar", {"blocks": "paper", "width": 4})
+    record = json.loads(json.dumps(batches.run(batches.QUICK, "smoke test")))
+    parts = record["networks"]["defective_resnet18_cifar"]
+    assert set(parts) == {"idle", "busy"}
+    assert all(one["relative_error"] < 1e-4 for part in parts.values() for one in part["batches"].values())

@@ -1,0 +1,169 @@
+"""Times calls so that other programs on the machine do not decide what is faster."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Compared", "alone", "compared", "is_quiet", "now", "steady", "sure_gain", "timed"]
+
+LEAST_ROUNDS, MOST_ROUNDS = 3, 7
+CLEAR = 1.15
+"""Where each of the first rounds says at least this, or at most its inverse, there are no more of them."""
+DOUBT = 1.15
+"""On a busy machine one thread must be so many times faster: more of them might share the work less well."""
+QUIET = 0.9
+"""A machine is busy if a program that keeps all of its threads at work gets less than this share of their time."""
+
+Call = Callable[[], object]
+
+
+class Compared(NamedTuple):
+    """Two calls that were timed in turn.
+
+    Args:
+        gain: how many times faster the second is for sure: the lower quartile of the rounds.
+        plain_ms: milliseconds of the first; on a busy machine those of one thread's CPU.
+        other_ms: the same of the second.
+    """
+
+    gain: float
+    plain_ms: float
+    other_ms: float
+
+
+def compared(plain: Call, other: Call, device: torch.device) -> Compared:
+    """Compare two calls round by round, each in turn, so that a change in the machine's speed falls on both.
+
+    On a quiet machine their time on the clock counts. On a busy one that says little: threads wait for one that is not
+    running. There the CPU time of one thread decides, with a reserve, and what several threads take on the clock is
+    only a veto, where it clearly says the opposite.
+
+    Args:
+        plain: a call.
+        other: what might take its place.
+        device: that they compute on.
+    """
+    if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
+        rounds = _rounds(plain, other, device)
+        # Programs may have come while it was measured.
+        if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
+            return _told(rounds, _quartile(rounds, 0))
+    with alone():
+        rounds = _rounds(plain, other, device)
+    gain = _quartile(rounds, 0) / DOUBT
+    if gain >= 1:
+        gain = min(gain, _quartile(_rounds(plain, other, device, most=LEAST_ROUNDS), 2))
+    return _told(rounds, gain)
+
+
+def sure_gain(plain: Call, other: Call, device: torch.device) -> float:
+    """How many times faster ``other`` is for sure; see :func:`compared`."""
+    return compared(plain, other, device).gain
+
+
+def _told(rounds: list[tuple[float, float]], gain: float) -> Compared:
+    return Compared(gain, *(1000 * min(side) for side in zip(*rounds, strict=True)))
+
+
+def _quartile(rounds: list[tuple[float, float]], number: int) -> float:
+    return statistics.quantiles([plain / other for plain, other in rounds], n=4)[number]
+
+
+def _rounds(plain: Call, other: Call, device: torch.device, *, most: int = MOST_ROUNDS) -> list[tuple[float, float]]:
+    """Seconds of both calls in each round; the order turns from one to the next."""
+    repeats = [_repeats(call, device) for call in (plain, other)]
+    rounds: list[tuple[float, float]] = []
+    while len(rounds) < most:
+        taken = {}
+        for at in (0, 1) if len(rounds) % 2 == 0 else (1, 0):
+            taken[at] = _seconds((plain, other)[at], repeats[at], device)
+        rounds.append((taken[0], taken[1]))
+        ratios = [one / two for one, two in rounds]
+        if len(rounds) >= LEAST_ROUNDS and (min(ratios) > CLEAR or max(ratios) < 1 / CLEAR):
+            break
+    return rounds
+
+
+def _repeats(call: Call, device: torch.device, *, least_s: float = 0.004) -> int:
+    """How many calls make a round, after a first one that makes what is made once."""
+    _seconds(call, 1, device)
+    return max(1, min(20, math.ceil(least_s / max(_seconds(call, 1, device), 1e-9))))
+
+
+def _seconds(call: Call, repeats: int, device: torch.device) -> float:
+    """Of one call, right after another of its own if it is short: the caches hold what it left, as in real use."""
+    if repeats > 1:
+        call()
+    start = now(device)
+    for _ in range(repeats):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (now(device) - start) / repeats
+
+
+def now(device: torch.device) -> float:
+    """Seconds: the CPU time of this thread where it alone computes, or else what the clock says."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return time.thread_time()
+    return time.perf_counter()
+
+
+def timed(run: Call, device: torch.device, *, least_calls: int = 3, least_ms: float = 10.0) -> float:
+    """Milliseconds of a call: the least of some, which other programs disturb least.
+
+    Args:
+        run: the call; once before those that count, to make what is made once.
+        device: that it computes on.
+        least_calls: so many of them at least, and
+        least_ms: for so long at least.
+    """
+    least, spent, calls = math.inf, 0.0, -1
+    while calls < least_calls or spent < least_ms:
+        start = now(device)
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken = 1000 * (now(device) - start)
+        calls += 1
+        if calls:
+            least, spent = min(least, taken), spent + taken
+    return least
+
+
+def is_quiet() -> bool:
+    """Whether this program gets the time of all its threads where it asks for it; a hundredth of a second."""
+    matrix = torch.ones(384, 384)
+    torch.mm(matrix, matrix)
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.perf_counter() - wall < 0.01:
+        torch.mm(matrix, matrix)
+    return time.process_time() - cpu >= QUIET * torch.get_num_threads() * (time.perf_counter() - wall)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """PyTorch computes on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def steady(device: torch.device) -> Iterator[None]:
+    """One thread on a busy machine, so that :func:`timed` counts CPU time; all threads on a quiet one."""
+    if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
+        yield
+        return
+    with alone():
+        yield

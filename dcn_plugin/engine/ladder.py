@@ -1,0 +1,125 @@
+"""Which way batches of each size run: measured on the whole model at some sizes, and safe between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcn_plugin.engine.clock import Compared, compared
+from dcn_plugin.engine.plan import Way
+
+__all__ = ["Rung", "climb", "raced", "rungs", "ways_of"]
+
+Run = Callable[[Tensor], object]
+
+
+class Rung(NamedTuple):
+    """What was measured with a batch size.
+
+    Args:
+        batch_size: images a batch.
+        allowed: ways that are not slower than the model as it is, the fastest first; "model" is always the last.
+        model_ms: milliseconds of the model as it is; 0: nothing was raced against it.
+        best_ms: the same of the first way that is allowed.
+    """
+
+    batch_size: int
+    allowed: tuple[Way, ...]
+    model_ms: float = 0.0
+    best_ms: float = 0.0
+
+
+def rungs(batch_size: int) -> list[int]:
+    """Batch sizes to be measured, in order: powers of two, and one more than each of them.
+
+    Vectors hold a power of two of images; one image more takes another vector, where rows do worst.
+    """
+    powers = [2**at for at in range(batch_size.bit_length())]
+    return sorted({one for power in powers for one in (power, power + 1) if one < batch_size} | {batch_size})
+
+
+def raced(plain: Run, other: Run, images: Tensor) -> Compared:
+    """Compare two ways of running these images; see :func:`dcn_plugin.engine.clock.compared`."""
+    with torch.inference_mode():
+        return compared(lambda: plain(images), lambda: other(images), images.device)
+
+
+def climb(
+    ways: Mapping[Way, Run],
+    size: tuple[int, int, int],
+    batch_size: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> list[Rung]:
+    """Race the ways at each batch size, from ``batch_size`` down; a way that lost twice in a row is not asked again.
+
+    Args:
+        ways: what runs a batch; "model" is the model as it is.
+        size: (C, H, W) of the images.
+        batch_size: the largest.
+        device: that they compute on.
+        dtype: of the images.
+
+    Returns:
+        In order of the batch size.
+    """
+    lost: dict[Way, int] = dict.fromkeys(ways, 0)
+    found: list[Rung] = []
+    for count in reversed(rungs(batch_size)):
+        asked: list[Way] = [way for way in ("images", "compact") if way in ways and lost[way] < 2]
+        if "compact" not in asked and count < batch_size and count & (count - 1):
+            continue
+        images = torch.rand(count, *size, device=device, dtype=dtype)
+        rung = _rung({way: ways[way] for way in ("model", *asked)}, images)
+        for way in asked:
+            lost[way] = 0 if way in rung.allowed else lost[way] + 1
+        found.append(rung)
+    return found[::-1]
+
+
+def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:
+    """Each way takes the place of the one before it if it is not slower on the whole model."""
+    allowed: list[Way] = ["model"]
+    if not _takes(ways["model"], images):
+        return Rung(len(images), ("model",), 0.0, 0.0)
+    model_ms = best_ms = 0.0
+    for way in [way for way in ways if way != "model"]:
+        run = raced(ways[allowed[0]], ways[way], images)
+        if not model_ms:
+            model_ms = best_ms = run.plain_ms
+        if run.gain >= 1:
+            allowed.insert(0, way)
+            best_ms *= run.other_ms / run.plain_ms
+    return Rung(len(images), tuple(allowed), model_ms, best_ms)
+
+
+def _takes(model: Run, images: Tensor) -> bool:
+    """Whether the model takes so many images: one that normalises by its batch may refuse a single one."""
+    try:
+        with torch.inference_mode():
+            model(images)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def ways_of(ladder: list[Rung]) -> tuple[tuple[int, Way], ...]:
+    """From which batch size on what runs: between two rungs only what is allowed on both.
+
+    Args:
+        ladder: in order of the batch size, from 1 on.
+
+    Returns:
+        (first batch size, way), in order; neighbours differ.
+    """
+    found: list[tuple[int, Way]] = []
+    for at, (count, allowed, *_) in enumerate(ladder):
+        found.append((count, allowed[0]))
+        after = ladder[at + 1] if at + 1 < len(ladder) else None
+        if after is not None and after.batch_size > count + 1:
+            found.append((count + 1, next(way for way in after.allowed if way in allowed)))
+    return tuple(one for at, one in enumerate(found) if not at or one[1] != found[at - 1][1])

@@ -1,0 +1,102 @@
+"""Whether what a network says about an image depends on the other images of its batch."""
+
+from __future__ import annotations
+
+import warnings
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.errors import MixedBatchWarning
+from dcn_plugin.trace import eval_mode
+from dcn_plugin.wrappers import network_in
+
+__all__ = ["mixes_batch", "warn_if_mixed"]
+
+_known: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+def warn_if_mixed(model: nn.Module, images: Tensor, *, name: str = "", probe: bool = True) -> None:
+    """Warn if the answer for an image depends on the others of its batch; each network is probed once in a process.
+
+    Args:
+        model: (N, C, H, W) -> a tensor; its training flags come back as they were.
+        images: floating point (N, C, H, W), N >= 1, of which the first is shown to the network.
+        name: of the model, for the warning; its class by default.
+        probe: run the network too, on two images, twice. Without that only its modules are looked at.
+    """
+    network = network_in(model)
+    if network not in _known:
+        found = mixes_batch(network, images, probe=probe)
+        if not probe and found is None:
+            return
+        _known[network] = found
+    if _known[network] is not None:
+        warnings.warn(
+            f"What {name or type(network).__name__} says about an image depends on the other images of its batch: "
+            f"{_known[network]}. Accuracies, attacks and their distances then depend on the batch size and on the "
+            "order of the images. Norms should use running statistics in eval mode.",
+            MixedBatchWarning,
+            stacklevel=3,
+        )
+
+
+def mixes_batch(model: nn.Module, images: Tensor, *, probe: bool = True) -> str | None:
+    """Tell how a network mixes the images of a batch in eval mode; None: it was not seen to.
+
+    First its modules are looked at: batch norms without running statistics, or which stay in training mode. Then an
+    image is shown to it beside itself and beside another one, in batches of the same shape and with the same random
+    numbers, so that an answer that differs comes from the other image and not from rounding. A network that does not
+    take two images is not probed.
+
+    Args:
+        model: (N, C, H, W) -> a tensor. Its hooks are not called; flags and the global generators stay as they are.
+        images: floating point (N, C, H, W), N >= 1, of which the first is shown.
+        probe: whether the network may be run.
+
+    Returns:
+        What mixes them, for a sentence.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+        >>> mixes_batch(net, torch.rand(1, 3, 8, 8))
+        "'1' (BatchNorm2d) normalises by the statistics of the batch"
+    """
+    with eval_mode(model):
+        for path, module in model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+                return f"{path!r} ({type(module).__name__}) normalises by the statistics of the batch"
+        return "an image got another answer beside another image" if probe and _differs(model, images) else None
+
+
+def _differs(model: nn.Module, images: Tensor) -> bool:
+    image = images[:1].detach()
+    ramp = torch.linspace(0, 1, image[0].numel(), device=image.device).to(image.dtype).view_as(image)
+    alone, beside = torch.cat([image, image]), torch.cat([image, ramp])
+    try:
+        first, second = _answers(model, alone), _answers(model, beside)
+        if first is None or second is None or not _far(first, second):
+            return False
+        again = _answers(model, beside)
+    except (RuntimeError, ValueError, AssertionError, IndexError):
+        return False
+    # A network that draws from a generator of its own answers anew each time: that is no mixing.
+    return again is not None and not _far(second, again)
+
+
+def _answers(model: nn.Module, images: Tensor) -> Tensor | None:
+    """What the network says about the first image, as float64."""
+    devices = [images.device] if images.device.type == "cuda" else []
+    # Every question draws from the global generators as they are now, and gives them back so.
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        # Not through the hooks: who counts what a model is asked counts the questions of the run.
+        said = model.forward(images)
+    ok = isinstance(said, Tensor) and said.is_floating_point() and said.ndim >= 2 and len(said) == len(images)
+    return said[0].double() if ok else None
+
+
+def _far(one: Tensor, other: Tensor) -> bool:
+    """Further apart than rounding can put the same image in the same place of a batch of the same shape."""
+    scale = max(float(one.abs().max()), float(other.abs().max()))
+    return float((one - other).abs().max()) > 1e-3 * scale
