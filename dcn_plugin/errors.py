@@ -8,6 +8,8 @@ Every error derives from :class:`DcnError` and from the built-in class a caller 
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 
 __all__ = [
     "AlreadyDefectiveError",
@@ -38,6 +40,7 @@ __all__ = [
     "SpecError",
     "TraceError",
     "WeakAttackWarning",
+    "warn_caller",
 ]
 
 _UNSET = "<unset>"
@@ -170,6 +173,22 @@ class OutputPermissionError(OutputError, PermissionError):
 
 class MissingExtraError(DcnError, ImportError):
     """An optional dependency is needed that is not installed."""
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called into this package, however deep inside of it the reason was found.
+
+    Args:
+        message: plain sentences: what is the matter, what it means, what to do.
+        category: one of the named warnings where there is one.
+    """
+    level, depth, frame = 2, 1, sys._getframe(1)
+    while frame is not None:
+        depth += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+            level = depth + 1
+        frame = frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, category, stacklevel=level)
 
 
 class DcnWarning(UserWarning):

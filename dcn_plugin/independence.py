@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.errors import MixedBatchWarning
+from dcn_plugin.errors import MixedBatchWarning, warn_caller
 from dcn_plugin.trace import eval_mode
 from dcn_plugin.wrappers import network_in
 
@@ -33,12 +32,11 @@ def warn_if_mixed(model: nn.Module, images: Tensor, *, name: str = "", probe: bo
             return
         _known[network] = found
     if _known[network] is not None:
-        warnings.warn(
+        warn_caller(
             f"What {name or type(network).__name__} says about an image depends on the other images of its batch: "
             f"{_known[network]}. Accuracies, attacks and their distances then depend on the batch size and on the "
             "order of the images. Norms should use running statistics in eval mode.",
             MixedBatchWarning,
-            stacklevel=3,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from dcn_plugin.errors import (
     PlacementWarning,
     SiteError,
     SpecError,
+    warn_caller,
 )
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.norms import is_norm, owns_output, remove_slot, slot_of, with_slot
@@ -315,12 +315,11 @@ def _warn_if_only_an_embedding(model: nn.Module, trace: Trace, conv: str) -> Non
     batch = trace.nodes[0].shape[0]
     layers = sum(n.op in ("addmm", "mm", "linear") and math.prod(n.shape[:-1]) > batch for n in trace.nodes)
     if layers > 1:
-        warnings.warn(
+        warn_caller(
             f"{type(model).__name__} has one convolution that can carry a mask, {conv!r}, and {layers} linear layers "
             "over tokens behind it. The method masks the bottom half of a convolutional network; here only the patch "
             "embedding is masked, and the paper says nothing about that.",
             PlacementWarning,
-            stacklevel=4,
         )
 
 
@@ -329,11 +328,10 @@ def _warn_of_dead_sites(spec: DefectSpec, masks: list[DefectMask2d]) -> None:
     dead = [site for site, kept in zip(spec.sites, bits, strict=True) if not kept.is_meta and not bool(kept.any())]
     if dead:
         shown = ", ".join(f"{site.name!r} ({'x'.join(map(str, site.shape))}, p={site.mask.p:g})" for site in dead[:3])
-        warnings.warn(
+        warn_caller(
             f"{len(dead)} of {len(masks)} sites keep none of their neurons: {shown}. What lies behind them alone does "
             "not see the image. Take a larger p, another seed, sampling='exact', or larger images.",
             DeadSiteWarning,
-            stacklevel=4,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from dcn_plugin.adapters._torchattacks_table import Option, look_up, resolve_opt
 from dcn_plugin.attacks import Attack, AttackResult, AttackRun, SampleStreams, check_logits
 from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.attacks.base import Rows
-from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError
+from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError, warn_caller
 
 __all__ = ["TorchAttack"]
 
@@ -159,12 +158,10 @@ class TorchAttack(Attack):
         )
         unmoved = result.zero_gradient & result.correct & ~result.fooled
         if unmoved.any():
-            warnings.warn(
+            warn_caller(
                 f"{self.name}: {int(unmoved.sum())} of {len(images)} images kept their class while the gradient of the "
                 "loss was exactly zero at some step. That looks like robustness and is not: the logits may be "
                 "saturated. Look at their scale, or use an attack on the logits (CW) or without gradients (Square).",
-                UserWarning,
-                stacklevel=2,
             )
         return result
 

@@ -9,7 +9,6 @@ and checks what comes out.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -31,7 +30,7 @@ from dcn_plugin.attacks.checks import (
 )
 from dcn_plugin.attacks.dtypes import as_input, model_dtype, rounded, walking_dtype
 from dcn_plugin.attacks.streams import SampleStreams
-from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning
+from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning, warn_caller
 from dcn_plugin.independence import warn_if_mixed
 from dcn_plugin.trace import eval_mode
 
@@ -416,12 +415,11 @@ class Attack(ABC):
         # A share of eps is what the steps' sum may lose to rounding.
         if self.eps is None or self.reach is None or self.reach >= self.eps * (1 - 1e-6):
             return
-        warnings.warn(
+        warn_caller(
             f"{self.name}: steps * step size (alpha) = {self.reach:.4g} is below eps = {self.eps:.4g}. The attack "
             "cannot reach the edge of its ball and is weaker than its eps says: take more steps or a larger step size, "
             "or leave the step size out.",
             WeakAttackWarning,
-            stacklevel=4,
         )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError
+from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, warn_caller
 
 __all__ = ["check_answers", "check_images", "check_labels", "check_logits", "described", "warn_if_probabilities"]
 
@@ -157,9 +156,7 @@ def check_answers(answers: object, *, count: int) -> Tensor:
 def warn_if_probabilities(logits: Tensor, *, name: str) -> None:
     """Warn if rows are non-negative and sum to 1: gradient attacks on probabilities look weaker than they are."""
     if bool((logits >= 0).all()) and bool(((logits.float().sum(dim=1) - 1).abs() < 1e-3).all()):
-        warnings.warn(
+        warn_caller(
             f"{name} seems to return probabilities, not logits: every row is non-negative and sums to 1. "
             "Attacks on its gradient look weaker than they are. Remove the final softmax.",
-            UserWarning,
-            stacklevel=3,
         )

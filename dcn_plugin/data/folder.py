@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from dcn_plugin.data.layouts import (
     layout,
 )
 from dcn_plugin.data.names import NamesLike, read_class_names
-from dcn_plugin.errors import DataError
+from dcn_plugin.errors import DataError, warn_caller
 
 __all__ = ["ImageFolder", "labelled_files"]
 
@@ -148,10 +147,8 @@ def _warn_of_numbers(root: Path, names: Sequence[str]) -> None:
     """Warn where classes are numbers, and sorting them as text numbers them otherwise."""
     if all(name.isdecimal() for name in names) and sorted(names, key=int) != list(names):
         place = next(place for place, name in enumerate(sorted(names, key=int)) if names[place] != name)
-        warnings.warn(
+        warn_caller(
             f"The classes of {root} are numbers, and sorted as text, as torchvision does it: label {place} is the "
             f"folder {names[place]!r}. For a network that takes the folders' names for labels pass "
             "class_names=[str(n) for n in range(...)], or a file of these names.",
-            UserWarning,
-            stacklevel=4,
         )

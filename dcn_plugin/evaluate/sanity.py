@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.errors import SpecError, warn_caller
 from dcn_plugin.evaluate.arguments import (
     check_count,
     check_images,
@@ -144,10 +143,8 @@ def _others(model: nn.Module, sources: Mapping[str, nn.Module]) -> dict[str, nn.
         if network_in(source) is inside or (own is not None and model_key(network_in(source)) == own)
     ]
     if itself:
-        warnings.warn(
+        warn_caller(
             f"The source {', '.join(itself)} is the model itself. It is left out: attacks on it are not black-box.",
-            UserWarning,
-            stacklevel=3,
         )
     return {name: source for name, source in sources.items() if name not in itself}
 

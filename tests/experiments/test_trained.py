@@ -10,7 +10,7 @@ import dcn_plugin as dcn
 from dcn_plugin.attacks import EnsembleSource
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import RunDirectory
-from dcn_plugin.evaluate.keys import relation
+from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.experiments.datasets import open_data
 from dcn_plugin.experiments.networks import PUBLIC, Job, jobs_of, read_network
 from dcn_plugin.experiments.scales import scale_for
