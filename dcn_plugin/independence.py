@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,21 +17,19 @@ __all__ = ["mixes_batch", "warn_if_mixed"]
 _known: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 
-def warn_if_mixed(model: nn.Module, images: Tensor, *, name: str = "", probe: bool = True) -> None:
+def warn_if_mixed(model: nn.Module, images: Tensor, *, name: str = "") -> None:
     """Warn if the answer for an image depends on the others of its batch; each network is probed once in a process.
 
     Args:
         model: (N, C, H, W) -> a tensor; its training flags come back as they were.
         images: floating point (N, C, H, W), N >= 1, of which the first is shown to the network.
         name: of the model, for the warning; its class by default.
-        probe: run the network too, on two images, twice. Without that only its modules are looked at.
     """
     network = network_in(model)
+    origin = getattr(network, "origin", None)  # of a compact model: it has the same answers, and no packed weights
+    network = network_in(origin) if isinstance(origin, nn.Module) else network
     if network not in _known:
-        found = mixes_batch(network, images, probe=probe)
-        if not probe and found is None:
-            return
-        _known[network] = found
+        _known[network] = mixes_batch(network, images)
     if _known[network] is not None:
         warn_caller(
             f"What {name or type(network).__name__} says about an image depends on the other images of its batch: "
@@ -40,18 +39,18 @@ def warn_if_mixed(model: nn.Module, images: Tensor, *, name: str = "", probe: bo
         )
 
 
-def mixes_batch(model: nn.Module, images: Tensor, *, probe: bool = True) -> str | None:
+def mixes_batch(model: nn.Module, images: Tensor) -> str | None:
     """Tell how a network mixes the images of a batch in eval mode; None: it was not seen to.
 
     First its modules are looked at: batch norms without running statistics, or which stay in training mode. Then an
-    image is shown to it beside itself and beside another one, in batches of the same shape and with the same random
-    numbers, so that an answer that differs comes from the other image and not from rounding. A network that does not
-    take two images is not probed.
+    image is shown to a copy of it beside itself and beside another one, in batches of the same shape and with the same
+    random numbers, so that an answer that differs comes from the other image and not from rounding. The network itself
+    is not asked: whoever counts its questions counts those of the run. (The copy shares its weights.) One that cannot
+    be copied, or does not take two images, is not probed.
 
     Args:
-        model: (N, C, H, W) -> a tensor. Its hooks are not called; flags and the global generators stay as they are.
+        model: (N, C, H, W) -> a tensor. It and the global generators stay as they are.
         images: floating point (N, C, H, W), N >= 1, of which the first is shown.
-        probe: whether the network may be run.
 
     Returns:
         What mixes them, for a sentence.
@@ -65,7 +64,18 @@ def mixes_batch(model: nn.Module, images: Tensor, *, probe: bool = True) -> str 
         for path, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
                 return f"{path!r} ({type(module).__name__}) normalises by the statistics of the batch"
-        return "an image got another answer beside another image" if probe and _differs(model, images) else None
+    shadow = _copy(model)
+    if shadow is not None and _differs(shadow.eval(), images):
+        return "an image got another answer beside another image"
+    return None
+
+
+def _copy(model: nn.Module) -> nn.Module | None:
+    """A copy that shares the model's parameters; None of a model that cannot be copied."""
+    try:
+        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # whatever the user keeps on it: files, locks, graphs
+        return None
 
 
 def _differs(model: nn.Module, images: Tensor) -> bool:
@@ -88,8 +98,7 @@ def _answers(model: nn.Module, images: Tensor) -> Tensor | None:
     devices = [images.device] if images.device.type == "cuda" else []
     # Every question draws from the global generators as they are now, and gives them back so.
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        # Not through the hooks: who counts what a model is asked counts the questions of the run.
-        said = model.forward(images)
+        said = model.forward(images)  # not through hooks: they are the model's own functions, copied or not
     ok = isinstance(said, Tensor) and said.is_floating_point() and said.ndim >= 2 and len(said) == len(images)
     return said[0].double() if ok else None
 

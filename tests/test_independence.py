@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
+from dcn_plugin import independence
 from dcn_plugin.attacks import PGD, Attack, HopSkipJump
 from dcn_plugin.errors import MixedBatchWarning
 from dcn_plugin.evaluate.predict import predict
@@ -100,7 +102,7 @@ def test_a_network_is_probed_once_and_stays_as_it_is() -> None:
     drawn = torch.get_rng_state()
     for _ in range(3):
         warn_if_mixed(net, images())
-    assert net.calls == [2, 2]
+    assert net.calls == []  # a copy was asked
     assert all(module.training for module in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), drawn)
@@ -110,7 +112,6 @@ def test_wrappers_are_looked_through() -> None:
     net = Net(MIXED["mean"]())
     with pytest.warns(MixedBatchWarning, match="^What target says"):
         warn_if_mixed(nn.DataParallel(dcn.Normalized(net, [0.5] * 3, [0.2] * 3)), images(), name="target")
-    assert net.calls == [2, 2, 2]
 
 
 def test_hooks_of_who_counts_questions_are_not_called() -> None:
@@ -136,6 +137,26 @@ def test_attacks_warn_and_ask_nothing_that_is_not_counted(attack: Attack) -> Non
     seen = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), net)
     with pytest.warns(MixedBatchWarning, match=r"'0' \(BatchNorm2d\)"):
         attack(seen, images(), labels)
+    with pytest.warns(MixedBatchWarning, match="another answer beside another image"):
+        attack(Net(MIXED["mean"]()), images(), labels)
+
+
+def test_a_network_is_asked_by_its_copy_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = []
+    real = independence.copy.deepcopy
+    monkeypatch.setattr(independence.copy, "deepcopy", lambda *args: copies.append(real(*args)) or copies[-1])
+    net = Net(nn.ReLU())
+    for _ in range(3):
+        warn_if_mixed(net, images())
+    (shadow,) = copies
+    assert shadow.calls == [2, 2]
+    assert all(ours is theirs for ours, theirs in zip(shadow.parameters(), net.parameters(), strict=True))
+
+
+def test_a_network_that_cannot_be_copied_is_not_probed() -> None:
+    net = Net(MIXED["mean"]())
+    net.lock = threading.Lock()
+    assert mixes_batch(net, images()) is None
 
 
 def test_an_attack_warns_of_what_an_evaluator_has_seen() -> None:

@@ -329,8 +329,7 @@ class Attack(ABC):
                 )
                 for i in range(0, len(images), batch_size)
             ]
-            # The model is not asked about it: every question of an attack is counted.
-            warn_if_mixed(model, images, probe=False)
+            warn_if_mixed(model, as_input(images[:1], model_dtype(model)))
         return AttackResult(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackResult)))
 
     def _attack_batch(
