@@ -153,9 +153,7 @@ def _named(target: Path) -> Iterator[None]:
             f"{target} cannot be written: {error.strerror or error}.",
             os.fspath(target),
             "a folder that files can be written into, on a disk with room",
-            "free some space"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else "name another folder, or mend this one",
+            "free some space" if error.errno in _FULL else "name another folder, or mend this one",
         )
         raised.errno, raised.strerror, raised.filename = error.errno, error.strerror, os.fspath(target)
         raise raised from error
