@@ -1,10 +1,11 @@
 """How compact models fare beside the models as they are, at batch sizes other than the measured one.
 
-Run it on an idle machine: ``.venv/bin/python -m recipes.bench_engine.batches``, some minutes on two cores. It writes
-``batches.json`` beside itself. ``--quick`` is a smoke test whose figures mean nothing; it writes only where ``--out``
-says. Each network is made compact twice: while nothing else runs, and while other programs keep every core busy,
-which end before anything is timed. A ratio is the time of the compact model over that of the model, both under
-``torch.no_grad``, the median over rounds in which they were timed in turn.
+Run it on an idle machine: ``.venv/bin/python -m recipes.bench_engine.batches``, some minutes a network on two cores.
+It writes ``batches/NETWORK.json`` beside itself as soon as a network is measured; ``--networks`` measures some of them.
+``--quick`` is a smoke test whose figures mean nothing; it writes only where ``--out`` says. Each network is made
+compact twice: while nothing else runs, and while other programs keep every core busy, which end before anything is
+timed. A ratio is the time of the compact model over that of the model, both under ``torch.no_grad``, the median over
+rounds in which they were timed in turn.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,10 +57,9 @@ class Options:
     batches: tuple[int, ...] = (1, 2, 8, 32)
     rounds: int = 21
     spinning: int = 2
-    networks: tuple[str, ...] = tuple(NETWORKS)
 
 
-QUICK = Options(threads=1, measured=2, batches=(1, 2), rounds=2, spinning=1, networks=("defective_resnet18_cifar",))
+QUICK = Options(threads=1, measured=2, batches=(1, 2), rounds=2, spinning=1)
 
 
 @contextlib.contextmanager
@@ -110,16 +110,14 @@ def compared(model: nn.Module, options: Options, *, busy: int) -> dict[str, Any]
     return found
 
 
-def run(options: Options, command: str) -> dict[str, Any]:
-    """Measure every network, made compact on an idle machine and on a busy one."""
+def run(name: str, options: Options, command: str) -> dict[str, Any]:
+    """Measure a network, made compact on an idle machine and on a busy one."""
     begin = time.perf_counter()
     torch.set_num_threads(options.threads)
-    record: dict[str, Any] = {**benchmark.head(options, command), "seed": options.seed, "limit": LIMIT, "networks": {}}
-    for name in options.networks:
-        model = network(name, p=options.p, seed=options.seed, **NETWORKS[name])
-        record["networks"][name] = {
-            made: compared(model, options, busy=busy) for made, busy in (("idle", 0), ("busy", options.spinning))
-        }
+    record: dict[str, Any] = {**benchmark.head(options, command), "limit": LIMIT, "network": name}
+    model = network(name, p=options.p, seed=options.seed, **NETWORKS[name])
+    for made, busy in (("idle", 0), ("busy", options.spinning)):
+        record[made] = compared(model, options, busy=busy)
     record["seconds"] = time.perf_counter() - begin
     record["missed"] = missed(record)
     return record
@@ -128,50 +126,50 @@ def run(options: Options, command: str) -> dict[str, Any]:
 def missed(record: dict[str, Any]) -> list[str]:
     """Every figure beyond its limit, in words."""
     return [
-        f"{name}, made on a {made} machine, batch {count}: {one['ratio']:.3f} of the model's time, error "
-        f"{one['relative_error']:.0e}"
-        for name, parts in record["networks"].items()
-        for made, part in parts.items()
-        for count, one in part["batches"].items()
-        if not one["holds"]
+        f"{record['network']}, made on a {made} machine, batch {count}: {part['ratio']:.3f} of the model's time, error "
+        f"{part['relative_error']:.0e}"
+        for made in ("idle", "busy")
+        for count, part in record[made]["batches"].items()
+        if not part["holds"]
     ]
 
 
-def table(record: dict[str, Any]) -> str:
+def table(records: Sequence[dict[str, Any]]) -> str:
     """The ratios as Markdown."""
-    sizes = record["options"]["batches"]
+    sizes = records[0]["options"]["batches"]
     lines = [
-        f"| network, compact at batch {record['options']['measured']} | made | "
-        + " | ".join(f"batch {one}" for one in sizes)
+        f"| network, compact at batch {records[0]['options']['measured']} | made | "
+        + " | ".join(f"batch {size}" for size in sizes)
         + " | compact(), s |",
         "|---|---|" + "---|" * len(sizes) + "---|",
     ]
-    for name, parts in record["networks"].items():
-        for made, part in parts.items():
-            ratios = " | ".join(f"{part['batches'][str(one)]['ratio']:.2f}" for one in sizes)
-            lines.append(f"| {name} | {made} | {ratios} | {part['compact_seconds']:.1f} |")
-    return "\n".join([*lines, "", *(f"MISSED: {one}" for one in record["missed"])])
+    for record in records:
+        for made in ("idle", "busy"):
+            ratios = " | ".join(f"{record[made]['batches'][str(size)]['ratio']:.2f}" for size in sizes)
+            lines.append(f"| {record['network']} | {made} | {ratios} | {record[made]['compact_seconds']:.1f} |")
+    return "\n".join([*lines, "", *(f"MISSED: {text}" for record in records for text in record["missed"])])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test; needs --out")
-    parser.add_argument("--out", type=Path, help="folder for batches.json (default: beside the script)")
+    parser.add_argument("--out", type=Path, help="folder for the records (default: batches/ beside the script)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, help="default: all")
     parser.add_argument("--rounds", type=int, help=f"default {Options.rounds}")
     args = parser.parse_args()
     if args.quick and args.out is None:
         parser.error("--quick needs --out: its figures must not replace the record")
     options = QUICK if args.quick else Options()
-    if args.networks:
-        options = replace(options, networks=tuple(args.networks))
     if args.rounds:
         options = replace(options, rounds=args.rounds)
-    record = run(options, " ".join(["python -m recipes.bench_engine.batches", *sys.argv[1:]]))
-    folder = HERE if args.out is None else args.out
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "batches.json", json.dumps(record, indent=1) + "\n")
-    print(table(record))
+    command = " ".join(["python -m recipes.bench_engine.batches", *sys.argv[1:]])
+    folder = HERE / "batches" if args.out is None else args.out
+    records = []
+    for name in args.networks or (list(NETWORKS)[:1] if args.quick else NETWORKS):
+        records.append(run(name, options, command))
+        write_atomic(folder / f"{name}.json", json.dumps(records[-1], indent=1) + "\n")
+        print(f"{name}: {records[-1]['seconds']:.0f} s", flush=True)
+    print(table(records))
 
 
 if __name__ == "__main__":
