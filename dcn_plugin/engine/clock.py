@@ -31,11 +31,13 @@ class Compared(NamedTuple):
         gain: how many times faster the second is for sure: the lower quartile of the rounds.
         plain_ms: milliseconds of the first; on a busy machine those of one thread's CPU.
         other_ms: the same of the second.
+        one_thread: whether the milliseconds are those of one thread's CPU, for the machine was busy.
     """
 
     gain: float
     plain_ms: float
     other_ms: float
+    one_thread: bool = False
 
 
 def compared(plain: Call, other: Call, device: torch.device) -> Compared:
@@ -60,7 +62,7 @@ def compared(plain: Call, other: Call, device: torch.device) -> Compared:
     gain = _quartile(rounds, 0) / DOUBT
     if gain >= 1:
         gain = min(gain, _quartile(_rounds(plain, other, device, most=LEAST_ROUNDS), 2))
-    return _told(rounds, gain)
+    return _told(rounds, gain)._replace(one_thread=True)
 
 
 def sure_gain(plain: Call, other: Call, device: torch.device) -> float:

@@ -24,12 +24,14 @@ class Rung(NamedTuple):
         allowed: ways that are not slower than the model as it is, the fastest first; "model" is always the last.
         model_ms: milliseconds of the model as it is; 0: nothing was raced against it.
         best_ms: the same of the first way that is allowed.
+        one_thread: whether these are milliseconds of one thread's CPU; see :class:`~dcn_plugin.engine.clock.Compared`.
     """
 
     batch_size: int
     allowed: tuple[Way, ...]
     model_ms: float = 0.0
     best_ms: float = 0.0
+    one_thread: bool = False
 
 
 def rungs(batch_size: int) -> list[int]:
@@ -87,14 +89,16 @@ def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:
     if not _takes(ways["model"], images):
         return Rung(len(images), ("model",), 0.0, 0.0)
     model_ms = best_ms = 0.0
+    one_thread = False
     for way in [way for way in ways if way != "model"]:
         run = raced(ways[allowed[0]], ways[way], images)
         if not model_ms:
             model_ms = best_ms = run.plain_ms
+            one_thread = run.one_thread
         if run.gain >= 1:
             allowed.insert(0, way)
             best_ms *= run.other_ms / run.plain_ms
-    return Rung(len(images), tuple(allowed), model_ms, best_ms)
+    return Rung(len(images), tuple(allowed), model_ms, best_ms, one_thread)
 
 
 def _takes(model: Run, images: Tensor) -> bool:

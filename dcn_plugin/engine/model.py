@@ -124,7 +124,8 @@ def _compacted(
     if asked == "auto":
         raced = _fastest(choice, write, on_images, as_it_is, size, batch, device, dtype, cut=cut)
         choice, on_rows = raced.choice, raced.graph
-        note = f"{raced.note} {note}".strip()
+        busy = "Made on a busy machine: its milliseconds are one thread's." if raced.ladder[-1].one_thread else ""
+        note = " ".join(filter(None, (raced.note, busy, note)))
     else:
         on_rows = write(choice)
     ways = () if raced is None else ways_of(raced.ladder)

@@ -472,7 +472,7 @@ def test_each_batch_runs_as_was_found_for_its_size(model: nn.Module, monkeypatch
             Rung(1, ("model",)),
             Rung(2, ("images", "model")),
             Rung(4, ("compact", "images", "model")),
-            Rung(8, ("compact", "model"), 2.0, 1.0),
+            Rung(8, ("compact", "model"), 2.0, 1.0, one_thread=True),
         ]
 
     monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
@@ -483,6 +483,7 @@ def test_each_batch_runs_as_was_found_for_its_size(model: nn.Module, monkeypatch
     assert made.plan.ways == ((1, "model"), (2, "images"), (4, "compact"))
     assert made.plan.least_batch == 4
     assert (made.plan.dense_ms, made.plan.compact_ms) == (2.0, 1.0)
+    assert "Made on a busy machine" in str(made.plan)
     calls: list[str] = []
     made.on_rows.register_forward_hook(lambda *_: calls.append("rows"))
     made.on_images.register_forward_hook(lambda *_: calls.append("images"))
