@@ -36,7 +36,7 @@ class Machine:
 def test_on_a_quiet_machine_the_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     found = compared(machine.call("plain", 9.0, 4.0), machine.call("other", 1.0, 2.0), CPU)  # type: ignore[arg-type]
-    assert found == (2.0, 4000.0, 2000.0)
+    assert found == (2.0, 4000.0, 2000.0, False)
     assert {threads for _, threads in machine.calls} == {2}
 
 
