@@ -11,7 +11,9 @@ The rules, in the order they apply (docs: concepts):
    and DenseNet). A norm over tokens or NHWC belongs to a convolution only if nothing but a change of order
    lies between them. Each convolution owns the first norm it reaches. A norm that no convolution owns (it reads
    what another norm has normalised) is no site, but can be asked for: the paper masks one in SENet-18. Such norms
-   are numbered after all convolutions, so that the ordinals of sites do not depend on them.
+   are numbered after all convolutions, so that the ordinals of sites do not depend on them. Where several norms read
+   one convolution with nothing in between, each is a site, and all have the mask of that convolution; an activation
+   that reads it beside a norm would see its neurons unmasked, and the place is refused.
 3. A convolution that reaches no norm at all carries the mask itself. (One that reaches a norm which belongs
    to a later one carries none: its output is masked there.)
 4. Outputs of 1x1 carry none. Transposed, 1-d and 3-d convolutions are no sites, and end the way to a norm.
@@ -47,6 +49,7 @@ _CARRIERS = (
     *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
 )
 _REORDERS = ("permute", "transpose", "view", "_unsafe_view", "reshape", "clone", "contiguous", "alias", "unsqueeze")
+_UNCHANGED = ("clone", "alias", "contiguous", "_to_copy", "dropout", "native_dropout")
 _PRODUCTS = ("bmm", "mm", "matmul", "baddbmm")
 
 
@@ -106,8 +109,8 @@ def find_sites(model: nn.Module, trace: Trace, *, unowned: bool = False) -> list
         layout = layout_of(module, len(norm.in_shape))
         convs = _feeding(trace, norm, gates, layout)
         normed.update(convs)
-        if convs and max(convs) not in placed:
-            last = max(convs)
+        last = max(convs, default=None)
+        if last is not None and (last not in placed or _read_directly(trace, norm) == last):
             placed.add(last)
             sites.setdefault(norm.module, _norm_site(module, norm, trace.nodes[last], ordinals[last], layout))
         elif unowned and (before := _feeding(trace, norm, gates, layout, through_norms=True)):
@@ -147,8 +150,38 @@ def _with_what_follows(model: nn.Module, trace: Trace, site: Site, gates: _Edges
         return replace(
             site, problem=f"{_shown(site.owner)} applies an activation ({inside.op}) itself, in front of the mask"
         )
+    conv = None if site.slot == "conv" else _read_directly(trace, trace.nodes[site.node])
+    beside = None if conv is None else next((n for n in _direct_readers(trace, conv) if n.op in ACTIVATIONS), None)
+    if beside is not None:
+        return replace(
+            site,
+            problem=f"an activation ({beside.op}) reads the convolution {site.conv!r} beside the norm {site.owner!r}, "
+            "and would see its neurons unmasked",
+        )
     found = obstacle_behind(trace, start, gates, normed=site.slot != "conv")
     return site if found is None else replace(site, problem=_explained(model, site, found))
+
+
+def _read_directly(trace: Trace, norm: Node) -> int | None:
+    """The convolution whose output a norm reads as it is; None where something lies between."""
+    node = norm
+    while len(node.parents) == 1:
+        node = trace.nodes[node.parents[0]]
+        if node.kind == "conv":
+            return node.index
+        if node.kind != "op" or node.op not in _UNCHANGED:
+            return None
+    return None
+
+
+def _direct_readers(trace: Trace, index: int) -> list[Node]:
+    """What reads the result of a node as it is."""
+    found: list[Node] = []
+    for reader in trace.readers[index]:
+        node = trace.nodes[reader]
+        unchanged = node.kind == "op" and node.op in _UNCHANGED
+        found += _direct_readers(trace, reader) if unchanged else [node]
+    return found
 
 
 def _end_of_call(trace: Trace, site: Site) -> int:

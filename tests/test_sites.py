@@ -138,12 +138,12 @@ def test_in_a_dense_net_the_norm_of_a_concatenation_belongs_to_its_last_convolut
     assert sites(model)[1].shape == (8, 8, 8)
 
 
-def test_of_two_norms_that_read_a_convolution_the_first_is_its_own() -> None:
+def test_two_norms_that_read_a_convolution_as_it_is_are_both_sites() -> None:
     def run(net: Net, x: Tensor) -> Tensor:
         x = net.conv(x)
         return net.norm1(x) + net.norm2(x)
 
-    assert pairs(Net(run, conv=conv(), norm1=bn(), norm2=bn())) == {"norm1": "conv"}
+    assert pairs(Net(run, conv=conv(), norm1=bn(), norm2=bn())) == {"norm1": "conv", "norm2": "conv"}
 
 
 def test_a_norm_that_no_convolution_owns_can_be_asked_for_and_is_numbered_after_all_convolutions() -> None:
@@ -462,3 +462,37 @@ def test_a_wrapper_changes_paths_and_nothing_else() -> None:
     assert pairs(wrapped) == {"model.norm": "model.conv"}
     assert pairs(nn.Sequential(nn.Sequential(inner))) == {"0.0.norm": "0.0.conv"}
     assert [site.ordinal for site in sites(wrapped)] == [site.ordinal for site in sites(inner)]
+
+
+class SeveralReaders(nn.Module):
+    """A convolution that several layers read."""
+
+    def __init__(self, *norms: nn.Module, raw: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norms, self.raw = nn.Conv2d(3, 8, 3), nn.ModuleList(norms), raw
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        self.seen = [norm(x) for norm in self.norms] + [x] * self.raw
+        return torch.cat([signal.relu() for signal in self.seen], 1).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.BatchNorm2d(8), lambda: nn.InstanceNorm2d(8, affine=True), lambda: nn.GroupNorm(2, 8)]
+)
+def test_every_norm_that_reads_a_convolution_as_it_is_has_its_mask(make) -> None:
+    net = SeveralReaders(nn.BatchNorm2d(8), make())
+    defective = dcn.defectify(net, "all", p=0.3, input_size=(3, 16, 16)).eval()
+    dcn.verify(defective)
+    defective(torch.rand(8, 3, 16, 16))
+    first, second = ((signal == 0).all(0) for signal in defective.seen)
+    assert torch.equal(first, second)
+    assert 0.6 < float(first.float().mean()) < 0.8
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(dcn.undefectify(defective)(x), net.eval()(x))
+
+
+def test_an_activation_beside_a_norm_is_refused() -> None:
+    net = SeveralReaders(nn.BatchNorm2d(8), raw=True)
+    with pytest.raises(SiteError, match=r"relu.* reads the convolution 'conv' beside the norm 'norms.0'"):
+        dcn.defectify(net, "all", p=0.3, input_size=(3, 16, 16))
