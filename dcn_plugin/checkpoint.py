@@ -7,7 +7,6 @@ DistributedDataParallel and :class:`dcn_plugin.Normalized` are looked through in
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import importlib.metadata
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.archive import RESERVED, Pathish, read_archive, ties, write_archive
 from dcn_plugin.classes import check_class_names, class_names_of, name_classes
+from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
@@ -139,7 +139,7 @@ def load_checkpoint(path: Pathish, model: nn.Module, *, inplace: bool = False) -
     """
     info, state = _read(path)
     # Whatever can go wrong goes wrong on a copy.
-    loaded = copy.deepcopy(network_in(model) if inplace else model)
+    loaded = copy_of(network_in(model) if inplace else model)
     _load(path, info, state, loaded)
     if inplace:
         _load(path, info, state, model)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import MixedBatchWarning, warn_caller
 from dcn_plugin.trace import eval_mode
 from dcn_plugin.wrappers import network_in
@@ -73,7 +73,7 @@ def mixes_batch(model: nn.Module, images: Tensor) -> str | None:
 def _copy(model: nn.Module) -> nn.Module | None:
     """A copy that shares the model's parameters; None of a model that cannot be copied."""
     try:
-        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        return copy_of(model, share_parameters=True)
     except (AttributeError, RuntimeError, TypeError, ValueError):  # whatever the user keeps on it: files, locks, graphs
         return None
 

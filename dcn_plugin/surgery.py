@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dcn_plugin.blocks import BlocksArg, find_blocks
 from dcn_plugin.convs import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
+from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import (
     AlreadyDefectiveError,
     DeadSiteWarning,
@@ -121,7 +121,7 @@ def defectify(
         filter_fn=filter_fn,
         example_inputs=example_inputs,
     )
-    return insert_masks(model if inplace else copy.deepcopy(model), spec)
+    return insert_masks(model if inplace else copy_of(model), spec)
 
 
 @on_bare_network
@@ -217,7 +217,7 @@ def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         NotDefectiveError: ``model`` carries no masks that surgery put there.
     """
     defect_spec(model)
-    plain = model if inplace else copy.deepcopy(model)
+    plain = model if inplace else copy_of(model)
     for owner, mask in _owners(plain):
         if mask.site_spec is not None:
             _remove(owner, mask)
@@ -440,10 +440,10 @@ def _make_mask(model: nn.Module, owner: nn.Module, site: SiteSpec, spec: DefectS
 
 
 def _is_channels_last(model: nn.Module, conv: str) -> bool:
-    own = getattr(model.get_submodule(conv), "weight", None)
-    # A 1x1 kernel, or a single channel, lies the same in both formats: then the rest of the network says it.
-    for weight in (own, *model.parameters()):
-        if isinstance(weight, Tensor) and weight.ndim == 4:
+    # A 1x1 kernel, or a single channel, lies the same in both formats: then the rest of the network says it. Not the
+    # attribute "weight": where it is parametrised, reading it may compute, and change what it is computed from.
+    for weight in (*model.get_submodule(conv).parameters(), *model.parameters()):
+        if weight.ndim == 4:
             last = weight.is_contiguous(memory_format=torch.channels_last)
             if last != weight.is_contiguous():
                 return last

@@ -23,6 +23,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "F1": (("masks",), ("archive",)),
     "F2": (
         (
+            "copies",
             "parametrized",
             "instance_norm",
             "norms",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -143,8 +144,13 @@ def test_attacks_warn_and_ask_nothing_that_is_not_counted(attack: Attack) -> Non
 
 def test_a_network_is_asked_by_its_copy_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     copies = []
-    real = independence.copy.deepcopy
-    monkeypatch.setattr(independence.copy, "deepcopy", lambda *args: copies.append(real(*args)) or copies[-1])
+    real = independence.copy_of
+
+    def kept(*args: Any, **options: Any) -> Any:
+        copies.append(real(*args, **options))
+        return copies[-1]
+
+    monkeypatch.setattr(independence, "copy_of", kept)
     net = Net(nn.ReLU())
     for _ in range(3):
         warn_if_mixed(net, images())

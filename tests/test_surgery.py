@@ -559,3 +559,14 @@ def test_what_is_no_network_is_refused_by_name(call, model, match) -> None:
 def test_a_network_without_2d_convolutions_is_told_that_only_these_carry_masks(layer, size) -> None:
     with pytest.raises(SiteError, match=f"no 2-D convolution, and only these carry masks.*{type(layer).__name__}"):
         dcn.defectify(nn.Sequential(layer, nn.ReLU()), input_size=size)
+
+
+def test_reading_a_parametrised_weight_changes_nothing() -> None:
+    conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3))  # in training mode a look is a power iteration
+    net = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    made = dcn.defectify(net, "all", p=1.0, input_size=(3, 16, 16))
+    plain = dcn.undefectify(made)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]), name
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(net.eval()(x), made.eval()(x))

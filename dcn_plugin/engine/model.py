@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, get_args
@@ -10,6 +9,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, fx, nn
 
+from dcn_plugin.copies import copy_of
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
 from dcn_plugin.engine.clock import steady, sure_gain
@@ -113,7 +113,7 @@ def _compacted(
         return lower(captured, steps, live, one.on_rows, used or "reference", device=device, packed=one.packed)
 
     on_images = lower(captured, steps, live, (), "reference", device=device)
-    as_it_is = copy.deepcopy(model).requires_grad_(False)
+    as_it_is = copy_of(model).requires_grad_(False)
     mixing = first_mixing(captured.graph)
     images = torch.rand(5, *size, dtype=dtype, device=device) * torch.rand(5, 1, 1, 1, dtype=dtype, device=device)
     cut = check_graph(as_it_is, on_images, images, exact=not _draws(captured.graph)) and mixing is None
@@ -141,7 +141,7 @@ def _compacted(
         note=note,
     )
     kept = as_it_is if any(way == "model" for _, way in ways) else None
-    made = CompactModel(copy.deepcopy(model), asked, on_images, on_rows, plan, size, device, dtype, kept)
+    made = CompactModel(copy_of(model), asked, on_images, on_rows, plan, size, device, dtype, kept)
     if measured is None:  # measuring has made the lists already
         on_rows(torch.zeros(1, *size, dtype=dtype, device=device))
     return made

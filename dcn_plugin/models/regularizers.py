@@ -9,7 +9,6 @@ pattern for all channels.
 
 # No `from __future__ import annotations`: TorchScript reads the annotations of these classes as objects.
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -17,6 +16,7 @@ from timm.layers import DropBlock2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import BlockError, SpecError
 
 __all__ = ["ConvThenDrop2d", "Regularizer", "regularize"]
@@ -78,7 +78,7 @@ def regularize(
         raise SpecError("The keep probability of a regulariser is not usable.", keep, "a number in (0, 1)")
     if not isinstance(block_size, int) or block_size < 1:
         raise SpecError("The block size of DropBlock is not usable.", block_size, "an int >= 1")
-    regularized = copy.deepcopy(model)
+    regularized = copy_of(model)
     for block in _blocks(regularized, layers):
         block.drop_block = _make(kind, keep, block_size).train(block.training)
         conv = block.conv2 if isinstance(block, BasicBlock) else block.conv3

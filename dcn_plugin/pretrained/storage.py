@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.archive import is_archive, read_archive
 from dcn_plugin.checkpoint import load_checkpoint
+from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.training import load_network, save_network
 from dcn_plugin.wrappers import bare
@@ -34,7 +34,7 @@ def save_half(network: nn.Module, path: str | os.PathLike[str], *, metadata: Map
         CheckpointError: a weight has no finite float16 value, or the network cannot be stored.
         OSError: the file cannot be written.
     """
-    small = copy.deepcopy(network)
+    small = copy_of(network)
     for key, tensor in small.state_dict(keep_vars=True).items():
         if tensor.dtype == torch.float32 and tensor.ndim >= 2:
             half = tensor.detach().half()
@@ -63,7 +63,7 @@ def load_half(path: str | os.PathLike[str], network: nn.Module) -> nn.Module:
         CheckpointError: the file is damaged or does not fit.
         OSError: it cannot be read.
     """
-    loaded = copy.deepcopy(network)
+    loaded = copy_of(network)
     if not is_archive(path):
         load_network(loaded, path)
         return loaded.float()
