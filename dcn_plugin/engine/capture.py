@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dcn_plugin.errors import TraceError
+from dcn_plugin.errors import CompactError, TraceError
 
 __all__ = ["Constants", "capture", "shape_of", "target_of"]
 
@@ -37,12 +42,14 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
     Raises:
         TraceError: torch.export cannot follow the model, its graph does not hold for every batch size, or it writes
             into a view of another tensor.
+        CompactError: its outputs are neither a tensor nor a tuple of tensors.
     """
     example = torch.zeros(2, *input_size, dtype=_dtype(model), device=_device(model))
     shapes = ({0: torch.export.Dim.AUTO},)
     try:
-        program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
-        traced = program.module()
+        with _quiet():
+            program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+            traced = program.module()
     except Exception as error:  # torch.export raises whatever the model's own code raises under it
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise TraceError(
@@ -50,7 +57,34 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
             fix="use the model as it is; it computes the same",
         ) from error
     _check_batch(program, model)
+    _check_outputs(program, model)
     return _Simplifier(traced).run()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the whole graph that torch.export logs and prints when it fails: our error says what is the matter."""
+    logger, printed = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
+    before, logger.disabled = logger.disabled, True
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    finally:
+        logger.disabled = before
+    sys.stderr.write(printed.getvalue())  # of a success: warnings
+
+
+def _check_outputs(program: torch.export.ExportedProgram, model: nn.Module) -> None:
+    """Refuse outputs whose form the graph does not keep: it knows a tensor, or a tuple of tensors."""
+    form = program.call_spec.out_spec
+    if form is None or form.is_leaf() or (form.type is tuple and all(part.is_leaf() for part in form.children())):
+        return
+    raise CompactError(
+        f"{type(model).__name__} returns a {form.type.__name__}, whose form a compact model would not keep.",
+        str(form)[:200],
+        "a tensor, or a tuple of tensors",
+        "wrap the model in a module whose forward returns its logits alone",
+    )
 
 
 def _check_batch(program: torch.export.ExportedProgram, model: nn.Module) -> None:
@@ -83,6 +117,22 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
 def target_of(node: fx.Node) -> Any:
     """The operation that a node calls, in its functional form; None where it calls none."""
     return node.target if node.op == "call_function" else None
+
+
+def instance_norm(*args: Any, **kwargs: Any) -> Tensor:
+    """``aten.instance_norm``, with a gradient that is right for a single image too.
+
+    torch 2.14.1 computes a wrong one on the CPU where the gradient of the output arrives channels last and N is 1
+    (findings/torch_instance_norm_single_image_gradient.sh).
+    """
+    out: Tensor = _aten.instance_norm.default(*args, **kwargs)
+    if out.requires_grad:
+        out.register_hook(Tensor.contiguous)
+    return out
+
+
+# Whoever reads the graph knows it by its schema.
+instance_norm._schema = _aten.instance_norm.default._schema  # type: ignore[attr-defined]
 
 
 class _Simplifier:
@@ -157,6 +207,8 @@ class _Simplifier:
         if target in _CONVS and not _is_lopsided(node):
             args, kwargs = self._conv_arguments(node, args, kwargs), {}
             target = _aten.conv2d.default
+        if target is _aten.instance_norm.default:
+            target = instance_norm
         made = self.graph.call_function(target, tuple(args), kwargs)
         made.meta["val"] = node.meta.get("val")
         if target is _aten.conv2d.default:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import dcn_plugin as dcn
 from dcn_plugin.engine.capture import capture, shape_of
-from dcn_plugin.errors import TraceError
+from dcn_plugin.errors import CompactError, TraceError
 from tests.engine.small_nets import NETS, SIZE, make, pictures
 
 aten = torch.ops.aten
@@ -298,3 +300,44 @@ def test_a_model_is_not_changed_by_being_captured() -> None:
     capture(model, SIZE)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not model.training
+
+
+def test_the_gradient_behind_an_instance_norm_is_right_for_a_single_image() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, 2))
+    net = dcn.defectify(net, "all", p=0.5, input_size=(3, 12, 16)).eval()
+    fast = dcn.compact(net, backend="reference")
+
+    def gradient(model: nn.Module, count: int) -> Tensor:
+        images = torch.rand(count, 3, 12, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        (found,) = torch.autograd.grad(model(images).square().sum(), images)
+        return found
+
+    exact = copy.deepcopy(net).double()
+    for count in (1, 2):
+        images = torch.rand(count, 3, 12, 16, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+        (expected,) = torch.autograd.grad(exact(images).square().sum(), images)
+        assert torch.allclose(gradient(fast, count).double(), expected, rtol=1e-3, atol=1e-5)
+
+
+class Returns(nn.Module):
+    """A network whose output has some form."""
+
+    def __init__(self, form: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.conv, self.form = nn.Conv2d(3, 4, 3), form
+
+    def forward(self, x: Tensor) -> object:
+        return self.form(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", [lambda y: {"logits": y}, lambda y: [y, y], lambda y: (y, (y, y))])
+def test_outputs_whose_form_would_be_lost_are_refused(form: Callable[[Tensor], object]) -> None:
+    with pytest.raises(CompactError, match=r"Returns returns a (dict|list|tuple), whose form"):
+        capture(Returns(form).eval(), (3, 8, 8))
+
+
+def test_an_export_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    net = Returns(lambda y: y * 2 if y.mean() > 0.3 else y).eval()
+    with pytest.raises(TraceError, match="use the model as it is"):
+        capture(net, (3, 8, 8))
+    assert "def forward" not in capfd.readouterr().err
