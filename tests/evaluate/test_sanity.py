@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import PGD, HopSkipJump
+from dcn_plugin.attacks import PGD, EnsembleSource, HopSkipJump
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import ModelOutputError, SpecError
 from dcn_plugin.evaluate import Result, RunDirectory, sanity
@@ -220,6 +222,16 @@ def test_a_source_that_is_the_model_itself_is_left_out_with_a_warning(data: Imag
         first = next(sanity(NET, data, eps=EPS, steps=STEPS, queries=0, sources=sources))
     assert first.attack_settings["sources"] == "other"
     assert first == next(sanity(NET, data, eps=EPS, steps=STEPS, queries=0, sources={"other": small_net(1)}))
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.Sequential, lambda net: copy.deepcopy(net).double(), lambda net: EnsembleSource([net])]
+)
+def test_the_models_own_weights_in_another_form_pass_nothing(data: ImageSet, wrap: Callable[..., nn.Module]) -> None:
+    first = next(sanity(NET, data, eps=EPS, steps=STEPS, queries=0, sources={"same": wrap(NET)}))
+    assert (first.attack, first.passed) == ("black-box", None)
+    both = {"same": wrap(NET), "other": small_net(1)}
+    assert next(sanity(NET, data, eps=EPS, steps=STEPS, queries=0, sources=both)).passed is True
 
 
 def test_without_a_black_box_attack_that_check_is_not_judged(data: ImageSet) -> None:
