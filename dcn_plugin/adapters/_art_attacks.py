@@ -15,7 +15,7 @@ from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator
 from torch import Tensor, nn
 
-from dcn_plugin.adapters._art_classifier import dtype_of
+from dcn_plugin.adapters._art_classifier import DefectiveClassifier, dtype_of
 from dcn_plugin.attacks import CW, PGD, Attack, AttackResult, BoundaryAttack, HopSkipJump, check_labels
 from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
@@ -236,13 +236,15 @@ class _Logits(nn.Module):
         # ART's wrapper of the model: registered, so that its mode is restored as well.
         self.model = estimator._model
         self._ask = estimator._predict_framework
-        self._shape, self._dtype = scale.shape, dtype_of(estimator.model)
+        self._shape = scale.shape
+        # As the classifier's own predict: a DefectiveClassifier rounds what its preprocessing made, and not before.
+        self.input_dtype = torch.float32 if isinstance(estimator, DefectiveClassifier) else dtype_of(estimator.model)
         self.register_buffer("span", torch.from_numpy(scale.span).to(estimator.device), persistent=False)
         self.register_buffer("low", torch.from_numpy(scale.low).to(estimator.device), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         samples = images.reshape(-1, *self._shape) * self.span + self.low
-        logits: Tensor = self._ask(samples.to(self._dtype))[0]
+        logits: Tensor = self._ask(samples.to(self.input_dtype))[0]
         return logits
 
 

@@ -12,7 +12,14 @@ _KNOWN = (*_HALF, torch.float32, torch.float64)
 
 
 def model_dtype(model: nn.Module) -> torch.dtype | None:
-    """The dtype that all floating-point parameters of a model share; None if there are none, or several."""
+    """The dtype that a model takes: its ``input_dtype`` if it says so, or that of all its floating-point parameters.
+
+    Returns:
+        None if it does not say so, and its parameters have several dtypes or there are none.
+    """
+    declared = getattr(model, "input_dtype", None)
+    if declared in _KNOWN:
+        return declared  # type: ignore[no-any-return]
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else None
     return dtype if dtype in _KNOWN else None
