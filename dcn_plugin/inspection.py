@@ -73,11 +73,13 @@ def summary(model: nn.Module) -> Summary:
     check_model(model)
     masks = masks_of(model)
     rows = []
+    names = [mask.site_spec.name for mask in masks.values() if mask.site_spec is not None]
+    several = len(set(names)) < len(names)  # parts that were made defective by themselves: sites count from each part
     for path, mask in masks.items():
         site = mask.site_spec
         rows.append(
             SummaryRow(
-                name=site.name if site else path.removesuffix(".drop"),
+                name=site.name if site and not several else path.removesuffix(".drop"),
                 block=f"{site.block_index}: {site.block}" if site else "-",
                 shape=mask.shape,
                 mode=mask.spec.mode_text,

@@ -155,3 +155,12 @@ def test_a_hand_written_network_takes_the_masks_of_another_seed_and_says_so() ->
     assert torch.equal(net[0].drop.mask, other[0].drop.mask) and "loaded" in repr(net)
     net.load_state_dict(dcn.DefectiveConv2d(3, 4, 3, output_size=(14, 14), site=0).state_dict(prefix="0."))
     assert "sampled" in repr(net)
+
+
+def test_sites_of_several_parts_are_told_apart() -> None:
+    def part(p: float) -> nn.Module:
+        layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        return dcn.defectify(layers, "all", p=p, input_size=(3, 16, 16))
+
+    both = nn.ModuleDict({"a": part(0.3), "b": part(0.5)})
+    assert [(row.name, row.p) for row in dcn.summary(both).rows] == [("a.1", 0.3), ("b.1", 0.5)]

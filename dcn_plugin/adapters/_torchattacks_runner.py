@@ -150,7 +150,8 @@ class TorchAttack(Attack):
                     f"{self.name} draws for {self.batch} images at once, and these pieces do not fit.",
                     {"batch_size": batch_size, "first_index": first_index},
                     f"multiples of {self.batch}",
-                    f"pass such numbers, or build the attack with batch={batch_size}",
+                    f"pass batch_size={max(1, batch_size // self.batch) * self.batch} and a first_index that fits, or "
+                    f"build the attack with batch={math.gcd(batch_size, first_index)}",
                 )
             batch_size = self.batch if batch_size > 0 else batch_size  # what is below 1 is refused by the base class
         result = super().__call__(

@@ -50,7 +50,7 @@ def check_labels(labels: Tensor, *, count: int, num_classes: int | None = None) 
             "The labels have the wrong type or shape.",
             (str(labels.dtype), tuple(labels.shape)),
             f"integers ({count},), one class number an image",
-            "turn one-hot labels into numbers with labels.argmax(1)",
+            _label_advice(labels),
         )
     numbers = labels.long()  # torch finds no extremes of unsigned integers
     low, high = int(numbers.min()), int(numbers.max())
@@ -61,6 +61,14 @@ def check_labels(labels: Tensor, *, count: int, num_classes: int | None = None) 
             "0 .. " + ("classes" if num_classes is None else str(num_classes)) + " - 1",
             "number the classes from 0, as the model's logits are",
         )
+
+
+def _label_advice(labels: Tensor) -> str:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return "take the column as it is: labels.flatten()"
+    if labels.ndim == 2:
+        return "turn one-hot labels into numbers with labels.argmax(1)"
+    return "class numbers as integers, labels.long(), one for each image"
 
 
 def check_logits(logits: object, *, count: int, finite: bool = True) -> Tensor:

@@ -7,9 +7,12 @@ To add a subcommand: write a file with ``add(commands)``, which makes its parser
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
 from dcn_plugin import startup
@@ -28,6 +31,7 @@ __all__ = ["main"]
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,14 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; those of the process when absent.
 
     Returns:
-        0, 2 after an error that the user can mend, 130 after an interrupt.
+        0, 2 after an error that the user can mend, 130 after an interrupt, 141 where nobody reads the output any more.
     """
     args = _parser().parse_args(argv)
     startup.finish()
     run: Callable[[argparse.Namespace], int] = args.run
     logging.basicConfig(level=logging.WARNING, format="defective: %(message)s", stream=sys.stderr)
     try:
-        return run(args)
+        with _plain_warnings():
+            return run(args)
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except DcnError as error:
         print(f"defective: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -54,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("defective: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings look like the other messages of the command, without a line of its source."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"defective: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _parser() -> Parser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,23 @@ def _open(spec: Spec) -> list[Attack]:
     if own is not None and spec.head.islower():
         return [spec.call(own)]
     if spec.head.islower():
-        near = nearest(spec.head, [*_own(), "paper", "modern"])
+        near = _near(spec.head)
         raise SpecError("There is no attack of this name.", spec.head, ATTACKS, near)
     from dcn_plugin.adapters.torchattacks import TorchAttack
 
     return [TorchAttack(spec.head, **spec.options)]
+
+
+def _near(name: str) -> str | None:
+    """The question "did you mean ...?"; torchattacks' names have capitals, and are meant where only those are wrong."""
+    theirs = {}
+    with contextlib.suppress(ImportError):
+        from dcn_plugin.adapters._torchattacks_table import KNOWN
+
+        theirs = {known.lower(): known for known in KNOWN}
+    if name in theirs:
+        return f"did you mean {theirs[name]}?"
+    return nearest(name, [*_own(), "paper", "modern", *theirs.values()])
 
 
 def _own() -> dict[str, Callable[..., Attack]]:

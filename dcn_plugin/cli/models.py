@@ -38,6 +38,9 @@ def open_models(
     return {name: open_model(spec, name=name, tell=tell).to(device).eval() for name, spec in named(texts, what).items()}
 
 
+_REMOTE = ("local-dir:", "hf-hub:", "hf_hub:")  # what timm opens beside the names of its registry
+
+
 def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print) -> nn.Module:
     """Make a model that takes images in [0, 1].
 
@@ -61,9 +64,9 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     normalize = options.pop("normalize", True)
     constants: dict[str, Any] = {key: options.pop(key) for key in ("mean", "std") if key in options}
     names = options.pop("class_names", None)
-    if spec.head.endswith(WEIGHT_FILES) or os.path.sep in spec.head:
+    if (spec.head.endswith(WEIGHT_FILES) or os.path.sep in spec.head) and not spec.head.startswith(_REMOTE):
         model, own = _from_checkpoint(Path(spec.head), options)
-    elif ":" in spec.head:
+    elif ":" in spec.head and not spec.head.startswith(_REMOTE):
         model, own = _from_function(Spec(spec.head, options)), None
     else:
         model, own = _from_timm(Spec(spec.head, options))
@@ -104,7 +107,7 @@ def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
 
     import dcn_plugin.models  # noqa: F401  registers the defective models
 
-    if not timm.is_model(spec.head):
+    if not timm.is_model(spec.head) and not spec.head.startswith(_REMOTE):
         raise SpecError("This is no model.", spec.head, MODELS, _instead_of(spec.head, timm.list_models()))
     options = dict(spec.options)
     # timm reads it too, but neither masks that are packed nor all the nests that state dicts lie in.

@@ -59,7 +59,7 @@ def _in_file(path: Path) -> ClassNames:
         names = class_names_in(path)
     else:
         try:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read.", f"{type(error).__name__}: {error}", _EXPECTED) from error
     if not names:

@@ -258,7 +258,8 @@ def strength_of(result: Result) -> float | None:
 def _telling_settings(results: Sequence[Result]) -> dict[str | None, list[str]]:
     """Attack -> names of the settings that differ between records of the same attack, images and strength.
 
-    Settings that only change along with the strength, such as a step of eps / 4, tell nothing apart.
+    Settings that only change along with the strength, such as a step of eps / 4, tell nothing apart. A norm that is not
+    L-inf is always told: radii of two norms are two quantities.
     """
     met: dict[object, dict[str, set[str]]] = {}
     names: dict[str | None, list[str]] = {}
@@ -276,6 +277,8 @@ def _telling_settings(results: Sequence[Result]) -> dict[str | None, list[str]]:
         group = met[(result.attack, result.data_hash, strength_of(result))]
         known = differ.setdefault(result.attack, [])
         known += [name for name, values in group.items() if len(values) > 1 and name not in known]
+        if result.attack_settings.get("norm", "Linf") != "Linf" and "norm" not in known:
+            known.append("norm")
     return differ
 
 
