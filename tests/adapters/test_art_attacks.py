@@ -230,6 +230,26 @@ def test_the_preprocessing_of_the_estimator_is_part_of_the_model(kind: type[DcnA
     np.testing.assert_allclose(bridge(kind, inside).generate(x), bridge(kind, outside).generate(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_is_called_fooled_is_fooled_for_the_classifier_itself(dtype: torch.dtype) -> None:
+    estimator = DefectiveClassifier(
+        defective().to(dtype),
+        nn.CrossEntropyLoss(),
+        SHAPE,
+        CLASSES,
+        clip_values=(0.0, 1.0),
+        preprocessing=(0.1, 0.8),
+        device_type="cpu",
+    )
+    x = samples(40)
+    right = predicted(estimator, x)
+    attack = bridge(DcnCW, estimator)
+    adversarial = attack.generate(x, right)
+    fooled = attack.result.fooled.numpy()
+    assert fooled.sum() > 20
+    assert not (predicted(estimator, adversarial) == right)[fooled].any()
+
+
 class Paler(PreprocessorPyTorch):  # type: ignore[misc]
     """A preprocessing step in PyTorch."""
 

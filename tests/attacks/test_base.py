@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import PGD, Attack, AttackRun
+from dcn_plugin.attacks import PGD, Attack, AttackRun, check_labels
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
 from tests.toys import SmallNet, images, linear_model
 
@@ -213,3 +213,16 @@ def test_settings_name_everything_a_record_needs() -> None:
         "steps": 5,
     }
     assert repr(PGD(0.25, steps=5)) == "PGD(eps=0.25, random_start=False, seed=0, step_size=0.0625, steps=5)"
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [
+        (torch.zeros(3, 1, dtype=torch.int64), r"labels\.flatten\(\)"),
+        (torch.eye(3), r"labels\.argmax\(1\)"),
+        (torch.zeros(3), r"labels\.long\(\)"),
+    ],
+)
+def test_the_advice_fits_the_labels(labels: Tensor, advice: str) -> None:
+    with pytest.raises(LabelError, match=advice):
+        check_labels(labels, count=3)

@@ -46,3 +46,10 @@ def test_a_misspelt_attack_gets_the_nearest_names() -> None:
         open_attacks(["pdg,eps=0.1"])
     with pytest.raises(SpecError, match="did you mean modern"):
         open_attacks(["modrn,eps=0.1"])
+
+
+@pytest.mark.parametrize("name", ["MIFGSM", "APGD", "PGDL2", "Square", "AutoAttack"])
+def test_a_name_of_torchattacks_without_its_capitals_is_meant_all_the_same(name: str) -> None:
+    pytest.importorskip("torchattacks")
+    with pytest.raises(SpecError, match=f"did you mean {name}"):
+        open_attacks([f"{name.lower()},eps=0.1"])

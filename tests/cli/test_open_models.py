@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from timm.models import save_for_hf
 from torch import nn
 
 import dcn_plugin as dcn
@@ -166,3 +167,11 @@ def test_a_file_of_save_checkpoint_is_taken_by_either_option(tmp_path: Path) -> 
         assert torch.equal(says(model), says(net))
     model = open_model(f"timm:create_model,model_name=defective_resnet18,img_size=64,num_classes=2,weights={path}")
     assert torch.equal(says(model), says(net))
+
+
+def test_a_folder_that_timm_saved_for_the_hub_is_opened(tmp_path: Path) -> None:
+    saved = timm.create_model("defective_resnet10t", num_classes=3, img_size=32, p=0.5, seed=3)
+    save_for_hf(saved, str(tmp_path / "net"))
+    model = open_model(f"local-dir:{tmp_path / 'net'},pretrained=true,normalize=false")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model.eval()(images), saved.eval()(images))

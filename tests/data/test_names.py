@@ -48,3 +48,9 @@ def test_where_no_names_are_the_error_lists_what_is_taken(tmp_path: Path) -> Non
             read_class_names(tmp_path / given)
     with pytest.raises(SpecError, match="same name"):
         read_class_names("ant,bee,ant")
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(b"\xef\xbb\xbfdog\r\nant\r\n")
+    assert read_class_names(path) == ("dog", "ant")

@@ -75,6 +75,18 @@ def test_a_setting_that_follows_the_strength_is_no_other_attack() -> None:
     assert [cell.attack for cell in cells(results, protocol="transfer")] == ["PGD", "PGD"]
 
 
+def test_radii_of_two_norms_are_told_apart_at_whatever_strength() -> None:
+    settings = [{"norm": "L2", "eps": 0.5}, {"norm": "Linf", "eps": 0.03}, {"eps": 0.1}]
+    results = [record(attack="APGD", attack_settings=one, eps=one["eps"]) for one in settings]
+    assert [cell.attack for cell in cells(results, protocol="transfer")] == [
+        "APGD (norm L2)",
+        "APGD (norm Linf)",
+        "APGD",
+    ]
+    (only,) = cells(results[:1], protocol="transfer")
+    assert only.attack == "APGD (norm L2)"
+
+
 def test_runs_with_other_seeds_of_the_attack_are_runs_of_one_setting() -> None:
     results = [record(attack_settings={"eps": 0.2, "seed": seed}) for seed in (0, 1)]
     (cell,) = cells(results, protocol="transfer")
