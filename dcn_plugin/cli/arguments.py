@@ -21,6 +21,7 @@ __all__ = [
     "positive_number",
     "probability",
     "radius",
+    "size",
 ]
 
 
@@ -44,6 +45,14 @@ def positive(text: str) -> int:
     if not number:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """A side of square images, or height and width as "24x40"."""
+    sides = [positive(side) for side in text.lower().replace(",", "x").split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a side nor HEIGHTxWIDTH")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def natural(text: str) -> int:

@@ -17,6 +17,7 @@ from dcn_plugin.cli.arguments import (
     positive_number,
     probability,
     radius,
+    size,
 )
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import MODELS, open_models
@@ -148,7 +149,7 @@ def add(commands: Commands) -> None:
             )
         own.add_argument("--data", required=True, metavar="DATA", help=protocol.data)
         own.add_argument(
-            "--size", type=positive, metavar="PIXELS", help="resize and cut images of a folder to this size"
+            "--size", type=size, metavar="PIXELS", help="resize and cut images of a folder to it: a side, or HxW"
         )
         own.add_argument(
             "--resize", type=positive, metavar="PIXELS", help="shorter side before the cut, e.g. 256 for 224"

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
-from dcn_plugin.cli.arguments import Commands, folder, positive
+from dcn_plugin.cli.arguments import Commands, folder, positive, size
 
 if TYPE_CHECKING:
     from dcn_plugin.data import IndexedImages
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--title", help="of the report (default: the folder's name)")
     parser.add_argument("--baseline", metavar="NAME", help="target that the others are held against")
     parser.add_argument("--data", metavar="DATA", help="clean images, as in evaluate, to show beside adversarial ones")
-    parser.add_argument("--size", type=positive, metavar="PIXELS", help="of the clean images, as in evaluate")
+    parser.add_argument("--size", type=size, metavar="PIXELS", help="of the clean images, as in evaluate")
     parser.add_argument("--resize", type=positive, metavar="PIXELS", help="of the clean images, as in evaluate")
     parser.add_argument("--limit", type=positive, metavar="N", help="of the clean images, as in evaluate")
     parser.set_defaults(run=_run)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive, size
 from dcn_plugin.cli.defences import add_defence, open_defence
 from dcn_plugin.cli.models import MODELS, WEIGHT_FILES, open_model
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
@@ -89,7 +89,7 @@ def add(commands: Commands) -> None:
     add_defence(parser)
     parser.add_argument("--seed", type=natural, metavar="S", help="of weights, order and augmentation (default: 0)")
     parser.add_argument(
-        "--size", type=positive, metavar="PIXELS", help="resize and cut images of a folder to this size"
+        "--size", type=size, metavar="PIXELS", help="resize and cut images of a folder to it: a side, or HxW"
     )
     parser.add_argument("--resize", type=positive, metavar="PIXELS", help="shorter side before the cut")
     parser.add_argument("--limit", type=positive, metavar="N", help="use so many training images only")

@@ -259,7 +259,8 @@ def _telling_settings(results: Sequence[Result]) -> dict[str | None, list[str]]:
     """Attack -> names of the settings that differ between records of the same attack, images and strength.
 
     Settings that only change along with the strength, such as a step of eps / 4, tell nothing apart. A norm that is not
-    L-inf is always told: radii of two norms are two quantities.
+    L-inf is always told: radii of two norms are two quantities. So are the sources of TAPM where they differ anywhere:
+    they do not follow from the strength.
     """
     met: dict[object, dict[str, set[str]]] = {}
     names: dict[str | None, list[str]] = {}
@@ -272,6 +273,9 @@ def _telling_settings(results: Sequence[Result]) -> dict[str | None, list[str]]:
         group = met.setdefault((result.attack, result.data_hash, strength_of(result)), {})
         for name in names.get(result.attack, []):
             group.setdefault(name, set()).add(repr(result.attack_settings.get(name)))
+    sources: dict[str | None, set[object]] = {}
+    for result in results:
+        sources.setdefault(result.attack, set()).add(result.attack_settings.get("sources"))
     differ: dict[str | None, list[str]] = {}
     for result in results:
         group = met[(result.attack, result.data_hash, strength_of(result))]
@@ -279,6 +283,8 @@ def _telling_settings(results: Sequence[Result]) -> dict[str | None, list[str]]:
         known += [name for name, values in group.items() if len(values) > 1 and name not in known]
         if result.attack_settings.get("norm", "Linf") != "Linf" and "norm" not in known:
             known.append("norm")
+        if len(sources[result.attack]) > 1 and "sources" not in known:
+            known.append("sources")
     return differ
 
 

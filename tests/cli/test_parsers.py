@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcn_plugin import cli
+from dcn_plugin.cli.arguments import size
 from dcn_plugin.cli.parsers import Parser, wrapped
 
 
@@ -150,3 +151,14 @@ def test_fractions_are_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         shlex.split("train net --data digits --out o --label-smoothing 1/9 --lr 0.1 --ema 0.999")
     )
     assert (args.label_smoothing, args.lr, args.ema) == (1 / 9, 0.1, 0.999)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("24", 24), ("24x40", (24, 40)), ("24,40", (24, 40))])
+def test_a_size_is_a_side_or_two(text: str, expected: object) -> None:
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "24x", "1x2x3", "wide"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        size(text)

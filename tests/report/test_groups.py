@@ -87,6 +87,13 @@ def test_radii_of_two_norms_are_told_apart_at_whatever_strength() -> None:
     assert only.attack == "APGD (norm L2)"
 
 
+def test_other_sources_of_tapm_are_told_apart_at_whatever_strength() -> None:
+    met = {0.05: "a, d", 0.1: "a"}
+    results = [record(attack="TAPM", attack_settings={"sources": names}, eps=eps) for eps, names in met.items()]
+    assert [cell.attack for cell in cells(results, protocol="transfer")] == ["TAPM (sources a, d)", "TAPM (sources a)"]
+    assert [cell.attack for cell in cells(results[:1], protocol="transfer")] == ["TAPM"]
+
+
 def test_runs_with_other_seeds_of_the_attack_are_runs_of_one_setting() -> None:
     results = [record(attack_settings={"eps": 0.2, "seed": seed}) for seed in (0, 1)]
     (cell,) = cells(results, protocol="transfer")
