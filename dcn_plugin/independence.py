@@ -28,11 +28,12 @@ def warn_if_mixed(model: nn.Module, images: Tensor, *, name: str = "") -> None:
     network = network_in(model)
     origin = getattr(network, "origin", None)  # of a compact model: it has the same answers, and no packed weights
     network = network_in(origin) if isinstance(origin, nn.Module) else network
+    name = name or type(_asked(network)).__name__
     if network not in _known:
         _known[network] = mixes_batch(network, images)
     if _known[network] is not None:
         warn_caller(
-            f"What {name or type(network).__name__} says about an image depends on the other images of its batch: "
+            f"What {name} says about an image depends on the other images of its batch: "
             f"{_known[network]}. Accuracies, attacks and their distances then depend on the batch size and on the "
             "order of the images. Norms should use running statistics in eval mode.",
             MixedBatchWarning,
@@ -61,13 +62,22 @@ def mixes_batch(model: nn.Module, images: Tensor) -> str | None:
         "'1' (BatchNorm2d) normalises by the statistics of the batch"
     """
     with eval_mode(model):
-        for path, module in model.named_modules():
+        for path, module in _asked(model).named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
                 return f"{path!r} ({type(module).__name__}) normalises by the statistics of the batch"
     shadow = _copy(model)
     if shadow is not None and _differs(shadow.eval(), images):
         return "an image got another answer beside another image"
     return None
+
+
+def _asked(model: nn.Module) -> nn.Module:
+    """The user's network, where ``model`` stands before it only to put it to an attack; else ``model`` itself.
+
+    Such a module names the user's model by a property ``asked_model``.
+    """
+    asked = getattr(model, "asked_model", None)
+    return network_in(asked) if isinstance(asked, nn.Module) else model
 
 
 def _copy(model: nn.Module) -> nn.Module | None:

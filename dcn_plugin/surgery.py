@@ -163,6 +163,7 @@ def plan_defects(
     )
     if len(candidates) == 1:
         _warn_if_only_an_embedding(model, trace, candidates[0].conv)
+    _warn_of_three_dimensions(model)
     return DefectSpec(
         blocks=chosen,
         p=frozen_p,
@@ -307,6 +308,17 @@ def _check_two_dimensional(model: nn.Module) -> None:
             f"{type(model).__name__} has no 2-D convolution, and only these carry masks.",
             ", ".join(convs),
             "networks with nn.Conv2d, on images (N, C, H, W)",
+        )
+
+
+def _warn_of_three_dimensions(model: nn.Module) -> None:
+    """Warn of a network that convolves volumes as well as images: the volumes keep all of their neurons."""
+    volumes = [name for name, m in model.named_modules() if isinstance(m, nn.Conv3d)]
+    if volumes:
+        warn_caller(
+            f"{type(model).__name__} has {len(volumes)} 3-D convolutions, {volumes[0]!r} the first of them. Only 2-D "
+            "ones carry masks: what these compute keeps all of its neurons.",
+            PlacementWarning,
         )
 
 

@@ -171,3 +171,24 @@ def test_an_attack_warns_of_what_an_evaluator_has_seen() -> None:
         predict(net, images())
     with pytest.warns(MixedBatchWarning):
         PGD(8 / 255, steps=1)(net, images(), torch.tensor([0, 1, 2]))
+
+
+def test_a_module_that_only_asks_a_model_does_not_give_its_name_to_the_warning() -> None:
+    """As the bridges to ART and torchattacks do it."""
+
+    class Bridge(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.inside = model
+
+        @property
+        def asked_model(self) -> nn.Module:
+            return self.inside
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.inside(x)
+            return logits
+
+    net = Net(nn.BatchNorm1d(6, track_running_stats=False))
+    with pytest.warns(MixedBatchWarning, match=r"What Net says .*: 'then' \(BatchNorm1d\)"):
+        warn_if_mixed(Bridge(dcn.Normalized(net, [0.5] * 3, [0.5] * 3)), torch.rand(1, 3, 4, 4))

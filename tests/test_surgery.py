@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 from timm.layers import BatchNormAct2d
-from torch import nn
+from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.errors import (
@@ -552,6 +552,19 @@ def test_arguments_of_the_wrong_type_are_refused_by_name(case) -> None:
 def test_what_is_no_network_is_refused_by_name(call, model, match) -> None:
     with pytest.raises(SpecError, match=match):
         call(model)
+
+
+def test_volumes_that_keep_all_their_neurons_are_told_of() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.volume, self.image = nn.Conv3d(1, 2, 3, padding=1), nn.Conv2d(6, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.image(self.volume(x[:, None]).relu().flatten(1, 2)).relu().mean((2, 3))
+
+    with pytest.warns(PlacementWarning, match="1 3-D convolutions, 'volume'"):
+        dcn.defectify(Mixed(), p=0.5, input_size=(3, 8, 8), blocks="all")
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(3, 4, 3), nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(3, 4, 3)])

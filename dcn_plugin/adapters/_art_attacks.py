@@ -235,12 +235,19 @@ class _Logits(nn.Module):
             )
         # ART's wrapper of the model: registered, so that its mode is restored as well.
         self.model = estimator._model
+        self._find_user_model = lambda: estimator.model  # in a function: it is registered inside ART's wrapper already
         self._ask = estimator._predict_framework
         self._shape = scale.shape
         # As the classifier's own predict: a DefectiveClassifier rounds what its preprocessing made, and not before.
         self.input_dtype = torch.float32 if isinstance(estimator, DefectiveClassifier) else dtype_of(estimator.model)
         self.register_buffer("span", torch.from_numpy(scale.span).to(estimator.device), persistent=False)
         self.register_buffer("low", torch.from_numpy(scale.low).to(estimator.device), persistent=False)
+
+    @property
+    def asked_model(self) -> nn.Module:
+        """The model of the user, for warnings that name it and its modules."""
+        user_model: nn.Module = self._find_user_model()
+        return user_model
 
     def forward(self, images: Tensor) -> Tensor:
         samples = images.reshape(-1, *self._shape) * self.span + self.low

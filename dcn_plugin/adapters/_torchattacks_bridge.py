@@ -122,6 +122,11 @@ class _Logits(nn.Module):
         self.model = owner.model  # so that its modes and its parameters are found
         self._owner = owner
 
+    @property
+    def asked_model(self) -> nn.Module:
+        """The model of the user, for warnings that name it and its modules."""
+        return self.model
+
     def forward(self, images: Tensor) -> Any:
         return self._owner.get_logits(images)
 

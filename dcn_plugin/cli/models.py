@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,9 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     """Make a model that takes images in [0, 1].
 
     A timm model gets the normalisation of its ``pretrained_cfg`` inside, and ``tell`` says so;
-    ``normalize=false`` leaves it out, and ``mean=`` and ``std=`` change it. A function's model is taken as it is.
+    ``normalize=false`` leaves it out, and ``mean=`` and ``std=`` change it (one number is that of every channel). Where
+    ``in_chans`` is not three, each channel gets the mean of timm's constants, as in timm's own loaders. A function's
+    model is taken as it is.
 
     What the classes are called is read off the file that the weights come from, where that tells it, and is known of
     timm's ImageNet weights; ``class_names=`` says it, as :func:`dcn_plugin.data.read_class_names` takes it.
@@ -71,16 +73,23 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     else:
         model, own = _from_timm(Spec(spec.head, options))
     _name_classes(model, names, options)
+    channels = len(own["mean"]) if own else 1
     own = {**(own or {}), **constants} if own or constants else None
     if not normalize or own is None:
         tell(f"{name or text}: takes images in [0, 1] as they are")
         return model
+    own = {key: _per_channel(value, channels) for key, value in own.items()}
     if own.keys() != {"mean", "std"} or not all(isinstance(own[key], list | tuple) for key in own):
         raise SpecError("Normalisation needs mean and std.", constants, "mean=[...],std=[...]")
     from dcn_plugin.layers import Normalized
 
     tell(f"{name or text}: images are normalised inside, mean {list(own['mean'])}, std {list(own['std'])}")
     return Normalized(model, own["mean"], own["std"])
+
+
+def _per_channel(value: Any, channels: int) -> Any:
+    """A number once for every channel; anything else as it is."""
+    return [value] * channels if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _name_classes(model: nn.Module, names: Any, options: Mapping[str, Any]) -> None:
@@ -124,7 +133,14 @@ def _from_timm(spec: Spec) -> tuple[nn.Module, Mapping[str, Any] | None]:
     cfg: Any = model.pretrained_cfg
     if weights:
         model = _with_weights(model, Path(str(weights)))
-    return model, {"mean": cfg["mean"], "std": cfg["std"]} if cfg.get("mean") and cfg.get("std") else None
+    if not (cfg.get("mean") and cfg.get("std")):
+        return model, None
+    return model, {key: _for_channels(cfg[key], options.get("in_chans", 3)) for key in ("mean", "std")}
+
+
+def _for_channels(constants: Sequence[float], channels: int) -> list[float]:
+    """Constants of another number of channels: their mean for each, as timm's loaders do it."""
+    return list(constants) if len(constants) == channels else [sum(constants) / len(constants)] * channels
 
 
 def _instead_of(name: str, names: list[str]) -> str:

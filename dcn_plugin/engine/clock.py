@@ -15,9 +15,11 @@ __all__ = ["Compared", "alone", "compared", "is_quiet", "now", "steady", "sure_g
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 7
 CLEAR = 1.15
-"""Where each of the first rounds says at least this, or at most its inverse, there are no more of them."""
+"""Where each of the first rounds is beyond what decides by at least this, to the same side, there are no more."""
 DOUBT = 1.15
 """On a busy machine one thread must be so many times faster: more of them might share the work less well."""
+VETO = 1.5
+"""From this gain on, doubt included, several threads are not asked: on a busy machine each of their calls is slow."""
 QUIET = 0.9
 """A machine is busy if a program that keeps all of its threads at work gets less than this share of their time."""
 
@@ -45,7 +47,7 @@ def compared(plain: Call, other: Call, device: torch.device) -> Compared:
 
     On a quiet machine their time on the clock counts. On a busy one that says little: threads wait for one that is not
     running. There the CPU time of one thread decides, with a reserve, and what several threads take on the clock is
-    only a veto, where it clearly says the opposite.
+    only a veto of a small gain, where it clearly says the opposite.
 
     Args:
         plain: a call.
@@ -53,15 +55,16 @@ def compared(plain: Call, other: Call, device: torch.device) -> Compared:
         device: that they compute on.
     """
     if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
-        rounds = _rounds(plain, other, device)
+        rounds = _rounds(plain, other, device, _repeats_of(plain, other, device))
         # Programs may have come while it was measured.
         if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
             return _told(rounds, _quartile(rounds, 0))
     with alone():
-        rounds = _rounds(plain, other, device)
+        repeats = _repeats_of(plain, other, device)
+        rounds = _rounds(plain, other, device, repeats, needed=DOUBT)
     gain = _quartile(rounds, 0) / DOUBT
-    if gain >= 1:
-        gain = min(gain, _quartile(_rounds(plain, other, device, most=LEAST_ROUNDS), 2))
+    if 1 <= gain < VETO:
+        gain = min(gain, _quartile(_rounds(plain, other, device, repeats, most=LEAST_ROUNDS), 2))
     return _told(rounds, gain)._replace(one_thread=True)
 
 
@@ -78,9 +81,29 @@ def _quartile(rounds: list[tuple[float, float]], number: int) -> float:
     return statistics.quantiles([plain / other for plain, other in rounds], n=4)[number]
 
 
-def _rounds(plain: Call, other: Call, device: torch.device, *, most: int = MOST_ROUNDS) -> list[tuple[float, float]]:
-    """Seconds of both calls in each round; the order turns from one to the next."""
-    repeats = [_repeats(call, device) for call in (plain, other)]
+def _repeats_of(plain: Call, other: Call, device: torch.device) -> tuple[int, int]:
+    return _repeats(plain, device), _repeats(other, device)
+
+
+def _rounds(
+    plain: Call,
+    other: Call,
+    device: torch.device,
+    repeats: tuple[int, int],
+    *,
+    most: int = MOST_ROUNDS,
+    needed: float = 1.0,
+) -> list[tuple[float, float]]:
+    """Seconds of both calls in each round; the order turns from one to the next.
+
+    Args:
+        plain: a call.
+        other: what might take its place.
+        device: that they compute on.
+        repeats: how many calls of each make a round.
+        most: rounds.
+        needed: the gain that decides; there are fewer rounds where it is clearly reached, or clearly not.
+    """
     rounds: list[tuple[float, float]] = []
     while len(rounds) < most:
         taken = {}
@@ -88,7 +111,7 @@ def _rounds(plain: Call, other: Call, device: torch.device, *, most: int = MOST_
             taken[at] = _seconds((plain, other)[at], repeats[at], device)
         rounds.append((taken[0], taken[1]))
         ratios = [one / two for one, two in rounds]
-        if len(rounds) >= LEAST_ROUNDS and (min(ratios) > CLEAR or max(ratios) < 1 / CLEAR):
+        if len(rounds) >= LEAST_ROUNDS and (min(ratios) > needed * CLEAR or max(ratios) < needed / CLEAR):
             break
     return rounds
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_plugin.engine.clock import Compared, compared
+from dcn_plugin.engine.clock import Compared, compared, steady
 from dcn_plugin.engine.plan import Way
 
 __all__ = ["Rung", "climb", "raced", "rungs", "ways_of"]
@@ -104,7 +104,7 @@ def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:
 def _takes(model: Run, images: Tensor) -> bool:
     """Whether the model takes so many images: one that normalises by its batch may refuse a single one."""
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), steady(images.device):
             model(images)
     except (RuntimeError, ValueError):
         return False

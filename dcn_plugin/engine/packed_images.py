@@ -47,7 +47,8 @@ def images_conv(
         (N, O, H', W') in channels_last memory format.
     """
     plain = (stride, padding, dilation, groups)
-    # One input channel lies in memory alike in every format; oneDNN then reads beside it at some strides (torch 2.14).
+    # With one input channel the packed weights gave other numbers than F.conv2d at a stride of (1, 2) on 4x4 images
+    # (torch 2.14.1), perhaps because one channel lies in memory alike in every format.
     if not len(x) or x.shape[1] == 1:
         return _channels_last(F.conv2d(x, weight, bias, *plain))
     x = _channels_last(x)

@@ -45,6 +45,24 @@ def test_normalisation_can_be_changed_and_left_out() -> None:
         open_model("tests.cli.factory:linear,mean=[0.5]")
 
 
+@pytest.mark.parametrize(
+    ("spec", "mean", "std"),
+    [
+        ("defective_resnet18,p=0.5,num_classes=2,img_size=32,in_chans=1", [0.449], [0.226]),  # the mean of each three
+        ("test_resnet,in_chans=5", [0.5] * 5, [0.5] * 5),
+        ("test_resnet,in_chans=1,mean=0.1,std=2", [0.1], [2.0]),
+        ("test_resnet,mean=0.1,std=2", [0.1] * 3, [2.0] * 3),
+        ("test_resnet,mean=0.1", [0.1] * 3, [0.5] * 3),
+        ("tests.cli.factory:linear,mean=0.1,std=2", [0.1], [2.0]),
+    ],
+)
+def test_constants_are_those_of_the_channels(spec: str, mean: list[float], std: list[float]) -> None:
+    model = open_model(spec)
+    assert isinstance(model, dcn.Normalized)
+    assert model.mean.flatten().tolist() == pytest.approx(mean)
+    assert model.std.flatten().tolist() == pytest.approx(std)
+
+
 def test_a_defective_name_carries_masks() -> None:
     assert dcn.is_defective(open_model("defective_resnet18,p=0.5,num_classes=2,img_size=64,normalize=false"))
 

@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_the_library(capsys: pytest.CaptureFixture[str]
         ("nowhere.safetensors", "nowhere.safetensors"),
         (f"{FACTORY}:__name__", "is no function"),
         ("tests.cli.factory:linear", "carries no defect masks"),
-        ("defective_resnet18,mean=3,std=3", "mean=[...],std=[...]"),
+        ("defective_resnet18,mean=three,std=3", "mean=[...],std=[...]"),
     ],
 )
 def test_what_it_cannot_open_is_told_with_the_way_on(spec: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
