@@ -43,7 +43,7 @@ def load_run(path: str | os.PathLike[str], *, title: str | None = None, baseline
             "There are no results to report.",
             str(where),
             "a run directory with results.json or units/, a results file, or a folder of run directories",
-            "run 'defective evaluate' first; a run that was stopped before its first measurement was finished needs its "
+            "run 'defective evaluate' first; a run that was stopped before it had finished a measurement needs its "
             "command again",
         )
     targets = list(dict.fromkeys(result.target for result in results))
