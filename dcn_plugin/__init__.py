@@ -7,7 +7,7 @@ abbreviation "DCN".
 
 from typing import TYPE_CHECKING
 
-from dcn_plugin import startup
+from dcn_plugin.support import startup
 
 if TYPE_CHECKING or not startup.waits():
     from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint

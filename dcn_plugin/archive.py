@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dcn_plugin.errors import CheckpointError
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 
 __all__ = ["RESERVED", "Pathish", "is_archive", "read_archive", "ties", "write_archive"]
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from dcn_plugin.archive import RESERVED, Pathish, read_archive, ties, write_archive
 from dcn_plugin.classes import check_class_names, class_names_of, name_classes
-from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
+from dcn_plugin.support.copies import copy_of
 from dcn_plugin.surgery import defect_spec, insert_masks, is_defective
 from dcn_plugin.wrappers import Constants, bare, bare_name, bare_path, network_in, unwrap
 

@@ -7,8 +7,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import MixedBatchWarning, warn_caller
+from dcn_plugin.support.copies import copy_of
 from dcn_plugin.trace import eval_mode
 from dcn_plugin.wrappers import network_in
 

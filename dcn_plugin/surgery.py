@@ -12,7 +12,6 @@ from torch import nn
 
 from dcn_plugin.blocks import BlocksArg, find_blocks
 from dcn_plugin.convs import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
-from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import (
     AlreadyDefectiveError,
     DeadSiteWarning,
@@ -30,6 +29,7 @@ from dcn_plugin.parametrized import bare_class
 from dcn_plugin.selection import FilterFn, choose_sites, freeze_blocks
 from dcn_plugin.sites import find_sites
 from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, SiteSpec, check_chw, freeze_p
+from dcn_plugin.support.copies import copy_of
 from dcn_plugin.trace import ExampleInputs, ModelInputs, Trace, trace_model
 from dcn_plugin.wrappers import bare, on_bare_network
 

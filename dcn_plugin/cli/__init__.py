@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
-from dcn_plugin import startup
 from dcn_plugin.cli.arguments import Commands
 from dcn_plugin.cli.bench import add as add_bench
 from dcn_plugin.cli.demo import add as add_demo
@@ -26,6 +25,7 @@ from dcn_plugin.cli.report import add as add_report
 from dcn_plugin.cli.summary import add as add_summary
 from dcn_plugin.cli.train import add as add_train
 from dcn_plugin.errors import DcnError
+from dcn_plugin.support import startup
 
 __all__ = ["main"]
 

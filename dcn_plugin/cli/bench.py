@@ -66,10 +66,10 @@ def add(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.engine.sweep import sweep_speed
-    from dcn_plugin.evaluate.progress import progress_bar
-    from dcn_plugin.files import check_output, write_atomic
-    from dcn_plugin.logs import log_line
     from dcn_plugin.report import speed_png, speed_table
+    from dcn_plugin.support.atomic_file import check_output, write_atomic
+    from dcn_plugin.support.log_lines import log_line
+    from dcn_plugin.support.progress import progress_bar
 
     out = Path(args.out)
     check_output(out)
@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _networks(args: argparse.Namespace) -> dict[str, nn.Module]:
     """The networks without their normalisation, which costs nothing beside them."""
-    from dcn_plugin.training.rng import isolated_rng
+    from dcn_plugin.support.randomness import isolated_rng
     from dcn_plugin.wrappers import network_in
 
     device = open_device(args.device)
@@ -119,8 +119,8 @@ def _networks(args: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def _write_record(out: Path, args: argparse.Namespace, points: list[SpeedPoint]) -> None:
-    from dcn_plugin.evaluate.environment import hardware, package_versions
-    from dcn_plugin.files import write_atomic
+    from dcn_plugin.support.atomic_file import write_atomic
+    from dcn_plugin.support.environment import hardware, package_versions
 
     settings: dict[str, Any] = {
         name: getattr(args, name) for name in ("model", "p", "batch", "size", "blocks", "backend", "rounds", "seed")

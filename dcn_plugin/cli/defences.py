@@ -125,7 +125,7 @@ def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
     Raises:
         SpecError: an unknown baseline or setting, or arguments that do not go together.
     """
-    from dcn_plugin.files import check_output
+    from dcn_plugin.support.atomic_file import check_output
     from dcn_plugin.training import BASELINES
 
     spec = parse_spec(args.baseline or "standard")

@@ -103,10 +103,10 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dcn_plugin.files import check_output
+    from dcn_plugin.support.atomic_file import check_output
+    from dcn_plugin.support.randomness import derived_seed
     from dcn_plugin.training import isolated_rng, train
     from dcn_plugin.training.fit import check_fit
-    from dcn_plugin.training.rng import derived_seed
 
     check_output(args.out)
     config = _config(args)

@@ -9,7 +9,6 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from dcn_plugin.copies import copy_of
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
 from dcn_plugin.engine.clock import steady, sure_gain
@@ -25,6 +24,7 @@ from dcn_plugin.engine.plan import LayerPlan, Plan, Way
 from dcn_plugin.engine.snapshot import AskedBackend, CompactModel, in_chunks, without_gradient
 from dcn_plugin.engine.steps import Step, find_steps
 from dcn_plugin.errors import CompactError, InputSizeError, NotDefectiveError, SpecError
+from dcn_plugin.support.copies import copy_of
 from dcn_plugin.surgery import defect_spec, image_size, is_defective
 
 __all__ = ["compact"]

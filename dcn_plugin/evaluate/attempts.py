@@ -12,7 +12,8 @@ from dcn_plugin.attacks import PGD, Attack, AttackRun, HopSkipJump
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.evaluate.fit import check_fits
 from dcn_plugin.evaluate.predict import correct, device_of, logits_of
-from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
+from dcn_plugin.evaluate.sharding import own_batches
+from dcn_plugin.support.processes import ALONE, Team, whole
 
 __all__ = ["Attempts", "Outcome", "RandomCorners"]
 

@@ -21,10 +21,11 @@ from dcn_plugin.evaluate.arguments import check_count, check_images, check_model
 from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, predict, ran_on
-from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
+from dcn_plugin.evaluate.sharding import own_batches
 from dcn_plugin.evaluate.store import RunDirectory, remember
-from dcn_plugin.evaluate.team import Team, own_batches, whole
+from dcn_plugin.support.processes import Team, whole
+from dcn_plugin.support.progress import progress_bar
 
 __all__ = ["Change", "Changed", "measure_changes"]
 

@@ -17,11 +17,12 @@ from dcn_plugin.evaluate.arguments import check_count, check_models, check_store
 from dcn_plugin.evaluate.fit import check_all_names, check_fit
 from dcn_plugin.evaluate.keys import Key, data_key, digest, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of, logits_of, ran_on
-from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
-from dcn_plugin.evaluate.stats import wilson
+from dcn_plugin.evaluate.sharding import own_batches
 from dcn_plugin.evaluate.store import RunDirectory, remember
-from dcn_plugin.evaluate.team import Team, own_batches, whole
+from dcn_plugin.support.processes import Team, whole
+from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.support.statistics import wilson
 
 __all__ = ["cue_conflict", "cue_decisions"]
 

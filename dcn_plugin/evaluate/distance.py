@@ -15,12 +15,12 @@ from dcn_plugin.evaluate.arguments import check_attack, check_count, check_image
 from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import correct, ran_on
-from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.sets import AdversarialSet
-from dcn_plugin.evaluate.stats import median_interval
 from dcn_plugin.evaluate.store import RunDirectory, remember
-from dcn_plugin.evaluate.team import Team, whole
+from dcn_plugin.support.processes import Team, whole
+from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.support.statistics import median_interval
 
 __all__ = ["minimal_distance"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dcn_plugin.errors import RecordError
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 
 __all__ = ["ExampleRow", "Examples"]
 

@@ -15,7 +15,7 @@ from dcn_plugin.attacks.dtypes import as_input, model_dtype
 from dcn_plugin.classes import check_same_names, class_names_of
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import ClassesError, DcnError, ImageRangeError, InputSizeError
-from dcn_plugin.evaluate.environment import device_of
+from dcn_plugin.support.environment import device_of
 from dcn_plugin.trace import eval_mode
 from dcn_plugin.wrappers import network_in
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.engine import CompactModel
-from dcn_plugin.evaluate.environment import code_hash, hardware, package_versions
 from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.relations import hidden_modules
+from dcn_plugin.support.environment import code_hash, hardware, package_versions
 
 __all__ = ["Key", "attack_key", "data_key", "digest", "model_key", "surroundings"]
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import RecordError
-from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.evaluate.stats import wilson
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
+from dcn_plugin.support.number_format import Scalar
+from dcn_plugin.support.statistics import wilson
 
 __all__ = ["SCHEMA", "Relation", "Result", "ResultFile", "Rounding", "Scalar"]
 
@@ -26,7 +27,6 @@ SCHEMA = 2
 
 Rounding = Literal["none", "8bit"]
 Relation = Literal["same network", "other weights", "other masks", "other network"]
-Scalar = str | int | float | bool | None
 
 # Fields that came after records were published under this schema: where they are None a record does not have them.
 _LATER = frozenset({"largest_change"})

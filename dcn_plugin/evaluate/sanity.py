@@ -29,11 +29,11 @@ from dcn_plugin.evaluate.fit import check_all_names
 from dcn_plugin.evaluate.keys import Key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.paired import LEVEL, Verdict, not_weaker, only_one, sign_test, stronger
 from dcn_plugin.evaluate.predict import device_of, ran_on
-from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.evaluate.store import RunDirectory, remember
-from dcn_plugin.evaluate.team import Team
+from dcn_plugin.support.processes import Team
+from dcn_plugin.support.progress import progress_bar
 from dcn_plugin.wrappers import network_in
 
 __all__ = ["sanity"]

@@ -28,8 +28,9 @@ from dcn_plugin.evaluate.fit import check_fit
 from dcn_plugin.evaluate.keys import Key, attack_key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.predict import device_of
 from dcn_plugin.evaluate.records import Rounding
+from dcn_plugin.evaluate.sharding import own_batches
 from dcn_plugin.evaluate.store import RunDirectory
-from dcn_plugin.evaluate.team import ALONE, Team, own_batches, whole
+from dcn_plugin.support.processes import ALONE, Team, whole
 from dcn_plugin.trace import eval_mode
 
 __all__ = ["AdversarialBatch", "AdversarialSet"]

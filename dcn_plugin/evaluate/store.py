@@ -31,8 +31,8 @@ from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate.keys import Key, digest
 from dcn_plugin.evaluate.locks import locked
 from dcn_plugin.evaluate.records import Result, ResultFile
-from dcn_plugin.evaluate.team import ALONE, Team
-from dcn_plugin.files import check_output, remove_leftovers, write_atomic
+from dcn_plugin.support.atomic_file import check_output, remove_leftovers, write_atomic
+from dcn_plugin.support.processes import ALONE, Team
 
 __all__ = ["RunDirectory", "add_results", "remember"]
 

@@ -14,13 +14,13 @@ from dcn_plugin.evaluate.arguments import check_attacks, check_count, check_imag
 from dcn_plugin.evaluate.fit import check_all_names
 from dcn_plugin.evaluate.keys import Key, model_key
 from dcn_plugin.evaluate.predict import correct, ran_on
-from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
 from dcn_plugin.evaluate.relations import closest, relation
 from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory, remember
-from dcn_plugin.evaluate.team import Team, whole
 from dcn_plugin.evaluate.transfer import CleanAnswers
+from dcn_plugin.support.processes import Team, whole
+from dcn_plugin.support.progress import progress_bar
 
 __all__ = ["tapm"]
 

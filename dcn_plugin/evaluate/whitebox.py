@@ -14,11 +14,11 @@ from dcn_plugin.evaluate.arguments import check_count, check_images, check_model
 from dcn_plugin.evaluate.fit import check_all_names, check_fits
 from dcn_plugin.evaluate.keys import Key
 from dcn_plugin.evaluate.predict import ran_on
-from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.records import Result, Rounding
 from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory, remember
-from dcn_plugin.evaluate.team import Team, whole
+from dcn_plugin.support.processes import Team, whole
+from dcn_plugin.support.progress import progress_bar
 
 __all__ = ["whitebox"]
 

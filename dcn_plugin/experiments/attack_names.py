@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from dcn_plugin.attacks import CW, PGD, Attack, BoundaryAttack, HopSkipJump
 from dcn_plugin.errors import SpecError
-from dcn_plugin.experiments.names import check_known
 from dcn_plugin.experiments.scales import Scale
+from dcn_plugin.support.suggestions import check_known
 
 __all__ = ["ATTACKS", "AttackSpec", "read_attack"]
 

@@ -34,7 +34,7 @@ from dcn_plugin.experiments.pictures import write_pictures
 from dcn_plugin.experiments.recipe import Measure, RecipeSpec
 from dcn_plugin.experiments.scales import Scale
 from dcn_plugin.experiments.trained import TrainedNetworks
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 
 __all__ = ["Cell", "CellFolder", "Entry", "cells_of", "columns_of", "measure"]
 

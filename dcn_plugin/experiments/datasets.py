@@ -16,7 +16,7 @@ import torch
 from dcn_plugin.data import ImageFiles, ImageFolder, ImageSet, load_digits, load_torchvision, paired_folders
 from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.errors import DataError
-from dcn_plugin.experiments.names import check_known
+from dcn_plugin.support.suggestions import check_known
 from dcn_plugin.training.split import part_of
 
 __all__ = ["DATA", "DataInfo", "RecipeData", "open_data"]

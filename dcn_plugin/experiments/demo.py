@@ -46,10 +46,10 @@ from dcn_plugin.experiments.demo_networks import (
 )
 from dcn_plugin.experiments.demo_spec import DemoSpec
 from dcn_plugin.experiments.seeds import FinishedSeed, fixed_threads, now
-from dcn_plugin.files import check_output
 from dcn_plugin.layers import DefectMask2d
-from dcn_plugin.logs import log_line
 from dcn_plugin.pretrained import pretrained_card
+from dcn_plugin.support.atomic_file import check_output
+from dcn_plugin.support.log_lines import log_line
 from dcn_plugin.training import TrainConfig
 
 __all__ = ["BASELINE", "DemoOutcome", "DemoSpec", "run_demo"]

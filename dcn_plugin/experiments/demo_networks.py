@@ -15,9 +15,9 @@ from dcn_plugin.errors import SpecError
 from dcn_plugin.experiments.demo_spec import DemoSpec
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.pretrained import load_pretrained
+from dcn_plugin.support.randomness import derived_seed
 from dcn_plugin.surgery import defectify
 from dcn_plugin.training import TrainConfig, isolated_rng, train
-from dcn_plugin.training.rng import derived_seed
 
 __all__ = [
     "BASELINE",

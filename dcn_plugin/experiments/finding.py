@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.experiments.names import check_known
+from dcn_plugin.support.suggestions import check_known
 
 __all__ = ["FINDING", "Claim", "Finding", "read_finding"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.keys import digest
-from dcn_plugin.experiments.names import check_known, derived
 from dcn_plugin.experiments.scales import Scale
 from dcn_plugin.models.paper_variants import Variant, paper_variant
+from dcn_plugin.support.suggestions import check_known, derived
 
 __all__ = ["DEFENCES", "NETS", "Job", "Network", "jobs_of", "read_network"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcn_plugin.errors import DataError
-from dcn_plugin.experiments.names import closest
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["PaperRow", "PaperTable", "paper_numbers"]
 

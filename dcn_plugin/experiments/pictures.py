@@ -20,7 +20,7 @@ from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.evaluate import AdversarialSet, RunDirectory, predict
 from dcn_plugin.experiments.recipe import Measure
 from dcn_plugin.experiments.scales import Scale
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 
 __all__ = ["write_pictures"]
 

@@ -34,7 +34,7 @@ from dcn_plugin.experiments.seeds import now
 from dcn_plugin.experiments.timing import Estimate, estimate
 from dcn_plugin.experiments.trained import TrainedNetworks, shortened
 from dcn_plugin.experiments.verdict import verdict_of
-from dcn_plugin.files import check_output, write_atomic
+from dcn_plugin.support.atomic_file import check_output, write_atomic
 
 __all__ = ["Outcome", "Plan", "plan_recipe", "run_recipe"]
 

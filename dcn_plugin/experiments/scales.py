@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.experiments.names import check_known
+from dcn_plugin.support.suggestions import check_known
 from dcn_plugin.training.config import TrainConfig
 
 __all__ = ["SCALES", "Scale", "ScaleName", "scale_for"]

@@ -16,8 +16,8 @@ from timm.layers import DropBlock2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import BlockError, SpecError
+from dcn_plugin.support.copies import copy_of
 
 __all__ = ["ConvThenDrop2d", "Regularizer", "regularize"]
 

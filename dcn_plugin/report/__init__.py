@@ -9,7 +9,7 @@ from dcn_plugin.report.html import Figure, Section, render_html
 from dcn_plugin.report.load import load_run
 from dcn_plugin.report.plots import ImageGrid, distance_png, examples_png, grid_png, heatmap_png, rate_png, speed_png
 from dcn_plugin.report.tables import LATEX_PREAMBLE, Table, latex_document, records_csv, result_tables, speed_table
-from dcn_plugin.report.texts import percent
+from dcn_plugin.support.number_format import percent
 
 __all__ = [
     "LATEX_PREAMBLE",

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcn_plugin.evaluate import Examples, Result
-from dcn_plugin.files import check_output, write_atomic
 from dcn_plugin.report.cautions import cautions
 from dcn_plugin.report.figures import examples_figure, family_figures, grid_figures
 from dcn_plugin.report.findings import findings
 from dcn_plugin.report.html import Section, render_html
 from dcn_plugin.report.plots import ImageGrid
 from dcn_plugin.report.tables import Table, clean_table, families, latex_document, records_csv, result_tables
+from dcn_plugin.support.atomic_file import check_output, write_atomic
 
 __all__ = ["Report", "write_report"]
 

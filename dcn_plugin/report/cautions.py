@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dcn_plugin.evaluate import Result
 from dcn_plugin.report.groups import strength_of
-from dcn_plugin.report.texts import listed, number
+from dcn_plugin.support.number_format import listed, number
 
 __all__ = ["cautions"]
 

@@ -23,7 +23,7 @@ from dcn_plugin.report.tables.attacks import matrix_title
 from dcn_plugin.report.tables.changes import noise_strength
 from dcn_plugin.report.tables.distances import distance_cells
 from dcn_plugin.report.tables.families import Family
-from dcn_plugin.report.texts import listed, number, percent
+from dcn_plugin.support.number_format import listed, number, percent
 
 __all__ = ["examples_figure", "family_figures", "grid_figures"]
 

@@ -11,7 +11,7 @@ from dcn_plugin.report.groups import Cell, cells, clean_cells
 from dcn_plugin.report.tables.changes import CHANGES, noise_strength
 from dcn_plugin.report.tables.checks import FAIL, UNKNOWN, verdict
 from dcn_plugin.report.tables.distances import distance_cells, distance_interval
-from dcn_plugin.report.texts import listed, number, percent, points
+from dcn_plugin.support.number_format import listed, number, percent, points
 
 __all__ = ["findings"]
 

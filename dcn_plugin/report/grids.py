@@ -20,7 +20,7 @@ from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.keys import digest
 from dcn_plugin.report.load import run_folders
 from dcn_plugin.report.plots import ImageGrid
-from dcn_plugin.report.texts import number
+from dcn_plugin.support.number_format import number
 
 __all__ = ["adversarial_grids"]
 

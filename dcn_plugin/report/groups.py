@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import Relation, Result, Scalar, Spread, spread, wilson
 from dcn_plugin.evaluate.relations import closest
-from dcn_plugin.report.texts import value
+from dcn_plugin.support.number_format import value
 
 __all__ = ["Cell", "Matrix", "cells", "clean_cells", "data_labels", "is_distance", "matrices", "strength_of"]
 

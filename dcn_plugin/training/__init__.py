@@ -1,5 +1,6 @@
 """Training: one loop in plain PyTorch, resumable to the bit. Accelerate, when present, carries several processes."""
 
+from dcn_plugin.support.randomness import isolated_rng
 from dcn_plugin.training.baselines import BASELINES, Baseline, apply_baseline, training_config, training_hook
 from dcn_plugin.training.config import TrainConfig, smoothing_for
 from dcn_plugin.training.data import Batch, HeldImages, Shard, StreamedImages, TrainData, plan_epoch
@@ -8,7 +9,6 @@ from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.loop import TrainResult, train
 from dcn_plugin.training.pubdef import pubdef
 from dcn_plugin.training.public import public_images
-from dcn_plugin.training.rng import isolated_rng
 from dcn_plugin.training.split import part_of, split_off
 from dcn_plugin.training.steps import StepImages, madry
 

@@ -16,9 +16,9 @@ from dcn_plugin.data import EvalTransform, ImageFiles, LabelledImages
 from dcn_plugin.data.augment import Moves, draw_moves
 from dcn_plugin.data.decode import decode
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.randomness import isolated_rng
 from dcn_plugin.training.color import check_colored, draw_colors, shift_colors
 from dcn_plugin.training.config import TrainConfig
-from dcn_plugin.training.rng import isolated_rng
 
 __all__ = ["Batch", "HeldImages", "Shard", "StreamedImages", "TrainData", "as_train_data", "files_hash", "plan_epoch"]
 

@@ -18,9 +18,9 @@ from dcn_plugin.errors import (
     MaskStateError,
     SpecError,
 )
-from dcn_plugin.evaluate.environment import device_of
 from dcn_plugin.evaluate.fit import refusals
 from dcn_plugin.inspection import verify
+from dcn_plugin.support.environment import device_of
 from dcn_plugin.surgery import is_defective, masks_of
 from dcn_plugin.trace import dummy_image, eval_mode
 from dcn_plugin.training.config import TrainConfig

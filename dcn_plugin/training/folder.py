@@ -27,7 +27,7 @@ from dcn_plugin.archive import is_archive, read_archive, write_archive
 from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
 from dcn_plugin.classes import class_names_of
 from dcn_plugin.errors import CheckpointError
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.surgery import is_defective
 from dcn_plugin.training.history import History
 from dcn_plugin.weights import load_weights

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dcn_plugin.evaluate.environment import hardware, package_versions
+from dcn_plugin.support.environment import hardware, package_versions
 
 __all__ = ["EpochRecord", "History"]
 

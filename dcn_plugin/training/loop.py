@@ -21,9 +21,10 @@ from dcn_plugin.classes import name_classes, telling
 from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError, SpecError
 from dcn_plugin.evaluate.predict import correct_on, device_of
-from dcn_plugin.evaluate.progress import progress_bar
-from dcn_plugin.files import check_output
-from dcn_plugin.logs import log_line
+from dcn_plugin.support.atomic_file import check_output
+from dcn_plugin.support.log_lines import log_line
+from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.support.randomness import derived_seed, isolated_rng
 from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
 from dcn_plugin.training.fit import (
@@ -39,7 +40,6 @@ from dcn_plugin.training.heads import main_head
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
 from dcn_plugin.training.processes import Accelerated, Alone, Processes
-from dcn_plugin.training.rng import derived_seed, isolated_rng
 from dcn_plugin.training.schedule import learning_rate
 from dcn_plugin.training.split import part_of
 from dcn_plugin.training.steps import StepImages, describe

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.progress import progress_bar
 from dcn_plugin.evaluate.sets import AdversarialSet
 from dcn_plugin.evaluate.store import RunDirectory
-from dcn_plugin.evaluate.team import Team, whole
+from dcn_plugin.support.processes import Team, whole
+from dcn_plugin.support.progress import progress_bar
 
 __all__ = ["public_images"]
 

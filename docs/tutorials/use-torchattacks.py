@@ -57,8 +57,8 @@ print(one.status, one.queries.tolist())
 # %% [markdown]
 # ## The matrix
 #
-# Attacks of torchattacks that draw random numbers draw them for pieces of `batch` images (64), so that a result does not
-# depend on the batch size of the run; that batch size has to be a multiple of `batch`.
+# Attacks of torchattacks that draw random numbers draw them for pieces of `batch` images (64), so that a result does
+# not depend on the batch size of the run; that batch size has to be a multiple of `batch`.
 #
 # Every source under every attack, shown to every target. A record says how source and target are related.
 

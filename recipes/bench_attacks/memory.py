@@ -19,9 +19,9 @@ from torch import Tensor
 
 from dcn_plugin.attacks import PGD
 from dcn_plugin.evaluate import RunDirectory, transfer
-from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.files import write_atomic
 from dcn_plugin.models import cifar_resnet
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
 from dcn_plugin.training import isolated_rng
 
 RECORD = Path(__file__).parent / "memory.json"

@@ -27,7 +27,7 @@ from torch import nn
 
 from dcn_plugin.engine import compact
 from dcn_plugin.engine.bench import alternate, relative_error
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.surgery import defect_spec
 from recipes import benchmark
 from recipes.bench_engine.cases import network, noise

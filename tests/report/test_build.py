@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dcn_plugin.errors import MissingExtraError
-from dcn_plugin.files import write_atomic
 from dcn_plugin.report import ImageGrid, Report, build, write_report
+from dcn_plugin.support.atomic_file import write_atomic
 from tests.report.test_plots import RESULTS, example_images
 from tests.toy_records import (
     check_record,

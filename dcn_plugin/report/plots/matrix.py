@@ -10,7 +10,7 @@ import numpy as np
 from dcn_plugin.report.groups import Cell, Matrix
 from dcn_plugin.report.plots.canvas import LineStyle, new_figure, to_png, wrapped
 from dcn_plugin.report.plots.rates import Rate
-from dcn_plugin.report.texts import DASH, number
+from dcn_plugin.support.number_format import DASH, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

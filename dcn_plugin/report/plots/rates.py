@@ -11,7 +11,7 @@ from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import Result
 from dcn_plugin.report.groups import Cell, cells
 from dcn_plugin.report.plots.canvas import Look, legend_below, look, new_figure, to_png, wrapped
-from dcn_plugin.report.texts import number
+from dcn_plugin.support.number_format import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

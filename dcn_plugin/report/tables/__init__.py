@@ -4,7 +4,7 @@ from dcn_plugin.report.tables.clean import clean_table
 from dcn_plugin.report.tables.csv_rows import records_csv
 from dcn_plugin.report.tables.families import Family, families, result_tables
 from dcn_plugin.report.tables.speed import speed_table
-from dcn_plugin.report.tables.table import LATEX_PREAMBLE, Table, latex_document
+from dcn_plugin.support.table import LATEX_PREAMBLE, Table, latex_document
 
 __all__ = [
     "LATEX_PREAMBLE",

@@ -23,8 +23,8 @@ from dcn_plugin.report.tables.columns import (
     table_rows,
     varied,
 )
-from dcn_plugin.report.tables.table import Table
-from dcn_plugin.report.texts import DASH, counted, interval, listed, number, percent
+from dcn_plugin.support.number_format import DASH, counted, interval, listed, number, percent
+from dcn_plugin.support.table import Table
 
 __all__ = ["matrix_mark", "matrix_title", "tapm_tables", "transfer_tables", "whitebox_tables"]
 

@@ -19,8 +19,8 @@ from dcn_plugin.report.tables.columns import (
     only,
     table_rows,
 )
-from dcn_plugin.report.tables.table import Table
-from dcn_plugin.report.texts import DASH, interval, percent, value
+from dcn_plugin.support.number_format import DASH, interval, percent, value
+from dcn_plugin.support.table import Table
 
 __all__ = ["CHANGES", "ChangeWords", "change_tables", "cue_conflict_tables", "noise_strength", "other_tables"]
 

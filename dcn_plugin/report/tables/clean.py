@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dcn_plugin.evaluate import Result, spread
 from dcn_plugin.report.groups import clean_cells, data_labels
 from dcn_plugin.report.tables.columns import DATA, joined
-from dcn_plugin.report.tables.table import Table
-from dcn_plugin.report.texts import counted, percent
+from dcn_plugin.support.number_format import counted, percent
+from dcn_plugin.support.table import Table
 
 __all__ = ["clean_table"]
 

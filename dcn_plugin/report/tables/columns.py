@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.report.groups import Cell
-from dcn_plugin.report.texts import DASH, counted, interval, listed, number, percent
+from dcn_plugin.support.number_format import DASH, counted, interval, listed, number, percent
 
 __all__ = [
     "COUNTS",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dcn_plugin.evaluate import Result, Spread
 from dcn_plugin.report.groups import Cell, cells, is_distance
 from dcn_plugin.report.tables.columns import DATA, NETWORK, Column, dash_note, joined, table_rows, varied
-from dcn_plugin.report.tables.table import Table
-from dcn_plugin.report.texts import DASH, counted
+from dcn_plugin.support.number_format import DASH, counted
+from dcn_plugin.support.table import Table
 
 __all__ = ["distance_cells", "distance_interval", "distance_tables"]
 

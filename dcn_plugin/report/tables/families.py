@@ -13,7 +13,7 @@ from dcn_plugin.report.tables.changes import CHANGES, change_tables, cue_conflic
 from dcn_plugin.report.tables.checks import sanity_tables
 from dcn_plugin.report.tables.clean import clean_table
 from dcn_plugin.report.tables.distances import distance_tables
-from dcn_plugin.report.tables.table import Table
+from dcn_plugin.support.table import Table
 
 __all__ = ["Family", "families", "result_tables"]
 

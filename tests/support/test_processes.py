@@ -33,7 +33,8 @@ from dcn_plugin.evaluate import (
     transfer,
     whitebox,
 )
-from dcn_plugin.evaluate.team import own_batches, whole
+from dcn_plugin.evaluate.sharding import own_batches
+from dcn_plugin.support.processes import whole
 from tests.evaluate.teams import together
 from tests.evaluate.watched import WatchedImages, count_calls, known_set, two_models
 from tests.image_files import pixels, write_image

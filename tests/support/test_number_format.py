@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dcn_plugin.report.texts import listed, number, value
+from dcn_plugin.support.number_format import listed, number, value
 
 
 @pytest.mark.parametrize(

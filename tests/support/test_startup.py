@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dcn_plugin.startup import is_command
+from dcn_plugin.support.startup import is_command
 
 PYTHON = "/env/bin/python"
 SCRIPT = "/env/bin/defective"

@@ -11,7 +11,7 @@ import torch
 from dcn_plugin import cli
 from dcn_plugin.data import ImageSet
 from dcn_plugin.experiments import run_demo
-from dcn_plugin.logs import log_line
+from dcn_plugin.support.log_lines import log_line
 from dcn_plugin.training import TrainConfig, train
 from tests.cli.test_main import TINY
 from tests.toys import linear_model

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dcn_plugin.evaluate import Scalar, Spread
+from dcn_plugin.support.statistics import Spread
 
-__all__ = ["DASH", "counted", "interval", "listed", "number", "percent", "points", "value"]
+__all__ = ["DASH", "Scalar", "counted", "interval", "listed", "number", "percent", "points", "value"]
 
 DASH = "–"
+Scalar = str | int | float | bool | None
+"""A plain value of a record."""
 
 
 def percent(share: Spread | float | None, *, unit: str = " %") -> str:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dcn_plugin.support.randomness import derived_seed
 from dcn_plugin.training import isolated_rng
-from dcn_plugin.training.rng import derived_seed
 
 
 def test_isolated_rng_seeds_inside_and_restores_after_an_exception() -> None:

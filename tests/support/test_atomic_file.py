@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dcn_plugin import files
 from dcn_plugin.errors import DataError, OutputError
-from dcn_plugin.files import check_output, remove_leftovers, write_atomic
+from dcn_plugin.support import atomic_file as files
+from dcn_plugin.support.atomic_file import check_output, remove_leftovers, write_atomic
 
 DRAFT, EARLIER = ".dcn-0123456789abcdef.tmp", ".0123456789abcdef.tmp"
 

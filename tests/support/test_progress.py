@@ -6,7 +6,7 @@ import pytest
 
 from dcn_plugin.attacks import PGD
 from dcn_plugin.evaluate import Team, gaussian, progress_bar, sanity, tapm, transfer, whitebox
-from dcn_plugin.evaluate.team import ALONE
+from dcn_plugin.support.processes import ALONE
 from tests.toys import SmallNet, image_set
 
 NETS = {"a": SmallNet().eval(), "b": SmallNet().eval()}

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from dcn_plugin.evaluate.team import ALONE, Team
+from dcn_plugin.support.processes import ALONE, Team
 
 __all__ = ["progress_bar"]
 
