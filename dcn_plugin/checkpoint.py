@@ -28,7 +28,7 @@ from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
 from dcn_plugin.support.copies import copy_of
 from dcn_plugin.surgery import defect_spec, insert_masks, is_defective
-from dcn_plugin.wrappers import Constants, bare, bare_name, bare_path, network_in, unwrap
+from dcn_plugin.surgery.wrappers import Constants, bare, bare_name, bare_path, network_in, unwrap
 
 __all__ = ["CheckpointInfo", "load_checkpoint", "read_info", "read_spec", "save_checkpoint"]
 

@@ -15,7 +15,7 @@ import safetensors
 from torch import nn
 
 from dcn_plugin.errors import ClassesError, SpecError
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = [
     "ClassNames",
@@ -58,7 +58,7 @@ def check_class_names(names: Iterable[str], *, count: int | None = None) -> Clas
 def class_names_of(model: nn.Module) -> ClassNames | None:
     """What the classes of a network are called, in the order of its logits; None where that is not known.
 
-    Looked through are the wrappers of :mod:`dcn_plugin.wrappers` and compact networks.
+    Looked through are the wrappers of :mod:`dcn_plugin.surgery.wrappers` and compact networks.
 
     Example::
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
 from dcn_plugin.masks import sample_mask
-from dcn_plugin.norms import owns_output
 from dcn_plugin.specs import (
     Layout,
     MaskOrigin,
@@ -22,7 +22,7 @@ from dcn_plugin.specs import (
     plain_number,
 )
 
-__all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask"]
+__all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask", "owns_output"]
 
 
 @torch.fx.wrap
@@ -315,3 +315,8 @@ class Normalized(nn.Module):
         """Show the constants."""
         mean, std = ([round(v, 4) for v in constants.flatten().tolist()] for constants in (self.mean, self.std))
         return f"mean={mean}, std={std}"
+
+
+def owns_output(norm: nn.Module) -> bool:
+    """Whether the slot of ``norm`` sees a fresh tensor that may be overwritten without a copy for autograd."""
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | FrozenBatchNormAct2d)

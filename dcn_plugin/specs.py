@@ -110,7 +110,7 @@ class SiteSpec:
         name: module path of the mask's owner, the norm (or the convolution, where no norm follows).
         conv: module path of the convolution that feeds it.
         ordinal: place of that convolution among all executed convolutions of the full model, from 0; a norm that no
-            convolution owns comes after all of them (see :mod:`dcn_plugin.sites`).
+            convolution owns comes after all of them (see :mod:`dcn_plugin.surgery.sites`).
         block: name of the block the mask lies in.
         block_index: number of that block in execution order, 0 = stem.
         shape: (C, H, W) of the masked activation.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dcn_plugin.archive import Pathish, is_archive, read_archive
 from dcn_plugin.classes import class_names_in, name_classes
 from dcn_plugin.errors import CheckpointError, DcnError
-from dcn_plugin.wrappers import bare, bare_name
+from dcn_plugin.surgery.wrappers import bare, bare_name
 
 __all__ = ["fitting", "load_weights", "read_weights"]
 

@@ -12,11 +12,11 @@ from art.defences.transformer.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
 
 from dcn_plugin.adapters._art_classifier import DefectiveClassifier
-from dcn_plugin.blocks import BlocksArg
 from dcn_plugin.errors import InputSizeError, LabelError, SpecError
-from dcn_plugin.selection import FilterFn
 from dcn_plugin.specs import MaskSpec, Mode, Sampling, freeze_p
 from dcn_plugin.surgery import defectify
+from dcn_plugin.surgery.blocks import BlocksArg
+from dcn_plugin.surgery.placement import FilterFn
 
 __all__ = ["DefectiveTransformer"]
 

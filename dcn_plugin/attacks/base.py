@@ -32,7 +32,7 @@ from dcn_plugin.attacks.dtypes import as_input, model_dtype, rounded, walking_dt
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning, warn_caller
 from dcn_plugin.independence import warn_if_mixed
-from dcn_plugin.trace import eval_mode
+from dcn_plugin.surgery.trace import eval_mode
 
 __all__ = ["Attack", "AttackResult", "AttackRun", "Rows", "Status"]
 

@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
 def _networks(args: argparse.Namespace) -> dict[str, nn.Module]:
     """The networks without their normalisation, which costs nothing beside them."""
     from dcn_plugin.support.randomness import isolated_rng
-    from dcn_plugin.wrappers import network_in
+    from dcn_plugin.surgery.wrappers import network_in
 
     device = open_device(args.device)
     with isolated_rng(args.seed):

@@ -159,7 +159,7 @@ def _instead_of(name: str, names: list[str]) -> str:
 def _from_checkpoint(path: Path, options: dict[str, Any]) -> tuple[nn.Module, Mapping[str, Any] | None]:
     from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint, read_info
-    from dcn_plugin.wrappers import unwrap
+    from dcn_plugin.surgery.wrappers import unwrap
 
     base = options.pop("model", None)
     if options:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dcn_plugin.blocks import BlocksArg
 from dcn_plugin.engine.bench import Speed, measure_speed
 from dcn_plugin.engine.snapshot import AskedBackend
 from dcn_plugin.engine.twin import dense_twin
 from dcn_plugin.surgery import defect_spec, defectify, image_size, is_defective, undefectify
+from dcn_plugin.surgery.blocks import BlocksArg
 
 __all__ = ["SpeedPoint", "sweep_speed"]
 

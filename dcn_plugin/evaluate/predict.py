@@ -17,7 +17,7 @@ from dcn_plugin.evaluate.sharding import own_batches
 from dcn_plugin.independence import warn_if_mixed
 from dcn_plugin.support.environment import device_of, hardware
 from dcn_plugin.support.processes import ALONE, Part, Team, whole
-from dcn_plugin.trace import eval_mode
+from dcn_plugin.surgery.trace import eval_mode
 
 __all__ = ["correct", "correct_on", "device_of", "logits_of", "predict", "ran_on"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import EnsembleSource
 from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.records import Relation
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = ["closest", "hidden_modules", "relation"]
 

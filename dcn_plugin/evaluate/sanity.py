@@ -34,7 +34,7 @@ from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.evaluate.store import RunDirectory, remember
 from dcn_plugin.support.processes import Team
 from dcn_plugin.support.progress import progress_bar
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = ["sanity"]
 

@@ -31,7 +31,7 @@ from dcn_plugin.evaluate.records import Rounding
 from dcn_plugin.evaluate.sharding import own_batches
 from dcn_plugin.evaluate.store import RunDirectory
 from dcn_plugin.support.processes import ALONE, Team, whole
-from dcn_plugin.trace import eval_mode
+from dcn_plugin.surgery.trace import eval_mode
 
 __all__ = ["AdversarialBatch", "AdversarialSet"]
 

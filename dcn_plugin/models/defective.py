@@ -25,7 +25,6 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from dcn_plugin.blocks import BlocksArg
 from dcn_plugin.errors import InputSizeError
 from dcn_plugin.models import paper_nets as _paper_nets  # noqa: F401  (registers those of BASES that are not timm's)
 from dcn_plugin.models.timm_features import carry_over
@@ -38,9 +37,10 @@ from dcn_plugin.models.timm_weights import (
     tell_unused,
     weight_source,
 )
-from dcn_plugin.selection import freeze_blocks
 from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, check_chw, freeze_p, plain_number
 from dcn_plugin.surgery import insert_masks, plan_defects
+from dcn_plugin.surgery.blocks import BlocksArg
+from dcn_plugin.surgery.placement import freeze_blocks
 from dcn_plugin.weights import fitting
 
 # timm's register_model looks up both names in this module, and appends every model to __all__.

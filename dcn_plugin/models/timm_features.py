@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from dcn_plugin.errors import SiteError
 from dcn_plugin.models.timm_weights import load_masks
-from dcn_plugin.norms import slot_of
 from dcn_plugin.specs import DefectSpec, SiteSpec
 from dcn_plugin.surgery import insert_masks, masks_of
+from dcn_plugin.surgery.norm_slots import slot_of
 
 __all__ = ["carry_over", "full_paths"]
 

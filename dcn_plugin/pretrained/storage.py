@@ -12,8 +12,8 @@ from dcn_plugin.archive import is_archive, read_archive
 from dcn_plugin.checkpoint import load_checkpoint
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.support.copies import copy_of
+from dcn_plugin.surgery.wrappers import bare
 from dcn_plugin.training import load_network, save_network
-from dcn_plugin.wrappers import bare
 
 __all__ = ["load_half", "save_half"]
 

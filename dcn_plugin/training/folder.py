@@ -29,9 +29,9 @@ from dcn_plugin.classes import class_names_of
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.surgery import is_defective
+from dcn_plugin.surgery.wrappers import bare
 from dcn_plugin.training.history import History
 from dcn_plugin.weights import load_weights
-from dcn_plugin.wrappers import bare
 
 __all__ = ["Snapshot", "TrainFolder", "load_network", "save_network"]
 

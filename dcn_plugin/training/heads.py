@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import check_logits
 from dcn_plugin.attacks.checks import described
 from dcn_plugin.errors import DcnError, InputSizeError, ModelOutputError
-from dcn_plugin.norms import is_norm
 from dcn_plugin.support.randomness import isolated_rng
-from dcn_plugin.trace import dummy_image, eval_mode
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.surgery.norm_slots import is_norm
+from dcn_plugin.surgery.trace import dummy_image, eval_mode
+from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = ["main_head"]
 

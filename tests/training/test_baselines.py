@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.inspection import verify
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.surgery import defectify
+from dcn_plugin.surgery.inspection import verify
 from dcn_plugin.training import (
     BASELINES,
     TrainConfig,

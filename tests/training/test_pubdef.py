@@ -13,8 +13,8 @@ from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageFolder, ImageSet
 from dcn_plugin.data.augment import draw_moves
 from dcn_plugin.errors import CheckpointError, ImageRangeError, SpecError
-from dcn_plugin.inspection import verify
 from dcn_plugin.surgery import defectify
+from dcn_plugin.surgery.inspection import verify
 from dcn_plugin.training import (
     Batch,
     HeldImages,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from dcn_plugin.parametrized import is_parametrized, on_top_of
+from dcn_plugin.surgery.parametrized import is_parametrized, on_top_of
 
 __all__ = ["MaskedConv2d", "is_masked_conv", "masked_conv_class", "taken_by_conv", "unmasked_conv_class"]
 

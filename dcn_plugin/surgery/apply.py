@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,28 +9,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from dcn_plugin.blocks import BlocksArg, find_blocks
-from dcn_plugin.convs import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
 from dcn_plugin.errors import (
     AlreadyDefectiveError,
     DeadSiteWarning,
     InputSizeError,
     MaskStateError,
-    NotDefectiveError,
     PlacementWarning,
     SiteError,
     SpecError,
     warn_caller,
 )
-from dcn_plugin.layers import DefectMask2d
-from dcn_plugin.norms import is_norm, owns_output, remove_slot, slot_of, with_slot
-from dcn_plugin.parametrized import bare_class
-from dcn_plugin.selection import FilterFn, choose_sites, freeze_blocks
-from dcn_plugin.sites import find_sites
+from dcn_plugin.layers import DefectMask2d, owns_output
 from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, SiteSpec, check_chw, freeze_p
 from dcn_plugin.support.copies import copy_of
-from dcn_plugin.trace import ExampleInputs, ModelInputs, Trace, trace_model
-from dcn_plugin.wrappers import bare, on_bare_network
+from dcn_plugin.surgery.blocks import BlocksArg, find_blocks
+from dcn_plugin.surgery.masked_conv import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
+from dcn_plugin.surgery.norm_slots import is_norm, remove_slot, slot_of, with_slot
+from dcn_plugin.surgery.parametrized import bare_class
+from dcn_plugin.surgery.placement import FilterFn, choose_sites, freeze_blocks
+from dcn_plugin.surgery.queries import (
+    check_model,
+    defect_spec,
+    image_size,
+    is_defective,
+    masks_of,
+    owner_path,
+)
+from dcn_plugin.surgery.sites import find_sites
+from dcn_plugin.surgery.trace import ExampleInputs, ModelInputs, Trace, trace_model
+from dcn_plugin.surgery.wrappers import bare, on_bare_network
 
 _PACKED = (
     "these masks are packed, as save_checkpoint writes them: read the file with "
@@ -39,19 +45,7 @@ _PACKED = (
     "pretrained=True, pretrained_cfg_overlay=dict(file=path), not with checkpoint_path"
 )
 
-__all__ = [
-    "check_model",
-    "defect_spec",
-    "defectify",
-    "expected_sites",
-    "image_size",
-    "insert_masks",
-    "is_defective",
-    "masks_of",
-    "owner_path",
-    "plan_defects",
-    "undefectify",
-]
+__all__ = ["defectify", "insert_masks", "plan_defects", "undefectify"]
 
 
 def defectify(
@@ -231,35 +225,6 @@ def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return plain
 
 
-def is_defective(model: nn.Module) -> bool:
-    """Whether the model carries at least one defect mask.
-
-    Raises:
-        SpecError: it is not a network.
-    """
-    check_model(model)
-    return any(isinstance(module, DefectMask2d) for module in model.modules())
-
-
-def defect_spec(model: nn.Module) -> DefectSpec:
-    """The specification a model was made defective with (of its first defective part, if it is a wrapper).
-
-    Raises:
-        NotDefectiveError: surgery has not been here.
-        SpecError: it is not a network.
-    """
-    check_model(model)
-    for module in model.modules():
-        spec = module.__dict__.get("defect_spec")
-        if isinstance(spec, DefectSpec):
-            loaded = any(isinstance(m, DefectMask2d) and m.origin == "loaded" for m in module.modules())
-            return dataclasses.replace(spec, mask_origin="loaded" if loaded else "sampled")
-    raise NotDefectiveError(
-        f"{type(model).__name__} was not made defective by defectify().",
-        fix="call dcn_plugin.defectify(model, ...) first",
-    )
-
-
 def _check_masks_in_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Load rule: no mask keys = standard weights; all of them = they win; anything between is an error."""
     own = {f"{prefix}{path}.mask": mask for path, mask in masks_of(module).items()}
@@ -281,22 +246,6 @@ def _check_masks_in_state_dict(module: nn.Module, state_dict: dict[str, Any], pr
             _PACKED
             if any(dtype == "torch.uint8" and len(shape) == 1 for dtype, shape in wrong.values())
             else "make the model defective as the checkpoint's was: same blocks, mode and input_size",
-        )
-
-
-def check_model(model: object) -> None:
-    """Check that a model is a network.
-
-    Raises:
-        SpecError: it is not a ``torch.nn.Module``.
-    """
-    if not isinstance(model, nn.Module):
-        name = isinstance(model, str)
-        raise SpecError(
-            "The model is not a network.",
-            model if name else type(model).__name__,
-            "a torch.nn.Module",
-            f"build it first, e.g. timm.create_model({model!r})" if name else "pass the network itself",
         )
 
 
@@ -368,55 +317,6 @@ def _size_of(model: nn.Module, given: tuple[int, int, int] | None, inputs: Model
             "leave input_size out",
         )
     return inputs.size
-
-
-def image_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """The (C, H, W) that was given, or that timm's ``pretrained_cfg`` names.
-
-    Raises:
-        InputSizeError: there is neither, or it is not three positive integers.
-    """
-    if given is not None:
-        return check_chw(given)
-    cfg = getattr(model, "pretrained_cfg", None)
-    size = cfg.get("input_size") if isinstance(cfg, Mapping) else None
-    if size is None:
-        raise InputSizeError(
-            f"The input size of {type(model).__name__} is not known, and masks have a size.",
-            None,
-            "input_size=(C, H, W)",
-            "pass the size of the images the model will see, e.g. input_size=(3, 224, 224), or example_inputs=",
-        )
-    return check_chw(tuple(size))
-
-
-def masks_of(model: nn.Module) -> dict[str, DefectMask2d]:
-    """Module path -> mask.
-
-    Raises:
-        NotDefectiveError: there is none, and none is expected.
-    """
-    found = {path: module for path, module in model.named_modules() if isinstance(module, DefectMask2d)}
-    if not found and not expected_sites(model):
-        raise NotDefectiveError(
-            f"{type(model).__name__} carries no defect masks.", fix="call dcn_plugin.defectify(model, ...) first"
-        )
-    return found
-
-
-def expected_sites(model: nn.Module) -> list[str]:
-    """Names of the sites that the model's specification lists, [] for a network written by hand."""
-    return [site.name for site in defect_spec(model).sites] if _has_spec(model) else []
-
-
-def _has_spec(model: nn.Module) -> bool:
-    return any("defect_spec" in module.__dict__ for module in model.modules())
-
-
-def owner_path(model: nn.Module, path: str) -> str:
-    """The owner of a mask: the module whose slot it sits in, past a Sequential that shares the slot."""
-    parent = path.rpartition(".")[0]
-    return parent.removesuffix(".drop") if isinstance(model.get_submodule(parent), nn.Sequential) else parent
 
 
 def _owner(model: nn.Module, site: SiteSpec) -> nn.Module:

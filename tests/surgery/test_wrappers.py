@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dcn_plugin import Normalized
-from dcn_plugin.wrappers import bare_name, network_in, unwrap
+from dcn_plugin.surgery.wrappers import bare_name, network_in, unwrap
 
 MEAN, STD = [0.5, 0.25, 0.125], [0.5, 0.25, 1.0]
 WRAPPERS = {

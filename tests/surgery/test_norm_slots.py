@@ -17,7 +17,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import dcn_plugin as dcn
 from dcn_plugin.errors import SiteError
-from dcn_plugin.norms import _TWINS, is_norm, layout_of, owns_output, remove_slot, slot_of, taken_names, with_slot
+from dcn_plugin.layers import owns_output
+from dcn_plugin.surgery.norm_slots import _TWINS, is_norm, layout_of, remove_slot, slot_of, taken_names, with_slot
 from tests.nets import same, shaken, snapshot
 
 WIDTH = 4

@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import nn
 
-from dcn_plugin.sites import Site, gate_edges
-from dcn_plugin.trace import Node, Trace
+from dcn_plugin.surgery.sites import Site, gate_edges
+from dcn_plugin.surgery.trace import Node, Trace
 
 __all__ = ["Block", "Blocks", "BlocksArg", "find_blocks"]
 

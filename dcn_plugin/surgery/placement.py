@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from dcn_plugin.blocks import Blocks
 from dcn_plugin.errors import BlockError, SiteError, SpecError
-from dcn_plugin.sites import Site
 from dcn_plugin.specs import MaskSpec, SiteSpec, plain_number
+from dcn_plugin.surgery.blocks import Blocks
+from dcn_plugin.surgery.sites import Site
 
 __all__ = ["FilterFn", "choose_sites", "freeze_blocks"]
 

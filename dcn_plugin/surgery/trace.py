@@ -1,7 +1,7 @@
 """Reads the data flow of a network: one forward on a dummy image, every tensor operation recorded.
 
 The result is a graph of calls. Convolutions are recognised by the operation they run, not by their class,
-and normalisation modules are folded into one node each, so that the rules in :mod:`dcn_plugin.sites`
+and normalisation modules are folded into one node each, so that the rules in :mod:`dcn_plugin.surgery.sites`
 can ask which convolution's output reaches which norm. A convolution with a buffer for its weight (a blur pool)
 is a filter like any pooling. A tensor that was overwritten through a view of it (``x[:, :8] = conv(y)``)
 depends on what was written.

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dcn_plugin.trace import Node, Trace
+from dcn_plugin.surgery.trace import Node, Trace
 
 __all__ = ["ACTIVATIONS", "KEEPS", "LINEAR", "Obstacle", "is_output", "obstacle_behind"]
 

@@ -15,11 +15,11 @@ from timm.layers.norm import SimpleNorm2d
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
-from dcn_plugin.blocks import Blocks, find_blocks
 from dcn_plugin.errors import BlockError, PlacementWarning, SiteError, SpecError
-from dcn_plugin.norms import is_norm
 from dcn_plugin.surgery import plan_defects
-from dcn_plugin.trace import trace_model
+from dcn_plugin.surgery.blocks import Blocks, find_blocks
+from dcn_plugin.surgery.norm_slots import is_norm
+from dcn_plugin.surgery.trace import trace_model
 from tests.nets import NoNorm, SmallNet
 from tests.test_golden import build
 

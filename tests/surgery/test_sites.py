@@ -1,4 +1,4 @@
-"""Which convolution feeds which norm: one small network a rule of dcn_plugin/sites.py."""
+"""Which convolution feeds which norm: one small network a rule of dcn_plugin/surgery/sites.py."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.errors import SiteError, TraceError
-from dcn_plugin.norms import is_norm
-from dcn_plugin.sites import Site, find_sites
-from dcn_plugin.trace import trace_model
+from dcn_plugin.surgery.norm_slots import is_norm
+from dcn_plugin.surgery.sites import Site, find_sites
+from dcn_plugin.surgery.trace import trace_model
 
 SIZE = (3, 8, 8)
 

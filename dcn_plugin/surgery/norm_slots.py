@@ -24,11 +24,11 @@ from torch import nn
 from torchvision.models.convnext import LayerNorm2d as TorchvisionLayerNorm2d
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dcn_plugin.instance_norm import InstanceNormAct2d
-from dcn_plugin.parametrized import bare_class, on_top_of
 from dcn_plugin.specs import Layout, Slot
+from dcn_plugin.surgery.instance_norm import InstanceNormAct2d
+from dcn_plugin.surgery.parametrized import bare_class, on_top_of
 
-__all__ = ["is_norm", "layout_of", "owns_output", "remove_slot", "slot_of", "taken_names", "with_slot"]
+__all__ = ["is_norm", "layout_of", "remove_slot", "slot_of", "taken_names", "with_slot"]
 
 # plain norm -> the class that runs the same arithmetic, then `.drop`, then `.act`
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {
@@ -86,8 +86,8 @@ def is_norm(module: nn.Module) -> bool:
     if isinstance(module, _RESPONSE_NORMS):
         return False
     # A norm by its name is folded into one call, and refused where a mask would have to go behind it. One with another
-    # name is found by what it computes (see dcn_plugin.reach). Nothing with weights beyond a scale and a shift is one:
-    # a "NormConv2d" convolves.
+    # name is recognised by what it computes (see dcn_plugin.surgery.reach). Nothing with weights beyond a scale and a
+    # shift is one: a "NormConv2d" convolves.
     name = type(module).__name__.lower()
     if "norm" not in name and "abn" not in name:
         return False
@@ -167,8 +167,3 @@ def remove_slot(norm: nn.Module, plain: type[nn.Module]) -> None:
         plain = next(p for p, other in _TWINS.items() if other is twin)
     if twin in _FUSED:
         norm.__class__ = on_top_of(plain, type(norm))
-
-
-def owns_output(norm: nn.Module) -> bool:
-    """Whether the slot of ``norm`` sees a fresh tensor that may be overwritten without a copy for autograd."""
-    return isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | FrozenBatchNormAct2d)

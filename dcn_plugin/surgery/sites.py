@@ -20,7 +20,7 @@ The rules, in the order they apply (docs: concepts):
 5. A module that runs several times carries one mask for all its calls, as it carries one set of weights; all
    calls must have one size, and a convolution must be without a norm in all of them.
 6. A masked neuron is zero in front of the next activation. Where a norm written by hand, a constant that is added, or
-   a mixing of positions lies between, the place is refused (:mod:`dcn_plugin.reach`).
+   a mixing of positions lies between, the place is refused (:mod:`dcn_plugin.surgery.reach`).
 7. A convolution whose output the network returns, as logits or boxes, is an output: it is chosen only in a network that
    has no other sites.
 """
@@ -31,12 +31,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from dcn_plugin.convs import taken_by_conv
 from dcn_plugin.errors import TraceError
-from dcn_plugin.norms import layout_of, slot_of, taken_names
-from dcn_plugin.reach import ACTIVATIONS, Obstacle, is_output, obstacle_behind
 from dcn_plugin.specs import Layout, Slot
-from dcn_plugin.trace import Node, Trace
+from dcn_plugin.surgery.masked_conv import taken_by_conv
+from dcn_plugin.surgery.norm_slots import layout_of, slot_of, taken_names
+from dcn_plugin.surgery.reach import ACTIVATIONS, Obstacle, is_output, obstacle_behind
+from dcn_plugin.surgery.trace import Node, Trace
 
 __all__ = ["Site", "find_sites", "gate_edges"]
 

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dcn_plugin.reach import ACTIVATIONS, KEEPS, LINEAR
-from dcn_plugin.trace import NORM_OPS
+from dcn_plugin.surgery.reach import ACTIVATIONS, KEEPS, LINEAR
+from dcn_plugin.surgery.trace import NORM_OPS
 
 __all__ = ["Follower"]
 
