@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.archive import read_archive, write_archive
 from dcn_plugin.checkpoint import read_info
+from dcn_plugin.checkpoint.sealed_file import read_archive, write_archive
 from dcn_plugin.errors import MaskLostError, MaskStateError
 from dcn_plugin.surgery import expected_sites
 from dcn_plugin.surgery.wrappers import bare, network_in

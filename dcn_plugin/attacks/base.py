@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcn_plugin.attacks.arguments import as_labels, check_model, check_types, is_number, is_whole, plain
+from dcn_plugin.attacks.batch_independence import warn_if_mixed
 from dcn_plugin.attacks.checks import (
     check_answers,
     check_images,
@@ -31,7 +32,6 @@ from dcn_plugin.attacks.checks import (
 from dcn_plugin.attacks.dtypes import as_input, model_dtype, rounded, walking_dtype
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning, warn_caller
-from dcn_plugin.independence import warn_if_mixed
 from dcn_plugin.surgery.trace import eval_mode
 
 __all__ = ["Attack", "AttackResult", "AttackRun", "Rows", "Status"]

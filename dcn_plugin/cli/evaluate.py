@@ -82,7 +82,7 @@ class _Opened:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Those of the first model that knows its own: a folder is numbered by them, whichever classes it holds."""
-        from dcn_plugin.classes import class_names_of, telling
+        from dcn_plugin.checkpoint.class_names import class_names_of, telling
 
         known = [telling(class_names_of(model)) for model in (*self.targets.values(), *self.sources.values())]
         return next(filter(None, known), None)

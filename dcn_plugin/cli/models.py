@@ -94,7 +94,7 @@ def _per_channel(value: Any, channels: int) -> Any:
 
 def _name_classes(model: nn.Module, names: Any, options: Mapping[str, Any]) -> None:
     """Tell a model what its classes are called: as it was written, or as its file says."""
-    from dcn_plugin.classes import class_names_in, name_classes
+    from dcn_plugin.checkpoint.class_names import class_names_in, name_classes
     from dcn_plugin.data import read_class_names
 
     if names is not None:
@@ -157,8 +157,8 @@ def _instead_of(name: str, names: list[str]) -> str:
 
 
 def _from_checkpoint(path: Path, options: dict[str, Any]) -> tuple[nn.Module, Mapping[str, Any] | None]:
-    from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint, read_info
+    from dcn_plugin.checkpoint.sealed_file import is_archive
     from dcn_plugin.surgery.wrappers import unwrap
 
     base = options.pop("model", None)
@@ -212,9 +212,9 @@ def _from_function(spec: Spec) -> nn.Module:
 
 
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:
-    from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint
-    from dcn_plugin.weights import load_weights
+    from dcn_plugin.checkpoint.sealed_file import is_archive
+    from dcn_plugin.checkpoint.weights import load_weights
 
     if is_archive(path):
         return load_checkpoint(path, model)

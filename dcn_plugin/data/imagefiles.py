@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_plugin.classes import check_class_names
+from dcn_plugin.checkpoint.class_names import check_class_names
 from dcn_plugin.data.decode import EvalTransform, decode, image_size
 from dcn_plugin.errors import DataError, SpecError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from dcn_plugin.classes import check_class_names
+from dcn_plugin.checkpoint.class_names import check_class_names
 from dcn_plugin.data.labels import class_numbers
 from dcn_plugin.errors import ClassesError, DataError, ImageRangeError, LabelError, SpecError
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import EnsembleSource
 from dcn_plugin.attacks.checks import check_answers, check_logits
 from dcn_plugin.attacks.dtypes import as_input, model_dtype
-from dcn_plugin.classes import check_same_names, class_names_of
+from dcn_plugin.checkpoint.class_names import check_same_names, class_names_of
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import ClassesError, DcnError, ImageRangeError, InputSizeError
 from dcn_plugin.support.environment import device_of

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import check_labels, check_logits, warn_if_probabilities
+from dcn_plugin.attacks.batch_independence import warn_if_mixed
 from dcn_plugin.attacks.dtypes import as_input, model_dtype
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.fit import check_count, check_names, refusals
 from dcn_plugin.evaluate.sharding import own_batches
-from dcn_plugin.independence import warn_if_mixed
 from dcn_plugin.support.environment import device_of, hardware
 from dcn_plugin.support.processes import ALONE, Part, Team, whole
 from dcn_plugin.surgery.trace import eval_mode

@@ -25,6 +25,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from dcn_plugin.checkpoint.weights import fitting
 from dcn_plugin.errors import InputSizeError
 from dcn_plugin.models import paper_nets as _paper_nets  # noqa: F401  (registers those of BASES that are not timm's)
 from dcn_plugin.models.timm_features import carry_over
@@ -41,7 +42,6 @@ from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, check_chw, fr
 from dcn_plugin.surgery import insert_masks, plan_defects
 from dcn_plugin.surgery.blocks import BlocksArg
 from dcn_plugin.surgery.placement import freeze_blocks
-from dcn_plugin.weights import fitting
 
 # timm's register_model looks up both names in this module, and appends every model to __all__.
 __all__ = ["default_cfgs"]

@@ -24,6 +24,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vgg import VGG
 from torch import nn
 
+from dcn_plugin.checkpoint.weights import fitting
 from dcn_plugin.errors import PretrainedError
 from dcn_plugin.models.cifar_densenet import cifar_densenet
 from dcn_plugin.models.cifar_parts import check_sizes
@@ -31,7 +32,6 @@ from dcn_plugin.models.cifar_resnet import cifar_resnet
 from dcn_plugin.models.cifar_senet import cifar_senet
 from dcn_plugin.models.cifar_vgg import cifar_vgg
 from dcn_plugin.models.timm_weights import NO_WEIGHTS, settle_classes, split_masks, tell_unused
-from dcn_plugin.weights import fitting
 
 __all__ = ["default_cfgs"]
 

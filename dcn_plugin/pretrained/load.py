@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from dcn_plugin.classes import name_classes
+from dcn_plugin.checkpoint.class_names import name_classes
 from dcn_plugin.errors import CheckpointError, NotDefectiveError, PretrainedError
 from dcn_plugin.layers import Normalized
 from dcn_plugin.models import cifar_densenet, cifar_resnet, cifar_senet, cifar_vgg

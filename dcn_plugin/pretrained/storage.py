@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.archive import is_archive, read_archive
 from dcn_plugin.checkpoint import load_checkpoint
+from dcn_plugin.checkpoint.sealed_file import is_archive, read_archive
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.support.copies import copy_of
 from dcn_plugin.surgery.wrappers import bare

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dcn_plugin.attacks import check_logits
-from dcn_plugin.classes import check_same_names
+from dcn_plugin.checkpoint.class_names import check_same_names
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import (
     ClassesError,

@@ -23,15 +23,15 @@ import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from dcn_plugin.archive import is_archive, read_archive, write_archive
 from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
-from dcn_plugin.classes import class_names_of
+from dcn_plugin.checkpoint.class_names import class_names_of
+from dcn_plugin.checkpoint.sealed_file import is_archive, read_archive, write_archive
+from dcn_plugin.checkpoint.weights import load_weights
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.surgery import is_defective
 from dcn_plugin.surgery.wrappers import bare
 from dcn_plugin.training.history import History
-from dcn_plugin.weights import load_weights
 
 __all__ = ["Snapshot", "TrainFolder", "load_network", "save_network"]
 
@@ -177,7 +177,7 @@ def load_network(network: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         network: of the same architecture, wrapped or not; one that is to be defective already is.
-        path: of the file; see :func:`dcn_plugin.weights.read_weights` for the kinds of files. Nothing in it is
+        path: of the file; see :func:`dcn_plugin.checkpoint.weights.read_weights` for the kinds of files. Nothing in it is
             unpickled that could run code.
 
     Raises:

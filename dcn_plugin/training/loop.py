@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Generator, Tensor, nn
 
-from dcn_plugin.classes import name_classes, telling
+from dcn_plugin.checkpoint.class_names import name_classes, telling
 from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError, SpecError
 from dcn_plugin.evaluate.predict import correct_on, device_of
@@ -91,7 +91,7 @@ def train(
     its weights are bit-equal to those of a run that was left alone.
 
     Where the data tell what their classes are called, the network knows it afterwards
-    (:func:`dcn_plugin.classes.class_names_of`), and so do its files.
+    (:func:`dcn_plugin.checkpoint.class_names.class_names_of`), and so do its files.
 
     Args:
         model: images in [0, 1] -> logits, on any one device. Its training flags are restored afterwards. It ends with

@@ -10,7 +10,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.classes import class_names_of
+from dcn_plugin.checkpoint.class_names import class_names_of
 from dcn_plugin.cli.models import open_model, open_models
 from dcn_plugin.errors import CheckpointError, SpecError
 from tests.cli import factory

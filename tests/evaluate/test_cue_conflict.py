@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.classes import name_classes
+from dcn_plugin.checkpoint.class_names import name_classes
 from dcn_plugin.data import CUE_CLASSES, CueConflict
 from dcn_plugin.errors import ClassesError, InputSizeError, ModelOutputError, SpecError
 from dcn_plugin.evaluate import RunDirectory, cue_conflict, cue_decisions, wilson

@@ -14,7 +14,7 @@ from torch import nn
 
 import dcn_plugin as dcn
 from dcn_plugin.attacks import PGD, EnsembleSource, HopSkipJump
-from dcn_plugin.classes import name_classes
+from dcn_plugin.checkpoint.class_names import name_classes
 from dcn_plugin.data import ImageFolder, ImageSet
 from dcn_plugin.errors import ClassesError, DcnError, InputSizeError, MaskShapeError
 from dcn_plugin.evaluate import (

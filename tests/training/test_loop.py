@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.classes import class_names_in, class_names_of, name_classes
+from dcn_plugin.checkpoint.class_names import class_names_in, class_names_of, name_classes
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import ClassesError, InputSizeError, MaskLostError, MaskShapeError, ModelOutputError, SpecError
 from dcn_plugin.layers import DefectMask2d

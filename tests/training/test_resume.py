@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from dcn_plugin.archive import read_archive
+from dcn_plugin.checkpoint.sealed_file import read_archive
 from dcn_plugin.errors import CheckpointError, DataError
 from dcn_plugin.surgery import defectify, undefectify
 from dcn_plugin.training import Batch, TrainConfig, madry, train

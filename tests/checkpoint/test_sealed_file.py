@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcn_plugin.archive import read_archive, ties, write_archive
+from dcn_plugin.checkpoint.sealed_file import read_archive, ties, write_archive
 from dcn_plugin.errors import CheckpointError
 
 STATE = {

@@ -12,7 +12,13 @@ from torch import nn
 
 import dcn_plugin as dcn
 from dcn_plugin.checkpoint import read_info
-from dcn_plugin.classes import check_class_names, check_same_names, class_names_in, class_names_of, name_classes
+from dcn_plugin.checkpoint.class_names import (
+    check_class_names,
+    check_same_names,
+    class_names_in,
+    class_names_of,
+    name_classes,
+)
 from dcn_plugin.errors import ClassesError, LabelError, SpecError
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.training import load_network, save_network

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
-from dcn_plugin.archive import read_archive, write_archive
 from dcn_plugin.checkpoint import read_info, read_spec
+from dcn_plugin.checkpoint.sealed_file import read_archive, write_archive
 from dcn_plugin.errors import CheckpointError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
 from dcn_plugin.specs import DefectSpec
 from tests.nets import NoNorm, SmallNet, same, shaken, snapshot

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
-from dcn_plugin import independence
 from dcn_plugin.attacks import PGD, Attack, HopSkipJump
+from dcn_plugin.attacks import batch_independence as independence
+from dcn_plugin.attacks.batch_independence import mixes_batch, warn_if_mixed
 from dcn_plugin.errors import MixedBatchWarning
 from dcn_plugin.evaluate.predict import predict
-from dcn_plugin.independence import mixes_batch, warn_if_mixed
 
 
 class Net(nn.Module):

@@ -21,8 +21,8 @@ import timm.models
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.archive import RESERVED, Pathish, read_archive, ties, write_archive
-from dcn_plugin.classes import check_class_names, class_names_of, name_classes
+from dcn_plugin.checkpoint.class_names import check_class_names, class_names_of, name_classes
+from dcn_plugin.checkpoint.sealed_file import RESERVED, Pathish, read_archive, ties, write_archive
 from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec

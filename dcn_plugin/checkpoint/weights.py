@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.archive import Pathish, is_archive, read_archive
-from dcn_plugin.classes import class_names_in, name_classes
+from dcn_plugin.checkpoint.class_names import class_names_in, name_classes
+from dcn_plugin.checkpoint.sealed_file import Pathish, is_archive, read_archive
 from dcn_plugin.errors import CheckpointError, DcnError
 from dcn_plugin.surgery.wrappers import bare, bare_name
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import dcn_plugin as dcn
+from dcn_plugin.checkpoint.weights import load_weights, read_weights
 from dcn_plugin.errors import CheckpointError, MaskStateError
-from dcn_plugin.weights import load_weights, read_weights
 from tests.nets import NoNorm, SmallNet, same, shaken, snapshot
 
 State = dict[str, Any]
