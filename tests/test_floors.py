@@ -68,7 +68,7 @@ FOLDERS = {
 
 
 def module_of(path: Path) -> str:
-    """`dcn_plugin/evaluate/transfer.py` -> `evaluate.transfer`; `dcn_plugin/__init__.py` -> ``."""
+    """`dcn_plugin/evaluate/protocols/transfer.py` -> `evaluate.transfer`; `dcn_plugin/__init__.py` -> ``."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

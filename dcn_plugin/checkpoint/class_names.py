@@ -129,7 +129,7 @@ def check_same_names(
         said = {f"not among those of {of}": ", ".join(strange[:5])}
         advice = (
             f"use the names of {of}; if only the spelling differs, tell the network: "
-            "dcn_plugin.checkpoint.class_names.name_classes(model, data.class_names), or MODEL,class_names=... on the command line"
+            "dcn_plugin.checkpoint.name_classes(model, data.class_names), or MODEL,class_names=... on the command line"
         )
     else:
         moved = [(place, name) for place, name in enumerate(ours) if number[name] != place]

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from dcn_plugin.cli.spec import Spec, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, nearest, parse_spec
 from dcn_plugin.errors import SpecError
 
 if TYPE_CHECKING:

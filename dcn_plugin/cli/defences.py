@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import open_models
-from dcn_plugin.cli.spec import Spec, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, nearest, parse_spec
 from dcn_plugin.errors import SpecError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Defence:
         """
         from dcn_plugin.evaluate import RunDirectory
         from dcn_plugin.training import public_images, training_hook
-        from dcn_plugin.training.fit import check_fit
+        from dcn_plugin.training.checks import check_fit
 
         if not self.public:
             return self.ready

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.spec import Spec, named, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, named, nearest, parse_spec
 from dcn_plugin.errors import CheckpointError, DcnError, SpecError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dcn_plugin.cli.spec import nearest
+from dcn_plugin.cli.named_options import nearest
 
 __all__ = ["Formatter", "Parser", "wrapped"]
 

@@ -105,7 +105,7 @@ def _plan(args: argparse.Namespace, spec: RecipeSpec, accelerator: Any) -> Plan:
 
 def _tell_plans(plans: Sequence[Plan]) -> None:
     """What each needs, and the time of all together: a network that several need is trained once."""
-    from dcn_plugin.experiments.timing import estimate
+    from dcn_plugin.experiments.time_estimate import estimate
 
     for plan in plans:
         _tell(str(plan))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive, size
 from dcn_plugin.cli.defences import add_defence, open_defence
 from dcn_plugin.cli.models import MODELS, WEIGHT_FILES, open_model
+from dcn_plugin.cli.named_options import Spec, nearest, parse_spec
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
-from dcn_plugin.cli.spec import Spec, nearest, parse_spec
 from dcn_plugin.errors import SpecError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.support.atomic_file import check_output
     from dcn_plugin.support.randomness import derived_seed
     from dcn_plugin.training import isolated_rng, train
-    from dcn_plugin.training.fit import check_fit
+    from dcn_plugin.training.checks import check_fit
 
     check_output(args.out)
     config = _config(args)
@@ -204,7 +204,7 @@ def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
     from dcn_plugin.data import open_images
     from dcn_plugin.data.registry import parts_of
     from dcn_plugin.training import split_off
-    from dcn_plugin.training.fit import check_parts
+    from dcn_plugin.training.checks import check_parts
 
     def opened(text: str, part: DataPart, *, like: Any = None) -> Any:
         # Folders are numbered as the training images are, whichever classes they hold.
@@ -247,7 +247,7 @@ def _check_channels(text: str, model: nn.Module, channels: int) -> None:
 
 def _report(args: argparse.Namespace, result: TrainResult, model: nn.Module, data: _Data) -> str:
     """The table of the last and the best epoch, and how to open the networks."""
-    from dcn_plugin.evaluate.predict import correct_on
+    from dcn_plugin.evaluate.predictions import correct_on
     from dcn_plugin.training import load_network
 
     rows = {"last": (result.history.epochs[-1], Path(args.out) / "last.safetensors")}

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from dcn_plugin.data.array_files import TorchvisionName, load_npz, load_torchvision, npz_splits
 from dcn_plugin.data.digits import load_digits
-from dcn_plugin.data.files import TorchvisionName, load_npz, load_torchvision, npz_splits
-from dcn_plugin.data.folder import ImageFolder
 from dcn_plugin.data.formats import load_cifar_c, load_stl10
+from dcn_plugin.data.image_folder import ImageFolder
 from dcn_plugin.data.imageset import ImageSet
 from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.data.source import IndexedImages

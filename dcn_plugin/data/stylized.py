@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 
 from dcn_plugin.data.decode import EvalTransform, Interpolation
-from dcn_plugin.data.folder import labelled_files
-from dcn_plugin.data.imagefiles import ImageFiles, LabelledFile, evenly_spaced, images_under
+from dcn_plugin.data.image_files import ImageFiles, LabelledFile, evenly_spaced, images_under
+from dcn_plugin.data.image_folder import labelled_files
 from dcn_plugin.data.layouts import class_folders
 from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.errors import DataError

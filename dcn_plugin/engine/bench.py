@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.engine.model import compact
-from dcn_plugin.engine.snapshot import AskedBackend
-from dcn_plugin.engine.twin import DenseTwin, dense_twin, ideal_speedup
+from dcn_plugin.engine.compact_model import AskedBackend
+from dcn_plugin.engine.compaction import compact
+from dcn_plugin.engine.dense_twin import DenseTwin, dense_twin, ideal_speedup
 from dcn_plugin.errors import SpecError
 from dcn_plugin.surgery import defect_spec
 
@@ -46,7 +46,7 @@ class Speed:
         compact_ms: the same of the compact model.
         speedup: median over rounds of the twin's time over the compact model's.
         quartiles: of these ratios.
-        ideal: see :func:`dcn_plugin.engine.twin.ideal_speedup`.
+        ideal: see :func:`dcn_plugin.engine.dense_twin.ideal_speedup`.
         packed_bytes: memory of the lists of rows.
         compact_seconds: that compact() took.
         relative_error: see :func:`relative_error`, against the defective model.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dcn_plugin.engine.capture import shape_of
-from dcn_plugin.engine.rows import Window
+from dcn_plugin.engine.row_layout import Window
 
 __all__ = ["ACTIVATIONS", "Live", "constant_of", "keeps_zero", "live_neurons", "pool_window"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from dcn_plugin.engine.liveness import Live, pool_window
 from dcn_plugin.engine.ops import Backend
-from dcn_plugin.engine.packed_images import IMAGES_CONV, scale_of
-from dcn_plugin.engine.rows import Geometry, number_rows
+from dcn_plugin.engine.packed_conv import IMAGES_CONV, scale_of
+from dcn_plugin.engine.row_layout import Geometry, number_rows
 from dcn_plugin.engine.steps import Conv, Step
 
 __all__ = ["lower", "write_in_place"]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcn_plugin.engine import native, reference, triton_kernels
-from dcn_plugin.engine.derived import derived
+from dcn_plugin.engine.constant_cache import derived
 from dcn_plugin.engine.packing import Packed, Windows, pack_forward, pack_input_grad, pool_windows
-from dcn_plugin.engine.rows import Geometry, Window
+from dcn_plugin.engine.row_layout import Geometry, Window
 
 __all__ = [
     "BACKENDS",

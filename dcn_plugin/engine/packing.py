@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcn_plugin.engine.rows import Geometry, Window
+from dcn_plugin.engine.row_layout import Geometry, Window
 
 __all__ = ["CHUNKS", "Packed", "Windows", "pack_forward", "pack_input_grad", "packed_bytes", "pool_windows"]
 

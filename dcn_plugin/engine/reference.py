@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from dcn_plugin.engine.rows import Geometry, Window, expand, gather
+from dcn_plugin.engine.row_layout import Geometry, Window, expand, gather
 
 __all__ = ["conv", "conv_input_grad", "max_pool", "max_pool_grad", "to_dense", "to_rows"]
 

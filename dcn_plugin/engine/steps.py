@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from dcn_plugin.engine.capture import shape_of
 from dcn_plugin.engine.liveness import constant_of, keeps_zero
-from dcn_plugin.engine.rows import Geometry
+from dcn_plugin.engine.row_layout import Geometry
 
 __all__ = ["Conv", "Step", "find_steps"]
 

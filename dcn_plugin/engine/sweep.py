@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from dcn_plugin.engine.bench import Speed, measure_speed
-from dcn_plugin.engine.snapshot import AskedBackend
-from dcn_plugin.engine.twin import dense_twin
+from dcn_plugin.engine.compact_model import AskedBackend
+from dcn_plugin.engine.dense_twin import dense_twin
 from dcn_plugin.surgery import defect_spec, defectify, image_size, is_defective, undefectify
 from dcn_plugin.surgery.blocks import BlocksArg
 

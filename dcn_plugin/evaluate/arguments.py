@@ -14,7 +14,7 @@ from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import DataError, SpecError
 from dcn_plugin.evaluate.records import Rounding
-from dcn_plugin.evaluate.store import RunDirectory
+from dcn_plugin.evaluate.run_directory import RunDirectory
 
 __all__ = [
     "check_attack",

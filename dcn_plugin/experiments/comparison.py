@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.experiments.cells import Entry
-from dcn_plugin.experiments.numbers import CLEAN
+from dcn_plugin.experiments.measurements import Entry
+from dcn_plugin.experiments.paper_tables import CLEAN
 from dcn_plugin.experiments.recipe import RecipeSpec, is_rate
 from dcn_plugin.experiments.scales import PAPER_WIDTH, Scale
 

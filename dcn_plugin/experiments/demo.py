@@ -45,7 +45,7 @@ from dcn_plugin.experiments.demo_networks import (
     train_network,
 )
 from dcn_plugin.experiments.demo_spec import DemoSpec
-from dcn_plugin.experiments.seeds import FinishedSeed, fixed_threads, now
+from dcn_plugin.experiments.finished_seeds import FinishedSeed, fixed_threads, now
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.pretrained import pretrained_card
 from dcn_plugin.support.atomic_file import check_output

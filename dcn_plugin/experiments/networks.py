@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.keys import digest
+from dcn_plugin.evaluate.cache_keys import digest
 from dcn_plugin.experiments.scales import Scale
 from dcn_plugin.models.paper_variants import Variant, paper_variant
 from dcn_plugin.support.suggestions import check_known, derived

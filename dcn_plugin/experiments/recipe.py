@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 
 import dcn_plugin.errors as errors
 from dcn_plugin.experiments.attack_names import AttackSpec, read_attack
+from dcn_plugin.experiments.commentary import FINDING, Finding, read_finding
 from dcn_plugin.experiments.datasets import DATA
-from dcn_plugin.experiments.finding import FINDING, Finding, read_finding
 from dcn_plugin.experiments.networks import NETS, SOURCE, Network, read_network
-from dcn_plugin.experiments.numbers import CLEAN, PaperTable, paper_numbers
+from dcn_plugin.experiments.paper_tables import CLEAN, PaperTable, paper_numbers
 from dcn_plugin.experiments.scales import SCALES, Scale, scale_for
 from dcn_plugin.support.suggestions import check_known, closest
 

@@ -25,14 +25,14 @@ import torch
 
 from dcn_plugin.errors import CheckpointError, SpecError
 from dcn_plugin.evaluate import ResultFile, RunDirectory, Team, hardware, package_versions
-from dcn_plugin.experiments.cells import Cell, CellFolder, Entry, cells_of, measure
 from dcn_plugin.experiments.comparison import Number, caveats, compare, to_markdown
 from dcn_plugin.experiments.datasets import RecipeData, open_data
+from dcn_plugin.experiments.finished_seeds import now
+from dcn_plugin.experiments.measurements import Cell, CellFolder, Entry, cells_of, measure
+from dcn_plugin.experiments.network_store import TrainedNetworks, shortened
 from dcn_plugin.experiments.networks import Job
 from dcn_plugin.experiments.recipe import RecipeSpec
-from dcn_plugin.experiments.seeds import now
-from dcn_plugin.experiments.timing import Estimate, estimate
-from dcn_plugin.experiments.trained import TrainedNetworks, shortened
+from dcn_plugin.experiments.time_estimate import Estimate, estimate
 from dcn_plugin.experiments.verdict import verdict_of
 from dcn_plugin.support.atomic_file import check_output, write_atomic
 

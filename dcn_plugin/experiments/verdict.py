@@ -29,10 +29,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from dcn_plugin.evaluate import Result
+from dcn_plugin.experiments.commentary import Claim, Finding
 from dcn_plugin.experiments.comparison import Number
 from dcn_plugin.experiments.effects import Effect, Unit, effects_of
-from dcn_plugin.experiments.finding import Claim, Finding
-from dcn_plugin.experiments.numbers import CLEAN
+from dcn_plugin.experiments.paper_tables import CLEAN
 from dcn_plugin.experiments.recipe import RecipeSpec
 
 __all__ = [

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dcn_plugin.evaluate import Examples, Result
-from dcn_plugin.report.groups import Cell, Matrix, cells, matrices
+from dcn_plugin.report.aggregate import Cell, Matrix, cells, matrices
 from dcn_plugin.report.html import Figure
 from dcn_plugin.report.plots import (
     AMPLIFIED,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dcn_plugin.errors import DataError, RecordError
 from dcn_plugin.evaluate import Result, ResultFile
-from dcn_plugin.report.build import Report
+from dcn_plugin.report.pages import Report
 from dcn_plugin.support.number_format import listed
 
 __all__ = ["load_run", "run_folders"]

@@ -20,14 +20,13 @@ from torch import Generator, Tensor, nn
 from dcn_plugin.checkpoint.class_names import name_classes, telling
 from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError, SpecError
-from dcn_plugin.evaluate.predict import correct_on, device_of
+from dcn_plugin.evaluate.predictions import correct_on, device_of
 from dcn_plugin.support.atomic_file import check_output
 from dcn_plugin.support.log_lines import log_line
 from dcn_plugin.support.progress import progress_bar
 from dcn_plugin.support.randomness import derived_seed, isolated_rng
-from dcn_plugin.training.config import TrainConfig
-from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
-from dcn_plugin.training.fit import (
+from dcn_plugin.training.adversarial import StepImages, describe
+from dcn_plugin.training.checks import (
     check_arguments,
     check_fit,
     check_masks,
@@ -35,14 +34,15 @@ from dcn_plugin.training.fit import (
     masks_hash,
     structure,
 )
-from dcn_plugin.training.folder import Snapshot, TrainFolder
+from dcn_plugin.training.config import TrainConfig
+from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
 from dcn_plugin.training.heads import main_head
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
 from dcn_plugin.training.processes import Accelerated, Alone, Processes
+from dcn_plugin.training.run_folder import Snapshot, TrainFolder
 from dcn_plugin.training.schedule import learning_rate
 from dcn_plugin.training.split import part_of
-from dcn_plugin.training.steps import StepImages, describe
 
 __all__ = ["TrainResult", "train"]
 
@@ -101,7 +101,7 @@ def train(
         config: see :class:`TrainConfig`; its defaults when absent.
         val: validation set, measured after every epoch; the best epoch is chosen on it.
         test: test set; needed for, and used by, ``config.select = "test"`` alone.
-        out: folder of the run; see :mod:`dcn_plugin.training.folder` for its files.
+        out: folder of the run; see :mod:`dcn_plugin.training.run_folder` for its files.
         step_images: changes each batch before the model sees it; :func:`madry` is one.
         accelerator: an ``accelerate.Accelerator``, which carries devices and processes. Each process calls this
             function with the same arguments and takes its part of every batch; the first one writes, the others read

@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, SpecError
+from dcn_plugin.training.adversarial import StepImages
 from dcn_plugin.training.data import Batch
-from dcn_plugin.training.steps import StepImages
 
 __all__ = ["PairSampling", "pubdef"]
 

@@ -17,9 +17,9 @@ from dcn_plugin.attacks import PGD
 from dcn_plugin.engine import compact, ops
 from dcn_plugin.engine.bench import Speed, alternate, inference, relative_error
 from dcn_plugin.engine.capture import capture
+from dcn_plugin.engine.dense_twin import dense_twin
 from dcn_plugin.engine.native import native_problem
-from dcn_plugin.engine.rows import Geometry, number_rows
-from dcn_plugin.engine.twin import dense_twin
+from dcn_plugin.engine.row_layout import Geometry, number_rows
 from dcn_plugin.masks import sample_mask
 from dcn_plugin.specs import MaskSpec
 from dcn_plugin.surgery import defect_spec, insert_masks, undefectify

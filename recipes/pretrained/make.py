@@ -35,7 +35,7 @@ from dcn_plugin.evaluate import (
 )
 from dcn_plugin.experiments.demo_networks import SHIPPED, SHIPPED_KEEP, SHIPPED_SEED, SOURCE, train_network, training_of
 from dcn_plugin.experiments.demo_spec import DemoSpec
-from dcn_plugin.experiments.seeds import fixed_threads, now
+from dcn_plugin.experiments.finished_seeds import fixed_threads, now
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.pretrained import PretrainedCard, load_half, save_half
 from dcn_plugin.pretrained.cache import sha256_of

@@ -16,7 +16,7 @@ from dcn_plugin.attacks import PGD, Attack, HopSkipJump
 from dcn_plugin.attacks import batch_independence as independence
 from dcn_plugin.attacks.batch_independence import mixes_batch, warn_if_mixed
 from dcn_plugin.errors import MixedBatchWarning
-from dcn_plugin.evaluate.predict import predict
+from dcn_plugin.evaluate.predictions import predict
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dcn_plugin.engine.native import native_problem
-from dcn_plugin.engine.rows import Geometry, number_rows
+from dcn_plugin.engine.row_layout import Geometry, number_rows
 
 TOLERANCE = 1e-5
 """Of float32 results, relative to the largest sum of absolute terms; 250 terms of 6e-8 each give 1.5e-5 at worst."""

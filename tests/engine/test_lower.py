@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.engine.capture import capture
-from dcn_plugin.engine.derived import derived
+from dcn_plugin.engine.constant_cache import derived
 from dcn_plugin.engine.liveness import live_neurons
 from dcn_plugin.engine.lower import lower, write_in_place
 from dcn_plugin.engine.steps import find_steps

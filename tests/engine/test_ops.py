@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dcn_plugin.engine import native, ops
-from dcn_plugin.engine.derived import derived
+from dcn_plugin.engine.constant_cache import derived
 from dcn_plugin.engine.ops import rows_conv, rows_conv_input_grad, rows_to_dense, to_rows
-from dcn_plugin.engine.rows import Window, expand, gather, number_rows
+from dcn_plugin.engine.row_layout import Window, expand, gather, number_rows
 from tests.engine.cases import (
     BACKENDS,
     TOLERANCE,

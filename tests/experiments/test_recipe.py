@@ -111,7 +111,7 @@ def test_an_installed_package_says_that_it_has_no_recipes(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", list_recipes(recipes_root()))
 def test_every_committed_recipe_is_valid_at_every_scale(name: str) -> None:
-    from dcn_plugin.experiments.cells import cells_of
+    from dcn_plugin.experiments.measurements import cells_of
 
     spec = load_recipe(name)
     for scale in ("smoke", "small", "full"):
@@ -128,8 +128,8 @@ def test_every_table_and_figure_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", [name for name in list_recipes(recipes_root()) if name.startswith("table")])
 def test_every_number_of_a_table_that_is_rerun_has_a_cell_that_measures_it(name: str) -> None:
-    from dcn_plugin.experiments.cells import cells_of
-    from dcn_plugin.experiments.cells import columns_of as columns
+    from dcn_plugin.experiments.measurements import cells_of
+    from dcn_plugin.experiments.measurements import columns_of as columns
 
     spec = load_recipe(name)
     measured = {(row, column) for cell in cells_of(spec, "full", [0]) for column in columns(cell) for row in cell.rows}

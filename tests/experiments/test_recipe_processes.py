@@ -16,10 +16,10 @@ import torch
 
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import Team
-from dcn_plugin.experiments import trained as module
+from dcn_plugin.experiments import network_store as module
+from dcn_plugin.experiments.network_store import TrainedNetworks
 from dcn_plugin.experiments.recipe import load_recipe
 from dcn_plugin.experiments.run import Outcome, plan_recipe, run_recipe
-from dcn_plugin.experiments.trained import TrainedNetworks
 from tests.evaluate.teams import together
 from tests.experiments.recipe_files import TINY, write_recipe
 

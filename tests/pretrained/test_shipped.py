@@ -20,7 +20,7 @@ from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageSet, load_digits
 from dcn_plugin.evaluate import AdversarialSet, Result, ResultFile, correct, gaussian, hardware, measure_targets
 from dcn_plugin.experiments.demo_networks import SHIPPED, SHIPPED_SEED, initial_network, training_of
-from dcn_plugin.experiments.seeds import fixed_threads
+from dcn_plugin.experiments.finished_seeds import fixed_threads
 from dcn_plugin.pretrained import PretrainedCard, list_pretrained, load_pretrained, pretrained_card
 from dcn_plugin.pretrained.cache import sha256_of
 from recipes.pretrained.make import EPS, HERE, SIGMA, SPEC, WEIGHTS, page

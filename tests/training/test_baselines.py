@@ -21,7 +21,7 @@ from dcn_plugin.training import (
     training_config,
     training_hook,
 )
-from dcn_plugin.training.fit import masks_hash
+from dcn_plugin.training.checks import masks_hash
 from tests.toys import image_set
 
 CONFIG = TrainConfig(epochs=1, batch_size=8, lr=0.05, shift=1, flip=True)

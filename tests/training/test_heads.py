@@ -17,7 +17,7 @@ import dcn_plugin as dcn
 from dcn_plugin.attacks import PGD
 from dcn_plugin.attacks.checks import check_answers, check_logits
 from dcn_plugin.errors import ModelOutputError, SpecError
-from dcn_plugin.evaluate.predict import correct_on, predict
+from dcn_plugin.evaluate.predictions import correct_on, predict
 from dcn_plugin.training import TrainConfig, isolated_rng, madry, pubdef, train
 from dcn_plugin.training.processes import Alone
 from tests.nets import same, snapshot

@@ -15,7 +15,7 @@ from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.surgery import defectify
 from dcn_plugin.training import Batch, TrainConfig, isolated_rng, smoothing_for, train
-from dcn_plugin.training.fit import masks_hash
+from dcn_plugin.training.checks import masks_hash
 from tests.toys import SmallNet, image_set, images, linear_model
 
 CONFIG = TrainConfig(epochs=3, batch_size=8, lr=0.05, shift=1, seed=4)

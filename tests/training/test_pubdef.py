@@ -26,8 +26,8 @@ from dcn_plugin.training import (
     public_images,
     train,
 )
-from dcn_plugin.training.fit import masks_hash
-from dcn_plugin.training.steps import describe
+from dcn_plugin.training.adversarial import describe
+from dcn_plugin.training.checks import masks_hash
 from tests.image_files import write_folder
 from tests.toys import linear_model
 

@@ -168,7 +168,7 @@ def test_a_run_goes_into_a_folder(tmp_path: Path) -> None:
 def test_no_space_is_an_error_and_the_last_epoch_stays(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dcn_plugin.training.folder as folder
+    import dcn_plugin.training.run_folder as folder
 
     write, calls = folder.write_archive, []
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcn_plugin.report.groups import Cell, Matrix
+from dcn_plugin.report.aggregate import Cell, Matrix
 from dcn_plugin.report.plots.canvas import LineStyle, new_figure, to_png, wrapped
 from dcn_plugin.report.plots.rates import Rate
 from dcn_plugin.support.number_format import DASH, number

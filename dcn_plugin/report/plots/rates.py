@@ -9,7 +9,7 @@ import numpy as np
 
 from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import Result
-from dcn_plugin.report.groups import Cell, cells
+from dcn_plugin.report.aggregate import Cell, cells
 from dcn_plugin.report.plots.canvas import Look, legend_below, look, new_figure, to_png, wrapped
 from dcn_plugin.support.number_format import number
 

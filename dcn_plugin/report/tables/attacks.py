@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.report.groups import Cell, Matrix, cells, matrices
+from dcn_plugin.report.aggregate import Cell, Matrix, cells, matrices
 from dcn_plugin.report.tables.columns import (
     ATTACK,
     COUNTS,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.report.groups import Cell, cells
+from dcn_plugin.report.aggregate import Cell, cells
 from dcn_plugin.report.tables.columns import (
     ATTACK,
     COUNTS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.report.groups import Cell, cells
+from dcn_plugin.report.aggregate import Cell, cells
 from dcn_plugin.report.tables.columns import ATTACK, DATA, NETWORK, Column, joined, table_rows, varied
 from dcn_plugin.support.number_format import DASH, number, value
 from dcn_plugin.support.table import Table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dcn_plugin.evaluate import Result, spread
-from dcn_plugin.report.groups import clean_cells, data_labels
+from dcn_plugin.report.aggregate import clean_cells, data_labels
 from dcn_plugin.report.tables.columns import DATA, joined
 from dcn_plugin.support.number_format import counted, percent
 from dcn_plugin.support.table import Table

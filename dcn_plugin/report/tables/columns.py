@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dcn_plugin.report.groups import Cell
+from dcn_plugin.report.aggregate import Cell
 from dcn_plugin.support.number_format import DASH, counted, interval, listed, number, percent
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dcn_plugin.evaluate import Result, Spread
-from dcn_plugin.report.groups import Cell, cells, is_distance
+from dcn_plugin.report.aggregate import Cell, cells, is_distance
 from dcn_plugin.report.tables.columns import DATA, NETWORK, Column, dash_note, joined, table_rows, varied
 from dcn_plugin.support.number_format import DASH, counted
 from dcn_plugin.support.table import Table

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.report.groups import is_distance
+from dcn_plugin.report.aggregate import is_distance
 from dcn_plugin.report.tables.attacks import tapm_tables, transfer_tables, whitebox_tables
 from dcn_plugin.report.tables.changes import CHANGES, change_tables, cue_conflict_tables, other_tables
 from dcn_plugin.report.tables.checks import sanity_tables

@@ -1,0 +1,224 @@
+"""Cue conflict: images with the shape of one class and the texture of another. Which of the two does a model see?"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.data import CueConflict
+from dcn_plugin.errors import DataError, ModelOutputError, SpecError
+from dcn_plugin.evaluate.arguments import check_count, check_models, check_store
+from dcn_plugin.evaluate.cache_keys import Key, data_key, digest, model_key, surroundings
+from dcn_plugin.evaluate.data_checks import check_all_names, check_fit
+from dcn_plugin.evaluate.predictions import device_of, logits_of, ran_on
+from dcn_plugin.evaluate.records import Result, Scalar
+from dcn_plugin.evaluate.run_directory import RunDirectory, remember
+from dcn_plugin.evaluate.sharding import own_batches
+from dcn_plugin.support.processes import Team, whole
+from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.support.statistics import wilson
+
+__all__ = ["cue_conflict", "cue_decisions"]
+
+
+def cue_decisions(logits: Tensor, class_map: Sequence[int | None], num_cues: int) -> Tensor:
+    """Decide for one of the cue classes: the one with the largest AVERAGE softmax probability over its model classes.
+
+    Averages, not sums: a class with 110 breeds of dog behind it would win too often.
+
+    Args:
+        logits: (N, classes).
+        class_map: model class -> cue class, or None for a model class that stands for no cue class.
+        num_cues: number of cue classes. One that no model class is mapped to is never decided for.
+
+    Returns:
+        int64 (N,) in [0, num_cues).
+
+    Source: model-vs-human, ``ImageNetProbabilitiesTo16ClassesMapping`` (its default is the mean).
+    """
+    average = torch.full((len(logits), num_cues), -torch.inf, dtype=torch.float64)
+    for cue in {cue for cue in class_map if cue is not None}:
+        members = [index for index, mapped in enumerate(class_map) if mapped == cue]
+        # The log of the average, up to a constant of the image: a probability itself may be too small for a float.
+        average[:, cue] = logits[:, members].double().logsumexp(dim=1) - math.log(len(members))
+    return average.argmax(dim=1)
+
+
+def cue_conflict(
+    targets: Mapping[str, nn.Module],
+    data: CueConflict,
+    *,
+    seed: int,
+    class_map: Sequence[int | None] | None = None,
+    batch_size: int = 256,
+    store: RunDirectory | None = None,
+    accelerator: Any = None,
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Measure the shape bias of every target: of the answers that name the shape or the texture, the share of shape.
+
+    Args:
+        targets: name -> model, images in [0, 1] -> logits.
+        data: images without those whose shape and texture agree.
+        seed: of the run that made the models; it goes into the records.
+        class_map: for each class of the models, the class of ``data`` that it belongs to, or None; see
+            :func:`cue_decisions`. None: the models' classes are those of ``data``, in that order. For ImageNet's 1,000
+            classes the authors publish the table (model-vs-human, ``human_categories.py``).
+        batch_size: images at a time.
+        store: finished records are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+
+    Raises:
+        SpecError: no target, or a map that names a class that is none, or leaves out a class of the data: no
+            answer could ever name it. Or the processes have different models or data.
+        ModelOutputError: a target does not have as many classes as the map.
+        ClassesError: without a map, a target that names its classes otherwise.
+        InputSizeError: a target does not take such images; nothing was measured.
+
+    Yields:
+        One record a target; protocol "cue-conflict". ``n_counted`` are the answers that name the shape or the texture,
+        the figures "n_shape" and "n_texture" those of either; "shape_bias" is n_shape / n_counted with its Wilson
+        95 % interval "shape_bias_low", "shape_bias_high", and None where no answer names either. There are
+        no clean images.
+
+    Source: Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture"; Geirhos et al. 2021
+    (model-vs-human).
+    """
+    measured = check_models(targets, "target to measure")
+    if not isinstance(data, CueConflict):
+        raise DataError(
+            "These are no images of a cue conflict.", type(data).__name__, "a CueConflict of dcn_plugin.data"
+        )
+    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
+    given = range(data.num_classes) if class_map is None else class_map
+    cues = tuple(None if cue is None else int(cue) for cue in given)
+    _check_map(cues, data)
+    if class_map is None:
+        check_all_names(data, measured)
+    asked = _Question(data, seed, cues, batch_size, Team.of(accelerator))
+    return _results(measured, asked, check_store(store), progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What all targets of one call have in common; see :func:`cue_conflict`."""
+
+    data: CueConflict
+    seed: int
+    cues: tuple[int | None, ...]
+    batch_size: int
+    team: Team
+
+    @property
+    def settings(self) -> dict[str, Scalar]:
+        identity = self.cues == tuple(range(self.data.num_classes))
+        return {"class_map": "identity" if identity else digest(self.cues), "model_classes": len(self.cues)}
+
+    def key(self, name: str, target: nn.Module) -> Key | None:
+        model = model_key(target)
+        if model is None:
+            return None
+        return {
+            "protocol": "cue-conflict",
+            "target": {"name": name, **model},
+            "data": data_key(self.data),
+            "class_map": list(self.cues),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            **surroundings(device_of(target)),
+        }
+
+
+def _results(
+    targets: Mapping[str, nn.Module], asked: _Question, store: RunDirectory | None, progress: bool
+) -> Iterator[Result]:
+    fit = functools.cache(lambda: _check_targets(targets, asked))
+
+    def measure(name: str, target: nn.Module, bar: Any) -> list[Result]:
+        fit()
+        return _measure(asked, name, target, bar)
+
+    with progress_bar(len(targets) * len(asked.data), "cue-conflict", show=progress, team=asked.team) as bar:
+        for number, (name, target) in enumerate(targets.items(), 1):
+            yield from remember(
+                store,
+                functools.partial(asked.key, name, target),
+                functools.partial(measure, name, target, bar),
+                team=asked.team,
+            )
+            bar.update(number * len(asked.data) - bar.n)
+            bar.cell(name, number, len(targets))
+
+
+def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[Result]:
+    data, parts = asked.data, []
+    for first, images, labels in own_batches(data, asked.batch_size, asked.team):
+        logits = logits_of(target, images, batch_size=asked.batch_size, name=name)
+        said = cue_decisions(logits, asked.cues, data.num_classes)
+        texture = data.texture_labels[first : first + len(images)]
+        parts.append((first, (said == labels, said == texture)))
+        bar.update(len(images) * asked.team.size)
+    n_shape, n_texture = (int(flags.sum()) for flags in whole(parts, asked.team))
+    counted = n_shape + n_texture
+    low, high = wilson(n_shape, counted) if counted else (None, None)
+    return [
+        Result(
+            protocol="cue-conflict",
+            target=name,
+            data=data.name,
+            data_hash=data.content_hash,
+            seed=asked.seed,
+            attack="cue conflict",
+            attack_settings=asked.settings,
+            n_total=len(data),
+            n_counted=counted,
+            figures={
+                "shape_bias": n_shape / counted if counted else None,
+                "shape_bias_low": low,
+                "shape_bias_high": high,
+                "n_shape": n_shape,
+                "n_texture": n_texture,
+            },
+            hardware=ran_on(target),
+        )
+    ]
+
+
+def _check_targets(targets: Mapping[str, nn.Module], asked: _Question) -> None:
+    for name, target in targets.items():
+        count = check_fit(target, asked.data, name=name, classes=False)
+        if count != len(asked.cues):
+            raise ModelOutputError(
+                f"The classes of {name} are not those of the class map.",
+                count,
+                f"{len(asked.cues)} classes",
+                "pass class_map with one entry a class of the model",
+            )
+
+
+def _check_map(cues: Sequence[int | None], data: CueConflict) -> None:
+    named = {cue for cue in cues if cue is not None}
+    strange = sorted(cue for cue in named if not 0 <= cue < data.num_classes)
+    if strange:
+        raise SpecError(
+            f"The class map names classes that {data.name!r} does not have.",
+            strange,
+            f"0 .. {data.num_classes - 1}, or None",
+        )
+    missing = sorted(set(data.labels.tolist() + data.texture_labels.tolist()) - named)
+    if missing:
+        raise SpecError(
+            "The class map leaves out shapes or textures of the images; no answer could name them, and the bias "
+            "would lean to the others.",
+            [data.class_names[cue] for cue in missing],
+            f"a model class for each of the classes of {data.name!r}",
+            "use a model that knows them, or images of the classes it knows",
+        )

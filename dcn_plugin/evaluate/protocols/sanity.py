@@ -1,0 +1,280 @@
+"""Signs of gradient masking: does a model resist attacks, or only the gradients that attacks follow?
+
+Every check compares numbers that an honest gradient puts in order. A failed check says that robustness figures from
+gradient attacks on this model overstate it; passing all of them proves nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcn_plugin.data import LabelledImages
+from dcn_plugin.errors import SpecError, warn_caller
+from dcn_plugin.evaluate.arguments import (
+    check_count,
+    check_images,
+    check_model,
+    check_models,
+    check_number,
+    check_store,
+)
+from dcn_plugin.evaluate.cache_keys import Key, data_key, model_key, surroundings
+from dcn_plugin.evaluate.data_checks import check_all_names
+from dcn_plugin.evaluate.predictions import device_of, ran_on
+from dcn_plugin.evaluate.protocols.paired_tests import LEVEL, Verdict, not_weaker, only_one, sign_test, stronger
+from dcn_plugin.evaluate.protocols.sanity_attacks import Attempts, Outcome
+from dcn_plugin.evaluate.records import Result, Scalar
+from dcn_plugin.evaluate.relations import relation
+from dcn_plugin.evaluate.run_directory import RunDirectory, remember
+from dcn_plugin.support.processes import Team
+from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.surgery.wrappers import network_in
+
+__all__ = ["sanity"]
+
+#: Largest share of images without any gradient that passes.
+ZERO_GRADIENTS = 0.01
+#: Radii of the growing attack, in units of eps.
+LADDER = {"quarter": 0.25, "half": 0.5, "eps": 1.0, "double": 2.0}
+
+
+def sanity(
+    model: nn.Module,
+    data: LabelledImages,
+    *,
+    eps: float,
+    steps: int = 40,
+    sources: Mapping[str, nn.Module] | None = None,
+    queries: int = 1000,
+    seed: int = 0,
+    attack_seed: int = 0,
+    name: str = "model",
+    batch_size: int = 256,
+    store: RunDirectory | None = None,
+    accelerator: Any = None,
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Run the known warning signs on a model; some hundred images are enough.
+
+    ================  ================================================================================================
+    check             fails if
+    ================  ================================================================================================
+    "black-box"       PGD on the model is weaker than black-box attacks: the best, image by image, of PGD on each of
+                      ``sources`` and of HopSkipJump, which asks for decisions alone
+    "one-step"        one full step (FGSM) is stronger than many small ones (PGD)
+    "radius"          PGD wins fewer images in a larger ball (eps / 4, eps / 2, eps, 2 eps), or the loss does not rise
+                      from the smallest to the largest on more images than it rises on; the loss is the margin, which
+                      unlike the cross-entropy does not round to zero where a model is sure
+    "noise"           random corners of the ball, as many an image as PGD has steps, win more images than PGD, or
+                      more than PGD adds to them
+    "zero-gradient"   the loss has no gradient at all at more than 1 % of the clean images
+    "unbounded"       PGD with eps = 1, where every image is within reach, leaves an image standing
+    ================  ================================================================================================
+
+    Only images that are right when clean are compared. "More" and "fewer" mean: by more than chance, in a one-sided
+    exact sign test at 5 % over the images on which the two attacks differ. The model must be deterministic; a
+    random defence has to be attacked in expectation, which PGD does not do.
+
+    Args:
+        model: images in [0, 1] -> logits.
+        data: the clean images.
+        eps: radius of the L-inf ball that the model is said to resist.
+        steps: of PGD, >= 2, each of 2.5 * eps / steps.
+        sources: name -> model for transfer attacks. One that is the model itself is left out, with a warning. One that
+            holds the model's weights in another form ("same network", see :func:`relation`) may fail the check, but a
+            pass needs another one.
+        queries: budget of HopSkipJump on each image; 0 leaves it out.
+        seed: of the run that made the model; it goes into the records.
+        attack_seed: of the noise and of HopSkipJump.
+        name: of the model, in the records.
+        batch_size: images at a time.
+        store: finished checks are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+
+    Raises:
+        SpecError: eps, steps or queries are out of range, or an argument is of the wrong type; or the processes have
+            different models or data.
+        DataError: ``data`` is no set of labelled images.
+        LabelError, ModelOutputError: as attacks do.
+        ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
+
+    Yields:
+        One record a check, in the order above; protocol "sanity", ``attack`` the name of the check, ``figures`` the
+        numbers compared. ``passed`` is None where the check could not judge: too few images are right when clean,
+        neither attack wins any, the difference is within chance where one has to show, or there is no black-box
+        attack to compare with.
+
+    Source: Athalye, Carlini, Wagner 2018, "Obfuscated gradients give a false sense of security", section 3.1;
+    Carlini et al. 2019, "On evaluating adversarial robustness", section 5.
+    """
+    model, data, eps = check_model(model), check_images(data), check_number(eps, "eps")
+    if not 0 < eps <= 1:
+        raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")
+    steps = check_count(steps, "number of steps, of which many are compared with one,", least=2)
+    queries, attack_seed = check_count(queries, "number of queries", least=0), check_count(attack_seed, "seed", least=0)
+    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
+    others = _others(model, check_models(sources, "source to attack") if sources else {})
+    check_all_names(data, {name: model}, others)
+    case = Attempts(model, data, eps, steps, others, queries, attack_seed, batch_size, Team.of(accelerator))
+    return _results(case, name, seed, check_store(store), progress)
+
+
+def _results(case: Attempts, name: str, seed: int, store: RunDirectory | None, progress: bool) -> Iterator[Result]:
+    with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=case.team) as bar:
+        for number, check in enumerate(CHECKS, 1):
+            key = functools.partial(_key, case, check, name, seed)
+            yield from remember(store, key, functools.partial(_measure, case, check, name, seed), team=case.team)
+            bar.update(1)
+            bar.cell(f"{check} of {name}", number, len(CHECKS))
+
+
+def _others(model: nn.Module, sources: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The sources without the model itself: what PGD wins there it wins on the model, and no lead could ever show."""
+    inside = network_in(model)
+    own = model_key(inside)
+    itself = [
+        name
+        for name, source in sources.items()
+        if network_in(source) is inside or (own is not None and model_key(network_in(source)) == own)
+    ]
+    if itself:
+        warn_caller(
+            f"The source {', '.join(itself)} is the model itself. It is left out: attacks on it are not black-box.",
+        )
+    return {name: source for name, source in sources.items() if name not in itself}
+
+
+def _black_box(case: Attempts) -> Verdict:
+    white = case.pgd()
+    black = [case.pgd(source=source) for source in case.sources] + ([case.decisions()] if case.queries else [])
+    if not black:
+        return Verdict(None, {"n_white_box": int(white.fooled.sum())})
+    verdict = not_weaker(white.right, white_box=white.fooled, black_box=_any_of(black))
+    # A source with the model's own weights may show what the model hides; but where it wins nothing, it proves nothing.
+    apart = case.queries or any(relation(source, case.model) != "same network" for source in case.sources.values())
+    return verdict if apart or not verdict.passed else Verdict(None, verdict.figures)
+
+
+def _one_step(case: Attempts) -> Verdict:
+    many = case.pgd()
+    return not_weaker(many.right, many_steps=many.fooled, one_step=case.one_step().fooled)
+
+
+def _radius(case: Attempts) -> Verdict:
+    rungs = _ladder(case)
+    smallest, *_, largest = rungs.values()
+    right = smallest.right
+    rises = int((right & (largest.margin > smallest.margin)).sum())
+    rest = int(right.sum()) - rises
+    # All neighbours are compared, so each shares the level.
+    level = LEVEL / (len(rungs) - 1)
+    loses = any(
+        sign_test(*only_one(small.fooled, large.fooled)) <= level for small, large in itertools.pairwise(rungs.values())
+    )
+    passed: bool | None = None
+    if loses or sign_test(rest, rises) <= LEVEL:
+        passed = False
+    elif sign_test(rises, rest) <= LEVEL:
+        passed = True
+    counts = {f"n_{name}": int(rung.fooled.sum()) for name, rung in rungs.items()}
+    return Verdict(passed, {**counts, "n_loss_rises": rises, "n_loss_does_not_rise": rest})
+
+
+def _noise(case: Attempts) -> Verdict:
+    attack = case.pgd()
+    return stronger(attack.right, attack=attack.fooled, noise=case.noise().fooled)
+
+
+def _zero_gradient(case: Attempts) -> Verdict:
+    clean = case.one_step()
+    count, total = int((clean.zero_gradient & clean.right).sum()), int(clean.right.sum())
+    share = count / total if total else None
+    passed = None if share is None else share <= ZERO_GRADIENTS
+    return Verdict(passed, {"n_zero_gradient": count, "zero_gradient_share": share})
+
+
+def _unbounded(case: Attempts) -> Verdict:
+    whole = case.pgd(1.0)
+    # What a smaller ball gave lies in this one too.
+    fooled = _any_of([whole, *_ladder(case).values()])
+    count, total = int(fooled.sum()), int(whole.right.sum())
+    share = count / total if total else None
+    return Verdict(None if share is None else count == total, {"n_fooled": count, "fooled_share": share})
+
+
+def _ladder(case: Attempts) -> dict[str, Outcome]:
+    """PGD in smaller and larger balls, smallest first."""
+    return {name: case.pgd(min(1.0, factor * case.eps)) for name, factor in LADDER.items()}
+
+
+def _any_of(outcomes: Sequence[Outcome]) -> Tensor:
+    return torch.stack([outcome.fooled for outcome in outcomes]).any(dim=0)
+
+
+CHECKS: dict[str, Callable[[Attempts], Verdict]] = {
+    "black-box": _black_box,
+    "one-step": _one_step,
+    "radius": _radius,
+    "noise": _noise,
+    "zero-gradient": _zero_gradient,
+    "unbounded": _unbounded,
+}
+
+
+def _settings(case: Attempts, check: str) -> dict[str, Scalar]:
+    settings: dict[str, Scalar] = {"steps": case.steps}
+    if check == "black-box":
+        settings |= {"queries": case.queries, "sources": ", ".join(case.sources)}
+    if check in ("black-box", "noise"):
+        settings["attack_seed"] = case.attack_seed
+    return settings
+
+
+def _key(case: Attempts, check: str, name: str, seed: int) -> Key | None:
+    asked = case.sources if check == "black-box" else {}
+    model, sources = model_key(case.model), {source: model_key(network) for source, network in asked.items()}
+    if model is None or None in sources.values():
+        return None
+    return {
+        "protocol": "sanity",
+        "check": check,
+        "target": {"name": name, **model},
+        "sources": sources,
+        "data": data_key(case.data),
+        "eps": case.eps,
+        "settings": _settings(case, check),
+        "seed": seed,
+        "batch_size": case.batch_size,
+        **surroundings(device_of(case.model)),
+    }
+
+
+def _measure(case: Attempts, check: str, name: str, seed: int) -> list[Result]:
+    finding = CHECKS[check](case)
+    return [
+        Result(
+            protocol="sanity",
+            target=name,
+            data=case.data.name,
+            data_hash=case.data.content_hash,
+            seed=seed,
+            attack=check,
+            attack_settings=_settings(case, check),
+            eps=1.0 if check == "unbounded" else case.eps,
+            steps=1 if check == "zero-gradient" else case.steps,
+            n_total=len(case.data),
+            n_clean_correct=case.n_right,
+            n_counted=case.n_right,
+            figures=finding.figures,
+            passed=finding.passed,
+            hardware=ran_on(case.model),
+        )
+    ]

@@ -1,0 +1,203 @@
+"""What a training run leaves on disk, so that it goes on where it was killed.
+
+::
+
+    DIR/state.safetensors  after every epoch: weights, momentum, average, random state, history; sealed
+    DIR/history.json       the history alone, for people and tools
+    DIR/best.safetensors   the network of the best epoch so far, where one is chosen
+    DIR/last.safetensors   the network at the end of the run
+
+Every file is whole or not there. The state is the truth: it is written before the history and after the best network,
+so that a run killed in between makes the same files again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Generator, Tensor, nn
+
+from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
+from dcn_plugin.checkpoint.class_names import class_names_of
+from dcn_plugin.checkpoint.sealed_file import is_archive, read_archive, write_archive
+from dcn_plugin.checkpoint.weights import load_weights
+from dcn_plugin.errors import CheckpointError
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.surgery import is_defective
+from dcn_plugin.surgery.wrappers import bare
+from dcn_plugin.training.history import History
+
+__all__ = ["Snapshot", "TrainFolder", "load_network", "save_network"]
+
+_HISTORY = "dcn_plugin.training"
+
+
+class Snapshot:
+    """The moving parts of a run: everything that one epoch hands to the next, but for the history.
+
+    Args:
+        network: the bare model.
+        optimizer: its optimiser, SGD.
+        average: the averaged copy of the network, or None.
+        generator: of order and augmentation.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.SGD, average: nn.Module | None, generator: Generator
+    ) -> None:
+        self.network, self.optimizer, self.average, self.generator = network, optimizer, average, generator
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name."""
+        found = {f"model.{key}": value for key, value in self.network.state_dict().items()}
+        if self.average is not None:
+            found |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
+        for number, parameter in enumerate(self._parameters()):
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                found[f"momentum.{number}"] = momentum
+        return found | {"generator": self.generator.get_state()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`tensors` gave, of the same model and settings."""
+        self.network.load_state_dict(_under("model.", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(_under("average.", tensors))
+        for number, parameter in enumerate(self._parameters()):
+            momentum = tensors.get(f"momentum.{number}")
+            if momentum is not None:
+                # Laid out in memory as the parameter is (channels_last, say), and as momentum was.
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        self.generator.set_state(tensors["generator"])
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+class TrainFolder:
+    """A folder of one training run.
+
+    Args:
+        path: of the folder; it is made when the first epoch ends.
+        plan: what the run depends on, as JSON values.
+        writes: whether this process writes; of several, the first.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], plan: Mapping[str, Any], *, writes: bool = True) -> None:
+        self.path, self._plan, self._writes = Path(path), plan, writes
+
+    def read(self) -> tuple[dict[str, Tensor], History] | None:
+        """The state after the last finished epoch, or None if there is none.
+
+        Raises:
+            CheckpointError: the folder holds another run, or its state is damaged.
+        """
+        path = self.path / "state.safetensors"
+        again = f"train into another folder, or delete {path} to begin this run again"
+        try:
+            tensors, text = read_archive(path)
+            history = History.from_json(text[_HISTORY])
+        except FileNotFoundError:
+            return None
+        except CheckpointError as error:
+            raise CheckpointError(error.what, error.got, error.allowed, again) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is no state of a training run ({error}).", fix=again) from error
+        there, here = _flat(history.plan), _flat(self._plan)
+        if there != here:
+            other = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+            raise CheckpointError(
+                f"{self.path} holds a run with other settings.",
+                {key: f"{there.get(key)} there, {here.get(key)} here" for key in other[:5]},
+                "the settings it was started with",
+                again,
+            )
+        return tensors, history
+
+    def write(self, snapshot: Snapshot, history: History, network: nn.Module) -> None:
+        """Keep the end of an epoch, and the network if it is the best so far."""
+        if not self._writes:
+            return
+        if history.best is not None and history.best.epoch == len(history.epochs) - 1:
+            self._save("best", network, history)
+        write_archive(self.path / "state.safetensors", snapshot.tensors(), {_HISTORY: history.to_json()})
+        write_atomic(self.path / "history.json", history.to_json())
+
+    def finish(self, history: History, network: nn.Module) -> None:
+        """Keep the network at the end of the run."""
+        if self._writes:
+            self._save("last", network, history)
+            write_atomic(self.path / "history.json", history.to_json())
+
+    def best(self) -> Path | None:
+        """Where the best network lies, if there is one."""
+        path = self.path / "best.safetensors"
+        return path if path.exists() else None
+
+    def _save(self, name: str, network: nn.Module, history: History) -> None:
+        by = history.selected_by if name == "best" else "last"
+        save_network(
+            network,
+            self.path / f"{name}.safetensors",
+            metadata={"epoch": str(history.epochs[-1].epoch), "selected_by": str(by)},
+        )
+
+
+def save_network(network: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str]) -> None:
+    """Save a trained network: a defective one with :func:`dcn_plugin.save_checkpoint`, a plain one as safetensors.
+
+    Both hold the network inside a :class:`dcn_plugin.Normalized`, not the wrapper. Equal content gives equal bytes.
+
+    Args:
+        network: on any device.
+        path: of the file; it is replaced as a whole.
+        metadata: text to text.
+    """
+    if is_defective(network):
+        save_checkpoint(network, path, metadata=metadata)
+        return
+    with bare(network) as inner:
+        own = inner.state_dict()
+    names = class_names_of(network)
+    entry = dict(metadata) if names is None else {**metadata, "class_names": list(names)}
+    # Copies, for safetensors refuses tensors that share memory.
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in own.items()}
+    # One entry, for safetensors writes several in a new order each time.
+    write_atomic(path, safetensors.torch.save(state, {"training": json.dumps(entry, sort_keys=True)}))
+
+
+def load_network(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load what :func:`save_network` wrote, or weights from elsewhere, in place.
+
+    Args:
+        network: of the same architecture, wrapped or not; one that is to be defective already is.
+        path: of the file; see :func:`dcn_plugin.checkpoint.read_weights` for the kinds of files. Nothing in it is
+            unpickled that could run code.
+
+    Raises:
+        CheckpointError: the file is damaged or does not fit.
+        OSError: it cannot be read.
+    """
+    if is_defective(network) and is_archive(path):
+        load_checkpoint(path, network, inplace=True)
+    else:
+        load_weights(network, path)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _flat(value: object, name: str = "") -> dict[str, object]:
+    """Nested JSON values by their path, e.g. "config.lr"."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {
+        key: leaf for part, inner in value.items() for key, leaf in _flat(inner, f"{name}.{part}".strip(".")).items()
+    }
