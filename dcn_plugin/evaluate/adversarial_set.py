@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +16,6 @@ from dcn_plugin.attacks.checks import check_answers
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.evaluate.arguments import (
     check_attack,
-    check_attacks,
     check_count,
     check_images,
     check_model,
@@ -98,6 +96,7 @@ class AdversarialSet:
         limit: only the first so many images of ``data``, all by default.
         team: processes that share the images; ``Team.of(accelerator)`` for those of an Accelerator. Each writes the
             batches it makes into the store.
+        model_key: gives the key of the source; within one run :class:`ModelKeys`, which hashes it once.
 
     Raises:
         SpecError: an argument of the wrong type, unknown rounding, or a batch size or limit below 1.
@@ -113,6 +112,7 @@ class AdversarialSet:
     store: RunDirectory | None = None
     limit: int | None = None
     team: Team = ALONE
+    model_key: Callable[[nn.Module], Key | None] = model_key
 
     def __post_init__(self) -> None:
         check_model(self.source, name=f"Source {self.name!r}")
@@ -123,23 +123,6 @@ class AdversarialSet:
         object.__setattr__(self, "batch_size", check_count(self.batch_size, "batch size"))
         if self.limit is not None:
             object.__setattr__(self, "limit", check_count(self.limit, "number of images"))
-
-    @classmethod
-    def of_all(
-        cls,
-        sources: Mapping[str, nn.Module],
-        attacks: Sequence[Attack],
-        data: LabelledImages,
-        rounding: Rounding,
-        batch_size: int,
-        store: RunDirectory | None,
-        team: Team,
-    ) -> list[AdversarialSet]:
-        """One set for every source and attack, in that order."""
-        return [
-            cls(name, source, attack, data, rounding, batch_size, store, team=team)
-            for (name, source), attack in itertools.product(sources.items(), check_attacks(attacks))
-        ]
 
     @property
     def title(self) -> str:
@@ -152,7 +135,7 @@ class AdversarialSet:
     @property
     def key(self) -> Key | None:
         """What the images depend on; None if the source or the attack cannot be told from others."""
-        source, attack = model_key(self.source), attack_key(self.attack)
+        source, attack = self.model_key(self.source), attack_key(self.attack)
         if source is None or attack is None:
             return None
         return {

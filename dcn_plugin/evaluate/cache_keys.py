@@ -23,7 +23,7 @@ from dcn_plugin.evaluate.predictions import device_of
 from dcn_plugin.evaluate.relations import hidden_modules
 from dcn_plugin.support.environment import code_hash, hardware, package_versions
 
-__all__ = ["Key", "attack_key", "data_key", "digest", "model_key", "surroundings"]
+__all__ = ["Key", "ModelKeys", "attack_key", "data_key", "digest", "model_key", "surroundings"]
 
 Key = Mapping[str, Any]
 
@@ -49,6 +49,19 @@ def model_key(model: nn.Module) -> Key | None:
         parameters that have no values yet.
     """
     return _model_key(model, set())
+
+
+class ModelKeys:
+    """The keys of the models of one run: each model's weights are read once, so they must not change meanwhile."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[nn.Module, Key | None]] = {}  # the model itself, so that its id stays its own
+
+    def __call__(self, model: nn.Module) -> Key | None:
+        """See :func:`model_key`."""
+        if id(model) not in self._known:
+            self._known[id(model)] = model, model_key(model)
+        return self._known[id(model)][1]
 
 
 def _model_key(model: nn.Module, met: set[int]) -> Key | None:

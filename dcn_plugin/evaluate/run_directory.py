@@ -13,13 +13,12 @@ same ``results.json``, but for its ``run`` entry.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,8 @@ from dcn_plugin.evaluate.cache_keys import Key, digest
 from dcn_plugin.evaluate.locks import locked
 from dcn_plugin.evaluate.records import Result, ResultFile
 from dcn_plugin.support.atomic_file import check_output, remove_leftovers, write_atomic
-from dcn_plugin.support.processes import ALONE, Team
 
-__all__ = ["RunDirectory", "add_results", "remember"]
+__all__ = ["RunDirectory", "add_results"]
 
 _log = logging.getLogger(__name__)
 
@@ -182,33 +180,3 @@ def _runs(spec: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _run_name(result: Result) -> str:
     return f"{result.protocol} seed {result.seed}"
-
-
-def remember(
-    store: RunDirectory | None,
-    key: Callable[[], Key | None],
-    measure: Callable[[], Sequence[Result]],
-    *,
-    team: Team = ALONE,
-) -> Sequence[Result]:
-    """The records of one measurement: those of the store, or measured now and written before they are returned.
-
-    Args:
-        store: where to look; None: measure.
-        key: gives what the records depend on; None: it cannot be told, so nothing is reused or kept.
-        measure: does the work, on all processes together.
-        team: the processes. The first looks into the store and writes; all get the records.
-
-    Raises:
-        SpecError: the processes are about to measure different things.
-    """
-    found = key() if store is not None or team.size > 1 else None
-    team.check(found)
-    if store is None or found is None:
-        return measure()
-    known = team.first(functools.partial(store.read_unit, found))
-    if known is None:
-        known = measure()
-        if team.leads:
-            store.write_unit(found, known)
-    return known

@@ -8,24 +8,28 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dcn_plugin.data import IndexedImages, amplitude_partners, amplitude_swap
-from dcn_plugin.evaluate.arguments import check_images
+from dcn_plugin.evaluate.arguments import (
+    check_images,
+)
+from dcn_plugin.evaluate.protocol import Protocol
 from dcn_plugin.evaluate.protocols.changed_images import Change, Changed, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
 
-__all__ = ["amplitude"]
+__all__ = ["PROTOCOL", "amplitude"]
 
 
 def amplitude(
     targets: Mapping[str, nn.Module],
     data: IndexedImages,
     *,
-    seed: int,
+    training_seed: int | None = None,
     partner_seed: int = 0,
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Measure every target on images that keep their phase and get the amplitude of an image of another class.
 
@@ -34,7 +38,7 @@ def amplitude(
     Args:
         targets: name -> model, images in [0, 1] -> logits.
         data: the clean images, of two classes or more.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         partner_seed: of the choice of the images whose amplitude is taken; see
             :func:`~dcn_plugin.data.amplitude_partners`.
         batch_size: images at a time.
@@ -42,6 +46,7 @@ def amplitude(
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Raises:
         SpecError: no target, or a seed out of range.
@@ -74,9 +79,23 @@ def amplitude(
         targets,
         data,
         [change],
-        seed=seed,
+        training_seed=training_seed,
         batch_size=batch_size,
         store=store,
         accelerator=accelerator,
         progress=progress,
+        seed=seed,
     )
+
+
+PROTOCOL = Protocol(
+    name="amplitude",
+    record="amplitude-swap",
+    title="Amplitude swap",
+    help="phase of one image, Fourier amplitude of another",
+    measure=lambda request: amplitude(request.targets, request.data, **request.options, **request.run),
+    strength=None,
+    column="amplitude swap",
+    better="higher",
+    figures=("n_amplitude_class", "amplitude_class_rate", "clipped_share"),
+)

@@ -17,15 +17,19 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import check_labels
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.arguments import check_count, check_images, check_models, check_number, check_store
-from dcn_plugin.evaluate.cache_keys import Key, data_key, model_key, surroundings
+from dcn_plugin.evaluate.arguments import (
+    check_images,
+    check_models,
+    check_number,
+)
+from dcn_plugin.evaluate.cache_keys import Key, data_key, surroundings
 from dcn_plugin.evaluate.data_checks import check_all_names, check_fits
 from dcn_plugin.evaluate.predictions import device_of, logits_of, predict, ran_on
 from dcn_plugin.evaluate.records import Result, Scalar
-from dcn_plugin.evaluate.run_directory import RunDirectory, remember
+from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session, Unit
 from dcn_plugin.evaluate.sharding import own_batches
-from dcn_plugin.support.processes import Team, whole
-from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.support.processes import whole
 
 __all__ = ["Change", "Changed", "measure_changes"]
 
@@ -75,12 +79,13 @@ def measure_changes(
     data: LabelledImages,
     changes: Sequence[Change],
     *,
-    seed: int,
+    training_seed: int | None = None,
     confidence: float = 0.0,
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Measure every target under every change, one batch in memory at a time.
 
@@ -89,13 +94,14 @@ def measure_changes(
         targets: name -> model, images in [0, 1] -> logits.
         data: the clean images.
         changes: in the order of the records.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         confidence: an image counts only if every target gives its true class at least this softmax probability.
         batch_size: images at a time.
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Raises:
         SpecError: no target or no change, ``confidence`` is not in [0, 1], or an argument of the wrong type; or the
@@ -106,33 +112,24 @@ def measure_changes(
     Yields:
         Records in the order change, target; one unit of the store a change.
     """
+    session = Session.of(
+        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
+    )
     measured = check_models(targets, "target to measure")
     if not changes:
         raise SpecError("There is nothing to measure.", list(changes), "at least one change")
     confidence = check_number(confidence, "confidence")
     if not 0 <= confidence <= 1:
         raise SpecError("The confidence is not usable.", confidence, "a probability in [0, 1]")
-    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
     check_all_names(check_images(data), measured)
-    asked = _Question(protocol, measured, data, seed, confidence, batch_size, Team.of(accelerator))
-    return _results(asked, changes, check_store(store), progress)
+    question = _Question(protocol, measured, data, confidence, session)
+    clean = functools.cache(lambda: _Clean.ask(question))
 
+    def unit(change: Change) -> Unit:
+        key, measure = functools.partial(question.key, change), functools.partial(_measure, question, change, clean)
+        return Unit.whole(change.title, key, measure)
 
-def _results(
-    asked: _Question, changes: Sequence[Change], store: RunDirectory | None, progress: bool
-) -> Iterator[Result]:
-    clean = functools.cache(lambda: _Clean.ask(asked))
-    count = len(asked.data)
-    with progress_bar(len(changes) * count, asked.protocol, show=progress, team=asked.team) as bar:
-        for number, change in enumerate(changes, 1):
-            yield from remember(
-                store,
-                functools.partial(asked.key, change),
-                functools.partial(_measure, asked, change, clean, bar),
-                team=asked.team,
-            )
-            bar.update(number * count - bar.n)
-            bar.cell(change.title, number, len(changes))
+    return session.measure(protocol, map(unit, changes), count=len(changes), size=len(data))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,14 +139,12 @@ class _Question:
     protocol: str
     targets: Mapping[str, nn.Module]
     data: LabelledImages
-    seed: int
     confidence: float
-    batch_size: int
-    team: Team
+    session: Session
 
     def key(self, change: Change) -> Key | None:
         # All targets: which images count depends on each of them.
-        models = {name: model_key(target) for name, target in self.targets.items()}
+        models = {name: self.session.model_key(target) for name, target in self.targets.items()}
         if None in models.values():
             return None
         return {
@@ -157,84 +152,92 @@ class _Question:
             "targets": models,
             "data": data_key(self.data),
             "change": {"name": change.name, "settings": dict(change.settings)},
-            "seed": self.seed,
+            "seed": self.session.training_seed,
             "confidence": self.confidence,
-            "batch_size": self.batch_size,
+            "batch_size": self.session.batch_size,
             **surroundings(device_of(next(iter(self.targets.values())))),
         }
 
 
 @dataclass(frozen=True, eq=False)
 class _Clean:
-    """Bool (N,) a target: right when clean; and bool (N,): all of them right and confident."""
+    """The answers on the clean images.
+
+    Args:
+        right: name of a target -> bool (N,), which images it classifies correctly.
+        counted: bool (N,), the images that all targets classify correctly with the confidence asked for.
+    """
 
     right: dict[str, Tensor]
     counted: Tensor
 
     @classmethod
-    def ask(cls, asked: _Question) -> _Clean:
-        check_fits(asked.data, asked.targets)
+    def ask(cls, question: _Question) -> _Clean:
+        check_fits(question.data, question.targets)
+        team, batch_size = question.session.team, question.session.batch_size
         right: dict[str, Tensor] = {}
-        counted = torch.ones(len(asked.data), dtype=torch.bool)
-        for name, target in asked.targets.items():
+        counted = torch.ones(len(question.data), dtype=torch.bool)
+        for name, target in question.targets.items():
             parts = []
-            for first, images, labels in own_batches(asked.data, asked.batch_size, asked.team):
-                logits = logits_of(target, images, batch_size=asked.batch_size, name=name)
+            for first, images, labels in own_batches(question.data, batch_size, team):
+                logits = logits_of(target, images, batch_size=batch_size, name=name)
                 check_labels(labels, count=len(labels), num_classes=logits.shape[1])
                 true = labels.cpu()[:, None]
-                sure = logits.double().softmax(dim=1).gather(1, true)[:, 0] >= asked.confidence
+                sure = logits.double().softmax(dim=1).gather(1, true)[:, 0] >= question.confidence
                 parts.append((first, (logits.argmax(dim=1) == true[:, 0], sure)))
-            right[name], confident = whole(parts, asked.team)
+            right[name], confident = whole(parts, team)
             counted &= right[name] & confident
         return cls(right, counted)
 
 
-def _measure(asked: _Question, change: Change, ask_clean: Callable[[], _Clean], bar: Any) -> list[Result]:
-    clean = ask_clean()
+def _measure(question: _Question, change: Change, ask_clean: Callable[[], _Clean], bar: Any) -> list[Result]:
+    clean, team, batch_size = ask_clean(), question.session.team, question.session.batch_size
     parts = []
     names: tuple[str, ...] = ()
-    for first, images, labels in own_batches(asked.data, asked.batch_size, asked.team):
+    for first, images, labels in own_batches(question.data, batch_size, team):
         made = change.apply(images, labels, first)
         changed = made if isinstance(made, Changed) else Changed(made)
         names = tuple(changed.measured)
         answers = [
-            predict(target, changed.images, batch_size=asked.batch_size, name=name)[0]
-            for name, target in asked.targets.items()
+            predict(target, changed.images, batch_size=batch_size, name=name)[0]
+            for name, target in question.targets.items()
         ]
         parts.append((first, (labels.cpu(), *answers, *(numbers.cpu() for numbers in changed.measured.values()))))
-        bar.update(len(images) * asked.team.size)
-    truth, *columns = whole(parts, asked.team)
-    said = dict(zip(asked.targets, columns, strict=False))
-    held = {name: classes == truth for name, classes in said.items()}
+        bar.update(len(images) * team.size)
+    truth, *columns = whole(parts, team)
+    predictions = dict(zip(question.targets, columns, strict=False))
+    held = {name: classes == truth for name, classes in predictions.items()}
     # The first process has a batch of every set, and so knows the names.
-    names = asked.team.first(lambda: names)
-    means = {name: float(numbers.double().mean()) for name, numbers in zip(names, columns[len(said) :], strict=True)}
+    names = team.first(lambda: names)
+    numbers = zip(names, columns[len(predictions) :], strict=True)
+    means = {name: float(values.double().mean()) for name, values in numbers}
+    settings = dict(change.settings) | ({"confidence": question.confidence} if question.confidence else {})
     return [
         Result(
-            protocol=asked.protocol,
+            protocol=question.protocol,
             target=name,
-            data=asked.data.name,
-            data_hash=asked.data.content_hash,
-            seed=asked.seed,
+            data=question.data.name,
+            data_hash=question.data.content_hash,
+            seed=question.session.training_seed,
             attack=change.name,
-            attack_settings=dict(change.settings) | ({"confidence": asked.confidence} if asked.confidence else {}),
+            attack_settings=settings,
             eps=change.eps,
-            n_total=len(asked.data),
+            n_total=len(question.data),
             n_clean_correct=int(clean.right[name].sum()),
             n_counted=int(clean.counted.sum()),
             n_defended=int((clean.counted & held[name]).sum()),
             n_correct=int(held[name].sum()),
-            figures=_followed(change.lures, said[name], clean.counted) | means,
+            figures=_followed(change.lures, predictions[name], clean.counted) | means,
             hardware=ran_on(target),
         )
-        for name, target in asked.targets.items()
+        for name, target in question.targets.items()
     ]
 
 
-def _followed(lures: Mapping[str, Tensor], said: Tensor, counted: Tensor) -> dict[str, Scalar]:
+def _followed(lures: Mapping[str, Tensor], predictions: Tensor, counted: Tensor) -> dict[str, Scalar]:
     """How many of the counted images were taken for the class of each lure."""
     figures: dict[str, Scalar] = {}
     for name, classes in lures.items():
-        count, total = int((counted & (said == classes)).sum()), int(counted.sum())
+        count, total = int((counted & (predictions == classes)).sum()), int(counted.sum())
         figures |= {f"n_{name}": count, f"{name}_rate": count / total if total else None}
     return figures

@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import CueConflict
 from dcn_plugin.errors import DataError, ModelOutputError, SpecError
-from dcn_plugin.evaluate.arguments import check_count, check_models, check_store
-from dcn_plugin.evaluate.cache_keys import Key, data_key, digest, model_key, surroundings
+from dcn_plugin.evaluate.arguments import (
+    check_models,
+)
+from dcn_plugin.evaluate.cache_keys import Key, data_key, digest, surroundings
 from dcn_plugin.evaluate.data_checks import check_all_names, check_fit
 from dcn_plugin.evaluate.predictions import device_of, logits_of, ran_on
+from dcn_plugin.evaluate.protocol import Option, Protocol
 from dcn_plugin.evaluate.records import Result, Scalar
-from dcn_plugin.evaluate.run_directory import RunDirectory, remember
+from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session, Unit
 from dcn_plugin.evaluate.sharding import own_batches
-from dcn_plugin.support.processes import Team, whole
-from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.support.processes import whole
 from dcn_plugin.support.statistics import wilson
 
-__all__ = ["cue_conflict", "cue_decisions"]
+__all__ = ["PROTOCOL", "cue_conflict", "cue_decisions"]
 
 
 def cue_decisions(logits: Tensor, class_map: Sequence[int | None], num_cues: int) -> Tensor:
@@ -54,19 +57,20 @@ def cue_conflict(
     targets: Mapping[str, nn.Module],
     data: CueConflict,
     *,
-    seed: int,
+    training_seed: int | None = None,
     class_map: Sequence[int | None] | None = None,
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Measure the shape bias of every target: of the answers that name the shape or the texture, the share of shape.
 
     Args:
         targets: name -> model, images in [0, 1] -> logits.
         data: images without those whose shape and texture agree.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         class_map: for each class of the models, the class of ``data`` that it belongs to, or None; see
             :func:`cue_decisions`. None: the models' classes are those of ``data``, in that order. For ImageNet's 1,000
             classes the authors publish the table (model-vs-human, ``human_categories.py``).
@@ -75,6 +79,7 @@ def cue_conflict(
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Raises:
         SpecError: no target, or a map that names a class that is none, or leaves out a class of the data: no
@@ -92,19 +97,30 @@ def cue_conflict(
     Source: Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture"; Geirhos et al. 2021
     (model-vs-human).
     """
+    session = Session.of(
+        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
+    )
     measured = check_models(targets, "target to measure")
     if not isinstance(data, CueConflict):
         raise DataError(
             "These are no images of a cue conflict.", type(data).__name__, "a CueConflict of dcn_plugin.data"
         )
-    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
     given = range(data.num_classes) if class_map is None else class_map
     cues = tuple(None if cue is None else int(cue) for cue in given)
     _check_map(cues, data)
     if class_map is None:
         check_all_names(data, measured)
-    asked = _Question(data, seed, cues, batch_size, Team.of(accelerator))
-    return _results(measured, asked, check_store(store), progress)
+    question = _Question(data, cues, session)
+    check_once = functools.cache(lambda: _check_targets(measured, question))
+
+    def unit(name: str) -> Unit:
+        def measure(bar: Any) -> list[Result]:
+            check_once()
+            return _measure(question, name, measured[name], bar)
+
+        return Unit.whole(name, functools.partial(question.key, name, measured[name]), measure)
+
+    return session.measure("cue-conflict", map(unit, measured), count=len(measured), size=len(data))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +128,8 @@ class _Question:
     """What all targets of one call have in common; see :func:`cue_conflict`."""
 
     data: CueConflict
-    seed: int
     cues: tuple[int | None, ...]
-    batch_size: int
-    team: Team
+    session: Session
 
     @property
     def settings(self) -> dict[str, Scalar]:
@@ -123,7 +137,7 @@ class _Question:
         return {"class_map": "identity" if identity else digest(self.cues), "model_classes": len(self.cues)}
 
     def key(self, name: str, target: nn.Module) -> Key | None:
-        model = model_key(target)
+        model = self.session.model_key(target)
         if model is None:
             return None
         return {
@@ -131,42 +145,22 @@ class _Question:
             "target": {"name": name, **model},
             "data": data_key(self.data),
             "class_map": list(self.cues),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
+            "seed": self.session.training_seed,
+            "batch_size": self.session.batch_size,
             **surroundings(device_of(target)),
         }
 
 
-def _results(
-    targets: Mapping[str, nn.Module], asked: _Question, store: RunDirectory | None, progress: bool
-) -> Iterator[Result]:
-    fit = functools.cache(lambda: _check_targets(targets, asked))
-
-    def measure(name: str, target: nn.Module, bar: Any) -> list[Result]:
-        fit()
-        return _measure(asked, name, target, bar)
-
-    with progress_bar(len(targets) * len(asked.data), "cue-conflict", show=progress, team=asked.team) as bar:
-        for number, (name, target) in enumerate(targets.items(), 1):
-            yield from remember(
-                store,
-                functools.partial(asked.key, name, target),
-                functools.partial(measure, name, target, bar),
-                team=asked.team,
-            )
-            bar.update(number * len(asked.data) - bar.n)
-            bar.cell(name, number, len(targets))
-
-
-def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[Result]:
-    data, parts = asked.data, []
-    for first, images, labels in own_batches(data, asked.batch_size, asked.team):
-        logits = logits_of(target, images, batch_size=asked.batch_size, name=name)
-        said = cue_decisions(logits, asked.cues, data.num_classes)
+def _measure(question: _Question, name: str, target: nn.Module, bar: Any) -> list[Result]:
+    data, parts = question.data, []
+    team, batch_size = question.session.team, question.session.batch_size
+    for first, images, labels in own_batches(data, batch_size, team):
+        logits = logits_of(target, images, batch_size=batch_size, name=name)
+        decisions = cue_decisions(logits, question.cues, data.num_classes)
         texture = data.texture_labels[first : first + len(images)]
-        parts.append((first, (said == labels, said == texture)))
-        bar.update(len(images) * asked.team.size)
-    n_shape, n_texture = (int(flags.sum()) for flags in whole(parts, asked.team))
+        parts.append((first, (decisions == labels, decisions == texture)))
+        bar.update(len(images) * team.size)
+    n_shape, n_texture = (int(flags.sum()) for flags in whole(parts, team))
     counted = n_shape + n_texture
     low, high = wilson(n_shape, counted) if counted else (None, None)
     return [
@@ -175,9 +169,9 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
             target=name,
             data=data.name,
             data_hash=data.content_hash,
-            seed=asked.seed,
+            seed=question.session.training_seed,
             attack="cue conflict",
-            attack_settings=asked.settings,
+            attack_settings=question.settings,
             n_total=len(data),
             n_counted=counted,
             figures={
@@ -192,14 +186,14 @@ def _measure(asked: _Question, name: str, target: nn.Module, bar: Any) -> list[R
     ]
 
 
-def _check_targets(targets: Mapping[str, nn.Module], asked: _Question) -> None:
+def _check_targets(targets: Mapping[str, nn.Module], question: _Question) -> None:
     for name, target in targets.items():
-        count = check_fit(target, asked.data, name=name, classes=False)
-        if count != len(asked.cues):
+        count = check_fit(target, question.data, name=name, classes=False)
+        if count != len(question.cues):
             raise ModelOutputError(
                 f"The classes of {name} are not those of the class map.",
                 count,
-                f"{len(asked.cues)} classes",
+                f"{len(question.cues)} classes",
                 "pass class_map with one entry a class of the model",
             )
 
@@ -222,3 +216,25 @@ def _check_map(cues: Sequence[int | None], data: CueConflict) -> None:
             f"a model class for each of the classes of {data.name!r}",
             "use a model that knows them, or images of the classes it knows",
         )
+
+
+PROTOCOL = Protocol(
+    name="cue-conflict",
+    record="cue-conflict",
+    title="Shape bias",
+    help="shape bias on cue-conflict images (model-vs-human's naming)",
+    measure=lambda request: cue_conflict(request.targets, request.data, **request.options, **request.run),
+    data="cues",
+    options=(
+        Option(
+            name="class_map",
+            kind="class map",
+            metavar="FILE",
+            help="JSON list: for each class of the models the number of its cue class, or null; default: they are the "
+            "same",
+        ),
+    ),
+    strength=None,
+    figure="shape_bias",
+    figures=("shape_bias", "shape_bias_low", "shape_bias_high", "n_shape", "n_texture"),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,17 +13,24 @@ from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.adversarial_set import AdversarialSet
-from dcn_plugin.evaluate.arguments import check_attack, check_count, check_images, check_models, check_store
+from dcn_plugin.evaluate.arguments import (
+    check_attack,
+    check_attacks,
+    check_count,
+    check_images,
+    check_models,
+)
 from dcn_plugin.evaluate.cache_keys import Key
 from dcn_plugin.evaluate.data_checks import check_all_names, check_fits
 from dcn_plugin.evaluate.predictions import correct, ran_on
+from dcn_plugin.evaluate.protocol import Option, Protocol, Request
 from dcn_plugin.evaluate.records import Result, Scalar
-from dcn_plugin.evaluate.run_directory import RunDirectory, remember
-from dcn_plugin.support.processes import Team, whole
-from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session, Unit
+from dcn_plugin.support.processes import whole
 from dcn_plugin.support.statistics import median_interval
 
-__all__ = ["minimal_distance"]
+__all__ = ["PROTOCOL", "minimal_distance"]
 
 
 def minimal_distance(
@@ -30,12 +38,13 @@ def minimal_distance(
     attack: Attack,
     data: LabelledImages,
     *,
-    seed: int,
+    training_seed: int | None = None,
     count: int | None = 500,
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Attack every target without a bound on the change, and take the median distance.
 
@@ -46,13 +55,14 @@ def minimal_distance(
         targets: name -> model, images in [0, 1] -> logits.
         attack: BoundaryAttack, HopSkipJump, CW, or any other without an ``eps``.
         data: the clean images.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         count: the first so many images that the target classifies correctly (the paper's 500); None: all.
         batch_size: images at a time.
         store: finished records and batches of images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Yields:
         One record a target; protocol "boundary", "hopskipjump", "cw": the attack's name. ``n_total`` are the images
@@ -68,38 +78,26 @@ def minimal_distance(
 
     Source: paper, section 4.3, table 6; FACTS of the authors' code.
     """
+    session = Session.of(
+        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
+    )
     measured, attack = check_models(targets, "target to measure"), check_attack(attack)
     if attack.eps is not None:
         raise SpecError("A distance asks for an attack without a bound.", repr(attack), "e.g. BoundaryAttack()")
-    count = None if count is None else check_count(count, "number of images")
-    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
-    data, store = check_images(data), check_store(store)
+    most = None if count is None else check_count(count, "number of images")
+    data = check_images(data)
     check_all_names(data, measured)
-    return _results(measured, attack, data, seed, count, batch_size, store, Team.of(accelerator), progress)
 
-
-def _results(
-    targets: Mapping[str, nn.Module],
-    attack: Attack,
-    data: LabelledImages,
-    seed: int,
-    count: int | None,
-    batch_size: int,
-    store: RunDirectory | None,
-    team: Team,
-    progress: bool,
-) -> Iterator[Result]:
-    check_fits(data, targets)
-    with progress_bar(len(targets) * (count or len(data)), attack.name, show=progress, team=team) as bar:
-        for number, (name, target) in enumerate(targets.items(), 1):
+    def units() -> Iterator[Unit]:
+        check_fits(data, measured)
+        for name, target in measured.items():
             # The first process alone: it stops where it has enough, and costs next to nothing beside the attack.
-            limit = team.first(functools.partial(_images_until, target, data, count, batch_size, name))
-            made = AdversarialSet(name, target, attack, data, "none", batch_size, store, limit, team)
-            yield from remember(
-                store, functools.partial(_key, made, seed), functools.partial(_measure, made, seed, bar), team=team
-            )
-            bar.update(number * (count or len(data)) - bar.n)
-            bar.cell(made.title, number, len(targets))
+            limit = session.team.first(functools.partial(_images_until, target, data, most, session.batch_size, name))
+            images = session.adversarial_set(name, target, attack, data, limit=limit)
+            key, measure = functools.partial(_key, session, images), functools.partial(_measure, session, images)
+            yield Unit.whole(images.title, key, measure)
+
+    return session.measure(attack.name, units(), count=len(measured), size=most or len(data))
 
 
 def _images_until(target: nn.Module, data: LabelledImages, count: int | None, batch_size: int, name: str) -> int:
@@ -115,22 +113,24 @@ def _images_until(target: nn.Module, data: LabelledImages, count: int | None, ba
     return len(data)
 
 
-def _key(made: AdversarialSet, seed: int) -> Key | None:
-    own = made.key
-    return None if own is None else {"protocol": "distance", "set": own, "target": made.name, "seed": seed}
+def _key(session: Session, images: AdversarialSet) -> Key | None:
+    made_from = images.key
+    if made_from is None:
+        return None
+    return {"protocol": "distance", "set": made_from, "target": images.name, "seed": session.training_seed}
 
 
-def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
+def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]:
     parts = []
-    for batch in made:
+    for batch in images:
         parts.append((batch.first, (batch.source_correct, batch.started, batch.fooled, batch.distance, batch.queries)))
-        bar.update(int(batch.source_correct.sum()) * made.team.size)
-    right, started, fooled, distance, queries = whole(parts, made.team)
-    found = distance[fooled].tolist()
-    low, high = median_interval(found) if found else (None, None)
+        bar.update(int(batch.source_correct.sum()) * session.team.size)
+    right, started, fooled, distance, queries = whole(parts, session.team)
+    distances = distance[fooled].tolist()
+    low, high = median_interval(distances) if distances else (None, None)
     asked = queries[right].double()
     figures: dict[str, Scalar] = {
-        "median_distance": float(distance[fooled].quantile(0.5)) if found else None,
+        "median_distance": float(distance[fooled].quantile(0.5)) if distances else None,
         "distance_low": low,
         "distance_high": high,
         "mean_queries": float(asked.mean()) if len(asked) else None,
@@ -138,14 +138,38 @@ def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
     }
     return [
         Result(
-            protocol=made.attack.name.removesuffix("Attack").lower(),
-            target=made.name,
-            **made.described,
-            seed=seed,
+            protocol=images.attack.name.removesuffix("Attack").lower(),
+            target=images.name,
+            **images.described,
+            seed=session.training_seed,
             n_clean_correct=int(right.sum()),
-            n_counted=len(found),
+            n_counted=len(distances),
             n_failed_starts=int((~started).sum()),
             figures=figures,
-            hardware=ran_on(made.source),
+            hardware=ran_on(images.source),
         )
     ]
+
+
+def _measure_all(request: Request) -> Iterator[Result]:
+    sessions = [
+        minimal_distance(request.targets, attack, request.data, **request.options, **request.run)
+        for attack in check_attacks(request.attacks)
+    ]
+    return itertools.chain.from_iterable(sessions)
+
+
+PROTOCOL = Protocol(
+    name="distance",
+    record="",
+    title="Distance to the nearest adversarial image",
+    help="median distance to the nearest image that {attack} finds",
+    measure=_measure_all,
+    commands=("boundary", "hopskipjump", "cw"),
+    attacks=(),
+    options=(Option(name="count", kind="count", default=500, metavar="N", help="images the target has right"),),
+    strength=None,
+    figure="median_distance",
+    partial=True,
+    figures=("median_distance", "distance_low", "distance_high", "mean_queries", "max_queries"),
+)

@@ -10,14 +10,20 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import SampleStreams
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.arguments import check_count, check_number, check_numbers
+from dcn_plugin.evaluate.arguments import (
+    check_count,
+    check_number,
+    check_numbers,
+)
+from dcn_plugin.evaluate.protocol import Option, Protocol, Request
 from dcn_plugin.evaluate.protocols.changed_images import Change, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
 
-__all__ = ["Noise", "add_noise", "gaussian"]
+__all__ = ["PROTOCOL", "Noise", "add_noise", "gaussian"]
 
 Noise = Literal["plain", "clipped"]
+DEFAULT_LEVELS = (0.1, 0.2, 0.3)
 
 
 def add_noise(images: Tensor, level: float, *, noise: Noise = "plain", seed: int = 0, first_index: int = 0) -> Tensor:
@@ -60,27 +66,30 @@ def gaussian(
     data: LabelledImages,
     levels: Sequence[float],
     *,
-    seed: int,
+    training_seed: int | None = None,
     noise: Noise = "plain",
     noise_seed: int = 0,
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
-    """Measure every target under Gaussian noise; the arguments not named here are those of :func:`measure_changes`.
+    """Measure every target under Gaussian noise.
 
     Args:
         targets: name -> model, images in [0, 1] -> logits.
         data: the clean images.
         levels: see :func:`add_noise`.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         noise: see :func:`add_noise`.
         noise_seed: of the noise.
         batch_size: images at a time.
-        store: see there.
-        accelerator: see there.
-        progress: see there.
+        store: finished records are kept there as they come, and reused.
+        accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
+            All of them end with the same records, and the first one writes them.
+        progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Raises:
         SpecError: no target or level, or as :func:`add_noise`; nothing was run.
@@ -106,9 +115,57 @@ def gaussian(
         targets,
         data,
         changes,
-        seed=seed,
+        training_seed=training_seed,
         batch_size=batch_size,
         store=store,
         accelerator=accelerator,
         progress=progress,
+        seed=seed,
     )
+
+
+def _measure_levels(request: Request) -> Iterator[Result]:
+    options = dict(request.options)
+    sigmas = options.pop("sigmas", None) or ()
+    if sigmas and options.get("noise") == "clipped":
+        raise SpecError(
+            "Clipped noise is told by its largest change eps; its sigma is eps / 2.",
+            {"sigma": list(sigmas)},
+            f"--level {' --level '.join(f'{2 * sigma:g}' for sigma in sigmas)}",
+        )
+    levels = [*(options.pop("levels", None) or ()), *sigmas] or DEFAULT_LEVELS
+    return gaussian(request.targets, request.data, levels, **options, **request.run)
+
+
+PROTOCOL = Protocol(
+    name="gaussian",
+    record="gaussian",
+    title="Gaussian noise",
+    help="Gaussian noise",
+    measure=_measure_levels,
+    options=(
+        Option(
+            name="levels",
+            flag="--level",
+            kind="positive",
+            several=True,
+            help="strength, again for more, in the unit of images in [0, 1], e.g. 0.1 or 16/255: the standard "
+            "deviation sigma of plain noise, the largest change eps of clipped noise (default: 0.1, 0.2 and 0.3)",
+        ),
+        Option(
+            name="sigmas",
+            flag="--sigma",
+            kind="positive",
+            several=True,
+            help="the same as --level, for plain noise; of clipped noise sigma is eps / 2, so that --level says it",
+        ),
+        Option(
+            name="noise",
+            choices=("plain", "clipped"),
+            default="plain",
+            help="clipped: sigma = eps / 2, cut at +-eps, the paper's",
+        ),
+    ),
+    column="{level}",
+    better="higher",
+)

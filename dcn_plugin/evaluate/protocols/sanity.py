@@ -22,21 +22,20 @@ from dcn_plugin.evaluate.arguments import (
     check_model,
     check_models,
     check_number,
-    check_store,
 )
-from dcn_plugin.evaluate.cache_keys import Key, data_key, model_key, surroundings
+from dcn_plugin.evaluate.cache_keys import Key, data_key, surroundings
 from dcn_plugin.evaluate.data_checks import check_all_names
 from dcn_plugin.evaluate.predictions import device_of, ran_on
+from dcn_plugin.evaluate.protocol import Option, Protocol, Request
 from dcn_plugin.evaluate.protocols.paired_tests import LEVEL, Verdict, not_weaker, only_one, sign_test, stronger
 from dcn_plugin.evaluate.protocols.sanity_attacks import Attempts, Outcome
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.relations import relation
-from dcn_plugin.evaluate.run_directory import RunDirectory, remember
-from dcn_plugin.support.processes import Team
-from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session, Unit
 from dcn_plugin.surgery.wrappers import network_in
 
-__all__ = ["sanity"]
+__all__ = ["PROTOCOL", "sanity"]
 
 #: Largest share of images without any gradient that passes.
 ZERO_GRADIENTS = 0.01
@@ -52,13 +51,14 @@ def sanity(
     steps: int = 40,
     sources: Mapping[str, nn.Module] | None = None,
     queries: int = 1000,
-    seed: int = 0,
+    training_seed: int | None = None,
     attack_seed: int = 0,
     name: str = "model",
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Run the known warning signs on a model; some hundred images are enough.
 
@@ -90,7 +90,7 @@ def sanity(
             holds the model's weights in another form ("same network", see :func:`relation`) may fail the check, but a
             pass needs another one.
         queries: budget of HopSkipJump on each image; 0 leaves it out.
-        seed: of the run that made the model; it goes into the records.
+        training_seed: of the run that made the model, 0 by default; it goes into the records as ``seed``.
         attack_seed: of the noise and of HopSkipJump.
         name: of the model, in the records.
         batch_size: images at a time.
@@ -98,6 +98,7 @@ def sanity(
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Raises:
         SpecError: eps, steps or queries are out of range, or an argument is of the wrong type; or the processes have
@@ -115,35 +116,41 @@ def sanity(
     Source: Athalye, Carlini, Wagner 2018, "Obfuscated gradients give a false sense of security", section 3.1;
     Carlini et al. 2019, "On evaluating adversarial robustness", section 5.
     """
+    session = Session.of(
+        training_seed,
+        seed,
+        batch_size=batch_size,
+        store=store,
+        accelerator=accelerator,
+        progress=progress,
+        default_seed=0,
+    )
     model, data, eps = check_model(model), check_images(data), check_number(eps, "eps")
     if not 0 < eps <= 1:
         raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")
     steps = check_count(steps, "number of steps, of which many are compared with one,", least=2)
     queries, attack_seed = check_count(queries, "number of queries", least=0), check_count(attack_seed, "seed", least=0)
-    batch_size, seed = check_count(batch_size, "batch size"), check_count(seed, "seed", least=0)
-    others = _others(model, check_models(sources, "source to attack") if sources else {})
+    others = _others(model, check_models(sources, "source to attack") if sources else {}, session)
     check_all_names(data, {name: model}, others)
-    case = Attempts(model, data, eps, steps, others, queries, attack_seed, batch_size, Team.of(accelerator))
-    return _results(case, name, seed, check_store(store), progress)
+    case = Attempts(model, data, eps, steps, others, queries, attack_seed, session.batch_size, session.team)
+
+    def unit(check: str) -> Unit:
+        def measure(bar: Any) -> list[Result]:
+            return _measure(case, check, name, session)
+
+        return Unit.whole(f"{check} of {name}", functools.partial(_key, case, check, name, session), measure)
+
+    return session.measure("sanity", map(unit, CHECKS), count=len(CHECKS), size=1, unit="check")
 
 
-def _results(case: Attempts, name: str, seed: int, store: RunDirectory | None, progress: bool) -> Iterator[Result]:
-    with progress_bar(len(CHECKS), "sanity", show=progress, unit="check", team=case.team) as bar:
-        for number, check in enumerate(CHECKS, 1):
-            key = functools.partial(_key, case, check, name, seed)
-            yield from remember(store, key, functools.partial(_measure, case, check, name, seed), team=case.team)
-            bar.update(1)
-            bar.cell(f"{check} of {name}", number, len(CHECKS))
-
-
-def _others(model: nn.Module, sources: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def _others(model: nn.Module, sources: Mapping[str, nn.Module], session: Session) -> dict[str, nn.Module]:
     """The sources without the model itself: what PGD wins there it wins on the model, and no lead could ever show."""
     inside = network_in(model)
-    own = model_key(inside)
+    own = session.model_key(inside)
     itself = [
         name
         for name, source in sources.items()
-        if network_in(source) is inside or (own is not None and model_key(network_in(source)) == own)
+        if network_in(source) is inside or (own is not None and session.model_key(network_in(source)) == own)
     ]
     if itself:
         warn_caller(
@@ -238,9 +245,10 @@ def _settings(case: Attempts, check: str) -> dict[str, Scalar]:
     return settings
 
 
-def _key(case: Attempts, check: str, name: str, seed: int) -> Key | None:
+def _key(case: Attempts, check: str, name: str, session: Session) -> Key | None:
     asked = case.sources if check == "black-box" else {}
-    model, sources = model_key(case.model), {source: model_key(network) for source, network in asked.items()}
+    model = session.model_key(case.model)
+    sources = {source: session.model_key(network) for source, network in asked.items()}
     if model is None or None in sources.values():
         return None
     return {
@@ -251,13 +259,13 @@ def _key(case: Attempts, check: str, name: str, seed: int) -> Key | None:
         "data": data_key(case.data),
         "eps": case.eps,
         "settings": _settings(case, check),
-        "seed": seed,
+        "seed": session.training_seed,
         "batch_size": case.batch_size,
         **surroundings(device_of(case.model)),
     }
 
 
-def _measure(case: Attempts, check: str, name: str, seed: int) -> list[Result]:
+def _measure(case: Attempts, check: str, name: str, session: Session) -> list[Result]:
     finding = CHECKS[check](case)
     return [
         Result(
@@ -265,7 +273,7 @@ def _measure(case: Attempts, check: str, name: str, seed: int) -> list[Result]:
             target=name,
             data=case.data.name,
             data_hash=case.data.content_hash,
-            seed=seed,
+            seed=session.training_seed,
             attack=check,
             attack_settings=_settings(case, check),
             eps=1.0 if check == "unbounded" else case.eps,
@@ -278,3 +286,34 @@ def _measure(case: Attempts, check: str, name: str, seed: int) -> list[Result]:
             hardware=ran_on(case.model),
         )
     ]
+
+
+def _check_all(request: Request) -> Iterator[Result]:
+    runs = [
+        sanity(target, request.data, sources=request.sources, name=name, **request.options, **request.run)
+        for name, target in request.targets.items()
+    ]
+    return itertools.chain.from_iterable(runs)
+
+
+PROTOCOL = Protocol(
+    name="sanity",
+    record="sanity",
+    title="Checks for gradient masking",
+    help="warning signs of gradient masking",
+    measure=_check_all,
+    sources="optional",
+    options=(
+        Option(name="eps", kind="radius", default=8 / 255, help="radius, e.g. 16/255"),
+        Option(
+            name="steps",
+            kind="count",
+            default=40,
+            metavar="N",
+            help="of PGD, twice those of --attack pgd, so that few steps are no reason for a warning",
+        ),
+    ),
+    strength=None,
+    figure="passed",
+    partial=True,
+)

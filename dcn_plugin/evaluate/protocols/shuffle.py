@@ -9,26 +9,33 @@ import torch
 from torch import nn
 
 from dcn_plugin.data import LabelledImages, patch_shuffle
-from dcn_plugin.evaluate.arguments import check_counts, check_images
+from dcn_plugin.evaluate.arguments import (
+    check_counts,
+    check_images,
+)
+from dcn_plugin.evaluate.protocol import Option, Protocol, Strength
 from dcn_plugin.evaluate.protocols.changed_images import Change, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
 
-__all__ = ["shuffle"]
+__all__ = ["PROTOCOL", "shuffle"]
+
+DEFAULT_KS = (2, 4, 8)
 
 
 def shuffle(
     targets: Mapping[str, nn.Module],
     data: LabelledImages,
-    ks: Sequence[int] = (2, 4, 8),
+    ks: Sequence[int] = DEFAULT_KS,
     *,
-    seed: int,
+    training_seed: int | None = None,
     shuffle_seed: int = 0,
     confidence: float = 0.99,
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Measure every target on images whose patches are shuffled.
 
@@ -41,7 +48,7 @@ def shuffle(
         targets: name -> model, images in [0, 1] -> logits.
         data: the clean images; height and width are multiples of every k.
         ks: patches along either axis, one change each.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         shuffle_seed: of the permutations.
         confidence: an image counts only if every target gives its true class at least this softmax probability. The
             default is the paper's; a model that is never so sure counts no image, and has no defence rate.
@@ -50,6 +57,7 @@ def shuffle(
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Raises:
         SpecError: no target or no k, images that cannot be cut into k x k patches, a confidence outside [0, 1], or
@@ -71,12 +79,13 @@ def shuffle(
         targets,
         data,
         changes,
-        seed=seed,
+        training_seed=training_seed,
         confidence=confidence,
         batch_size=batch_size,
         store=store,
         accelerator=accelerator,
         progress=progress,
+        seed=seed,
     )
 
 
@@ -86,3 +95,33 @@ def _change(k: int, seed: int) -> Change:
         apply=lambda images, _, first: patch_shuffle(images, k, seed=seed, first_index=first),
         settings={"k": k, "shuffle_seed": seed},
     )
+
+
+PROTOCOL = Protocol(
+    name="shuffle",
+    record="shuffle",
+    title="Shuffled patches",
+    help="shuffled patches",
+    measure=lambda request: shuffle(request.targets, request.data, **request.options, **request.run),
+    options=(
+        Option(
+            name="ks",
+            flag="-k",
+            kind="count",
+            several=True,
+            default=DEFAULT_KS,
+            metavar="K",
+            help="a K x K grid, again for more",
+        ),
+        Option(
+            name="confidence",
+            kind="probability",
+            default=0.99,
+            metavar="P",
+            help="least softmax that counts; the default is the paper's",
+        ),
+    ),
+    strength=Strength("k", "k", start=1.0, logarithmic=True),
+    column="{k}",
+    better="lower",
+)

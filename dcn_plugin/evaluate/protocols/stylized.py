@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from dcn_plugin.data import IndexedImages
 from dcn_plugin.errors import DataError
-from dcn_plugin.evaluate.arguments import check_images
+from dcn_plugin.evaluate.arguments import (
+    check_images,
+)
+from dcn_plugin.evaluate.protocol import Protocol
 from dcn_plugin.evaluate.protocols.changed_images import Change, measure_changes
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
 
-__all__ = ["stylized"]
+__all__ = ["PROTOCOL", "stylized"]
 
 
 def stylized(
@@ -23,11 +26,12 @@ def stylized(
     original: IndexedImages,
     changed: IndexedImages,
     *,
-    seed: int,
+    training_seed: int | None = None,
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Measure every target on images of which each is another rendering of an original.
 
@@ -36,12 +40,13 @@ def stylized(
         original: the images as they are.
         changed: the same pictures in the same order, stylised; both as
             :func:`~dcn_plugin.data.paired_folders` gives them.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         batch_size: images at a time.
         store: finished records are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Raises:
         DataError: the two differ in length, size or labels; nothing was run.
@@ -67,11 +72,12 @@ def stylized(
         targets,
         original,
         [change],
-        seed=seed,
+        training_seed=training_seed,
         batch_size=batch_size,
         store=store,
         accelerator=accelerator,
         progress=progress,
+        seed=seed,
     )
 
 
@@ -100,3 +106,16 @@ def _check_pairs(original: IndexedImages, changed: IndexedImages) -> None:
             "the same labels in the same order",
             fix,
         )
+
+
+PROTOCOL = Protocol(
+    name="stylized",
+    record="stylized",
+    title="Stylised images",
+    help="stylised images (Stylized-ImageNet's layout)",
+    measure=lambda request: stylized(request.targets, *request.data, **request.options, **request.run),
+    data="pair",
+    strength=None,
+    column="stylized",
+    better="higher",
+)

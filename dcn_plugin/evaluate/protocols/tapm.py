@@ -11,18 +11,23 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.evaluate.adversarial_set import AdversarialSet
-from dcn_plugin.evaluate.arguments import check_attacks, check_count, check_images, check_models
-from dcn_plugin.evaluate.cache_keys import Key, model_key
+from dcn_plugin.evaluate.arguments import (
+    check_attacks,
+    check_images,
+    check_models,
+)
+from dcn_plugin.evaluate.cache_keys import Key
 from dcn_plugin.evaluate.data_checks import check_all_names
 from dcn_plugin.evaluate.predictions import correct, ran_on
+from dcn_plugin.evaluate.protocol import ROUNDING, Protocol
 from dcn_plugin.evaluate.protocols.transfer import CleanAnswers
 from dcn_plugin.evaluate.records import Result, Rounding
 from dcn_plugin.evaluate.relations import closest, relation
-from dcn_plugin.evaluate.run_directory import RunDirectory, remember
-from dcn_plugin.support.processes import Team, whole
-from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session, Unit
+from dcn_plugin.support.processes import whole
 
-__all__ = ["tapm"]
+__all__ = ["PROTOCOL", "tapm"]
 
 
 def tapm(
@@ -31,12 +36,13 @@ def tapm(
     attacks: Sequence[Attack],
     data: LabelledImages,
     *,
-    seed: int,
+    training_seed: int | None = None,
     rounding: Rounding = "none",
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Measure every target under the worst of all sources and attacks, image by image.
 
@@ -47,13 +53,14 @@ def tapm(
         targets: name -> model to measure.
         attacks: each runs once a source.
         data: the clean images.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         rounding: see :class:`AdversarialSet`.
         batch_size: images at a time.
         store: finished records and images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Yields:
         One record a target; protocol "tapm". ``n_counted`` are the images the target has right when clean,
@@ -72,66 +79,63 @@ def tapm(
 
     Source: Sitawarin, Chang, Huang, Altoyan, Wagner 2024, "PubDef", arXiv 2310.17645, section 3.
     """
+    session = Session.of(
+        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
+    )
     attacked, measured = check_models(sources, "source of TAPM"), check_models(targets, "target of TAPM")
-    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
-    chosen = check_attacks(attacks, "attack of TAPM")
-    made = AdversarialSet.of_all(attacked, chosen, data, rounding, batch_size, store, team)
+    data = check_images(data)
+    sets = session.adversarial_sets(attacked, check_attacks(attacks, "attack of TAPM"), data, rounding)
     check_all_names(data, attacked, measured)
-    clean = CleanAnswers(measured, data, attacked, batch_size=made[0].batch_size, team=team)
-    return _results(made, measured, clean, seed, progress)
+    clean = CleanAnswers(measured, data, attacked, batch_size=session.batch_size, team=session.team)
+    unit = Unit.whole(
+        "",  # it tells of each set
+        functools.partial(_key, session, sets, measured),
+        functools.partial(_measure, session, sets, measured, clean),
+    )
+    return session.measure("TAPM", [unit], count=1, size=len(sets) * len(data))
 
 
-def _results(
-    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, progress: bool
-) -> Iterator[Result]:
-    store, team = made[0].store, made[0].team
-    with progress_bar(len(made) * len(made[0].data), "TAPM", show=progress, team=team) as bar:
-        yield from remember(
-            store,
-            functools.partial(_key, made, targets, seed),
-            functools.partial(_measure, made, targets, clean, seed, bar),
-            team=team,
-        )
-
-
-def _key(made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int) -> Key | None:
-    sets = [{"name": one.name, "set": one.key} for one in made]
-    models = {name: model_key(target) for name, target in targets.items()}
-    if None in models.values() or any(one["set"] is None for one in sets):
+def _key(session: Session, sets: Sequence[AdversarialSet], targets: Mapping[str, nn.Module]) -> Key | None:
+    made_from = [{"name": images.name, "set": images.key} for images in sets]
+    models = {name: session.model_key(target) for name, target in targets.items()}
+    if None in models.values() or any(images["set"] is None for images in made_from):
         return None
-    return {"protocol": "tapm", "sets": sets, "targets": models, "seed": seed}
+    return {"protocol": "tapm", "sets": made_from, "targets": models, "seed": session.training_seed}
 
 
 def _measure(
-    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, bar: Any
+    session: Session,
+    sets: Sequence[AdversarialSet],
+    targets: Mapping[str, nn.Module],
+    clean: CleanAnswers,
+    bar: Any,
 ) -> list[Result]:
-    first = made[0]
-    data = first.data
+    data = sets[0].data
     # Source and attack -> how many images each target has right.
     singles: dict[str, list[tuple[int, str]]] = {name: [] for name in targets}
     held = {name: clean[name].clone() for name in targets}
     furthest = 0.0
-    for number, one in enumerate(made, 1):
+    for number, images in enumerate(sets, 1):
         parts = []
-        for batch in one:
-            said = [
-                correct(target, batch.images, batch.labels, batch_size=one.batch_size, name=name)
+        for batch in images:
+            still_right = [
+                correct(target, batch.images, batch.labels, batch_size=session.batch_size, name=name)
                 for name, target in targets.items()
             ]
-            parts.append((batch.first, (batch.change, *said)))
-            bar.update(len(batch.images) * one.team.size)
+            parts.append((batch.first, (batch.change, *still_right)))
+            bar.update(len(batch.images) * session.team.size)
         bar.update(number * len(data) - bar.n)
-        bar.cell(one.title, number, len(made))
-        change, *kept = whole(parts, one.team)
+        bar.cell(images.title, number, len(sets))
+        change, *kept = whole(parts, session.team)
         furthest = max(furthest, float(change.max()))
         for name, still in zip(targets, kept, strict=True):
             held[name] &= still
-            singles[name].append((int(still.sum()), f"{one.name} / {one.attack!r}"))
-    one_norm = len({one.attack.change_norm for one in made}) == 1
-    radii = {one.attack.eps for one in made}
+            singles[name].append((int(still.sum()), f"{images.name} / {images.attack!r}"))
+    one_norm = len({images.attack.change_norm for images in sets}) == 1
+    radii = {images.attack.eps for images in sets}
     # A radius of another norm is another radius.
     shared_eps = radii.pop() if len(radii) == 1 and one_norm else None
-    sources = {id(one.source): one.source for one in made}.values()
+    sources = {id(images.source): images.source for images in sets}.values()
     results = []
     for name, target in targets.items():
         fewest, which = min(singles[name])
@@ -143,15 +147,15 @@ def _measure(
                 relation=closest(relation(source, target) for source in sources),
                 data=data.name,
                 data_hash=data.content_hash,
-                seed=seed,
+                seed=session.training_seed,
                 attack="TAPM",
                 attack_settings={
-                    "sources": ", ".join(dict.fromkeys(one.name for one in made)),
-                    "attacks": "; ".join(dict.fromkeys(repr(one.attack) for one in made)),
+                    "sources": ", ".join(dict.fromkeys(images.name for images in sets)),
+                    "attacks": "; ".join(dict.fromkeys(repr(images.attack) for images in sets)),
                 },
                 eps=shared_eps,
                 largest_change=furthest if one_norm else None,
-                rounding=first.rounding,
+                rounding=sets[0].rounding,
                 n_total=len(data),
                 n_clean_correct=int(right.sum()),
                 n_counted=int(right.sum()),
@@ -162,3 +166,20 @@ def _measure(
             )
         )
     return results
+
+
+PROTOCOL = Protocol(
+    name="tapm",
+    record="tapm",
+    title="TAPM",
+    help="accuracy under the worst of all sources and attacks, image by image",
+    measure=lambda request: tapm(
+        request.sources, request.targets, request.attacks, request.data, **request.options, **request.run
+    ),
+    sources="needed",
+    attacks=("modern,eps=8/255",),
+    options=(ROUNDING,),
+    column="tapm",
+    better="higher",
+    figures=("worst_single_accuracy", "worst_single"),
+)

@@ -15,17 +15,22 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.evaluate.adversarial_set import AdversarialSet
-from dcn_plugin.evaluate.arguments import check_count, check_images, check_models
-from dcn_plugin.evaluate.cache_keys import Key, model_key
+from dcn_plugin.evaluate.arguments import (
+    check_attacks,
+    check_images,
+    check_models,
+)
+from dcn_plugin.evaluate.cache_keys import Key
 from dcn_plugin.evaluate.data_checks import check_all_names, check_fits
 from dcn_plugin.evaluate.predictions import correct, correct_on, ran_on
+from dcn_plugin.evaluate.protocol import DEFAULT_ATTACKS, ROUNDING, Protocol
 from dcn_plugin.evaluate.records import Result, Rounding
 from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session, Unit, training_seed_of
 from dcn_plugin.support.processes import ALONE, Team, whole
-from dcn_plugin.support.progress import progress_bar
 
-__all__ = ["CleanAnswers", "measure_targets", "transfer"]
+__all__ = ["PROTOCOL", "CleanAnswers", "measure_targets", "transfer"]
 
 
 class CleanAnswers:
@@ -63,12 +68,13 @@ def transfer(
     attacks: Sequence[Attack],
     data: LabelledImages,
     *,
-    seed: int,
+    training_seed: int | None = None,
     rounding: Rounding = "none",
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Measure every target under every source and attack: the transfer matrix.
 
@@ -81,13 +87,14 @@ def transfer(
         targets: name -> model to measure. A standard target must be another training run than the source.
         attacks: each runs once a source.
         data: the clean images.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         rounding: see :class:`AdversarialSet`.
         batch_size: images at a time.
         store: finished records and images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Yields:
         Records in the order source, attack, target.
@@ -101,41 +108,36 @@ def transfer(
 
     Source: paper, section 4.1; denominators as in the authors' code.
     """
+    session = Session.of(
+        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
+    )
     attacked, measured = check_models(sources, "source to attack"), check_models(targets, "target to measure")
-    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
-    made = AdversarialSet.of_all(attacked, attacks, data, rounding, batch_size, store, team)
+    data = check_images(data)
+    sets = session.adversarial_sets(attacked, check_attacks(attacks), data, rounding)
     check_all_names(data, attacked, measured)
-    clean = CleanAnswers(measured, data, attacked, batch_size=made[0].batch_size, team=team)
-    return _results(made, measured, clean, seed, progress)
-
-
-def _results(
-    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, progress: bool
-) -> Iterator[Result]:
-    first = made[0]
-    with progress_bar(len(made) * len(first.data), "transfer", show=progress, team=first.team) as bar:
-        for number, one in enumerate(made, 1):
-            yield from measure_targets(one, targets, seed=seed, clean=clean, bar=bar)
-            bar.update(number * len(first.data) - bar.n)
-            bar.cell(one.title, number, len(made))
+    clean = CleanAnswers(measured, data, attacked, batch_size=session.batch_size, team=session.team)
+    units = (_unit(session, images, measured, clean) for images in sets)
+    return session.measure("transfer", units, count=len(sets), size=len(data))
 
 
 def measure_targets(
     made: AdversarialSet,
     targets: Mapping[str, nn.Module],
     *,
-    seed: int,
+    training_seed: int | None = None,
     clean: CleanAnswers | None = None,
     bar: Any = None,
+    seed: int | None = None,
 ) -> list[Result]:
     """Show one adversarial set to every target.
 
     Args:
         made: the images, and the processes that share them. Targets whose records its store has are not asked again.
         targets: name -> model, images in [0, 1] -> logits.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         clean: what the targets say on the clean images, where that is known already.
         bar: a progress bar over images.
+        seed: the name of ``training_seed`` before 0.2.
 
     Returns:
         One record a target, protocol "transfer".
@@ -145,70 +147,92 @@ def measure_targets(
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
     """
-    store, team = made.store, made.team
-    clean = clean or CleanAnswers(targets, made.data, {made.name: made.source}, batch_size=made.batch_size, team=team)
-    own = made.key if store is not None or team.size > 1 else None
-    keys = {name: _unit_key(own, name, target, made, seed) for name, target in targets.items()}
-    team.check(keys)
-    known = {} if store is None else team.first(functools.partial(_known, store, keys))
-    missing = {name: target for name, target in targets.items() if name not in known}
-    if missing:
-        known |= _measure(made, missing, clean, seed, bar)
-        for name in missing:
-            key = keys[name]
-            if store is not None and key is not None and team.leads:
-                store.write_unit(key, [known[name]])
-    elif bar is not None:
-        bar.update(len(made.data))
-    return [known[name] for name in targets]
+    session = Session(
+        training_seed=training_seed_of(training_seed, seed),
+        batch_size=made.batch_size,
+        store=made.store,
+        team=made.team,
+        progress=False,
+    )
+    clean = clean or CleanAnswers(
+        targets, made.data, {made.name: made.source}, batch_size=made.batch_size, team=made.team
+    )
+    return session.recall(_unit(session, made, targets, clean), bar)
 
 
-def _known(store: RunDirectory, keys: Mapping[str, Key | None]) -> dict[str, Result]:
-    """The records that the store has."""
-    found = {name: store.read_unit(key) for name, key in keys.items() if key is not None}
-    return {name: records[0] for name, records in found.items() if records}
+def _unit(session: Session, images: AdversarialSet, targets: Mapping[str, nn.Module], clean: CleanAnswers) -> Unit:
+    """One set of images, whose parts are the targets: a new target meets images that are there."""
+
+    def measure(names: Sequence[str], bar: Any) -> dict[str, list[Result]]:
+        return _measure(session, images, {name: targets[name] for name in names}, clean, bar)
+
+    key = functools.partial(_key, session, images, targets)
+    return Unit(title=images.title, parts=tuple(targets), key=key, measure=measure)
 
 
-def _unit_key(own: Key | None, name: str, target: nn.Module, made: AdversarialSet, seed: int) -> Key | None:
-    asked = None if own is None else model_key(target)
-    if asked is None:
+def _key(session: Session, images: AdversarialSet, targets: Mapping[str, nn.Module], name: str) -> Key | None:
+    made_from, target = images.key, session.model_key(targets[name])
+    if made_from is None or target is None:
         return None
-    return {"protocol": "transfer", "set": own, "source": made.name, "target": {"name": name, **asked}, "seed": seed}
+    return {
+        "protocol": "transfer",
+        "set": made_from,
+        "source": images.name,
+        "target": {"name": name, **target},
+        "seed": session.training_seed,
+    }
 
 
 def _measure(
-    made: AdversarialSet, targets: Mapping[str, nn.Module], clean: CleanAnswers, seed: int, bar: Any
-) -> dict[str, Result]:
+    session: Session, images: AdversarialSet, targets: Mapping[str, nn.Module], clean: CleanAnswers, bar: Any
+) -> dict[str, list[Result]]:
     right = {name: clean[name] for name in targets}
     parts = []
-    for batch in made:
+    for batch in images:
         still = [
-            correct(target, batch.images, batch.labels, batch_size=made.batch_size, name=name)
+            correct(target, batch.images, batch.labels, batch_size=session.batch_size, name=name)
             for name, target in targets.items()
         ]
         parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change, *still)))
         if bar is not None:
-            bar.update(len(batch.images) * made.team.size)
-    source_correct, fooled, zero_gradient, change, *kept = whole(parts, made.team)
+            bar.update(len(batch.images) * session.team.size)
+    source_correct, fooled, zero_gradient, change, *kept = whole(parts, session.team)
     held = dict(zip(targets, kept, strict=True))
     counted = {name: fooled & right[name] for name in targets}
     return {
-        name: Result(
-            protocol="transfer",
-            target=name,
-            source=made.name,
-            relation=relation(made.source, target),
-            **made.described,
-            seed=seed,
-            n_source_correct=int(source_correct.sum()),
-            n_source_fooled=int(fooled.sum()),
-            n_zero_gradient=int(zero_gradient.sum()),
-            largest_change=float(change.max()),
-            n_clean_correct=int(right[name].sum()),
-            n_counted=int(counted[name].sum()),
-            n_defended=int((counted[name] & held[name]).sum()),
-            n_correct=int(held[name].sum()),
-            hardware=ran_on(target, source=made.source),
-        )
+        name: [
+            Result(
+                protocol="transfer",
+                target=name,
+                source=images.name,
+                relation=relation(images.source, target),
+                **images.described,
+                seed=session.training_seed,
+                n_source_correct=int(source_correct.sum()),
+                n_source_fooled=int(fooled.sum()),
+                n_zero_gradient=int(zero_gradient.sum()),
+                largest_change=float(change.max()),
+                n_clean_correct=int(right[name].sum()),
+                n_counted=int(counted[name].sum()),
+                n_defended=int((counted[name] & held[name]).sum()),
+                n_correct=int(held[name].sum()),
+                hardware=ran_on(target, source=images.source),
+            )
+        ]
         for name, target in targets.items()
     }
+
+
+PROTOCOL = Protocol(
+    name="transfer",
+    record="transfer",
+    title="Transfer attacks",
+    help="transfer matrix: images made on every source, shown to every target",
+    measure=lambda request: transfer(
+        request.sources, request.targets, request.attacks, request.data, **request.options, **request.run
+    ),
+    sources="needed",
+    attacks=DEFAULT_ATTACKS,
+    options=(ROUNDING,),
+    better="higher",
+)

@@ -11,16 +11,21 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.evaluate.adversarial_set import AdversarialSet
-from dcn_plugin.evaluate.arguments import check_count, check_images, check_models
+from dcn_plugin.evaluate.arguments import (
+    check_attacks,
+    check_images,
+    check_models,
+)
 from dcn_plugin.evaluate.cache_keys import Key
 from dcn_plugin.evaluate.data_checks import check_all_names, check_fits
 from dcn_plugin.evaluate.predictions import ran_on
+from dcn_plugin.evaluate.protocol import DEFAULT_ATTACKS, ROUNDING, Protocol
 from dcn_plugin.evaluate.records import Result, Rounding
-from dcn_plugin.evaluate.run_directory import RunDirectory, remember
-from dcn_plugin.support.processes import Team, whole
-from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session, Unit
+from dcn_plugin.support.processes import whole
 
-__all__ = ["whitebox"]
+__all__ = ["PROTOCOL", "whitebox"]
 
 
 def whitebox(
@@ -28,12 +33,13 @@ def whitebox(
     attacks: Sequence[Attack],
     data: LabelledImages,
     *,
-    seed: int,
+    training_seed: int | None = None,
     rounding: Rounding = "none",
     batch_size: int = 256,
     store: RunDirectory | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Attack every target on itself.
 
@@ -41,13 +47,14 @@ def whitebox(
         targets: name -> model, images in [0, 1] -> logits.
         attacks: each runs once a target.
         data: the clean images.
-        seed: of the run that made the models; it goes into the records.
+        training_seed: of the run that made the models; it goes into the records as ``seed``.
         rounding: of the images that are kept; whether the target is fooled is judged before.
         batch_size: images at a time.
         store: finished records and images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
             All of them end with the same records, and the first one writes them.
         progress: show a progress bar on stderr; where that is no terminal, a line for every finished cell.
+        seed: the name of ``training_seed`` before 0.2.
 
     Yields:
         Records in the order target, attack; protocol "whitebox". ``n_counted`` are the images the target has right
@@ -63,58 +70,66 @@ def whitebox(
 
     Source: paper, appendix, table 12.
     """
-    measured = check_models(targets, "target to measure")
-    data, team, seed = check_images(data), Team.of(accelerator), check_count(seed, "seed", least=0)
-    made = AdversarialSet.of_all(measured, attacks, data, rounding, batch_size, store, team)
+    session = Session.of(
+        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
+    )
+    measured, data = check_models(targets, "target to measure"), check_images(data)
+    sets = session.adversarial_sets(measured, check_attacks(attacks), data, rounding)
     check_all_names(data, measured)
-    return _results(made, measured, seed, progress)
+    check_once = functools.cache(lambda: check_fits(data, measured))
+
+    def unit(one: AdversarialSet) -> Unit:
+        def measure(bar: Any) -> list[Result]:
+            check_once()
+            return _measure(session, one, bar)
+
+        return Unit.whole(one.title, functools.partial(_key, session, one), measure)
+
+    return session.measure("white-box", map(unit, sets), count=len(sets), size=len(data))
 
 
-def _results(
-    made: Sequence[AdversarialSet], targets: Mapping[str, nn.Module], seed: int, progress: bool
-) -> Iterator[Result]:
-    count, team = len(made[0].data), made[0].team
-    fit = functools.cache(lambda: check_fits(made[0].data, targets))
-
-    def measure(one: AdversarialSet, bar: Any) -> list[Result]:
-        fit()
-        return _measure(one, seed, bar)
-
-    with progress_bar(len(made) * count, "white-box", show=progress, team=team) as bar:
-        for number, one in enumerate(made, 1):
-            yield from remember(
-                one.store, functools.partial(_key, one, seed), functools.partial(measure, one, bar), team=team
-            )
-            bar.update(number * count - bar.n)
-            bar.cell(one.title, number, len(made))
+def _key(session: Session, images: AdversarialSet) -> Key | None:
+    made_from = images.key
+    if made_from is None:
+        return None
+    return {"protocol": "whitebox", "set": made_from, "target": images.name, "seed": session.training_seed}
 
 
-def _key(made: AdversarialSet, seed: int) -> Key | None:
-    own = made.key
-    return None if own is None else {"protocol": "whitebox", "set": own, "target": made.name, "seed": seed}
-
-
-def _measure(made: AdversarialSet, seed: int, bar: Any) -> list[Result]:
+def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]:
     parts = []
-    for batch in made:
+    for batch in images:
         parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change)))
-        bar.update(len(batch.images) * made.team.size)
-    right, fooled, zero_gradient, change = whole(parts, made.team)
+        bar.update(len(batch.images) * session.team.size)
+    right, fooled, zero_gradient, change = whole(parts, session.team)
     held = int((right & ~fooled).sum())
     return [
         Result(
             protocol="whitebox",
-            target=made.name,
-            source=made.name,
+            target=images.name,
+            source=images.name,
             relation="same network",
-            **made.described,
-            seed=seed,
+            **images.described,
+            seed=session.training_seed,
             n_zero_gradient=int(zero_gradient.sum()),
             largest_change=float(change.max()),
             n_clean_correct=int(right.sum()),
             n_counted=int(right.sum()),
             n_defended=held,
             n_correct=held,
-            hardware=ran_on(made.source),
+            hardware=ran_on(images.source),
         )
     ]
+
+
+PROTOCOL = Protocol(
+    name="whitebox",
+    record="whitebox",
+    title="White-box attacks",
+    help="every target attacked on itself",
+    measure=lambda request: whitebox(request.targets, request.attacks, request.data, **request.options, **request.run),
+    attacks=DEFAULT_ATTACKS,
+    options=(ROUNDING,),
+    rounding="none",
+    better="higher",
+    itself=True,
+)
