@@ -153,31 +153,22 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 def page(records: Sequence[dict[str, Any]]) -> str:
     """The records as a page."""
-    hardware, versions = records[0]["hardware"], records[0]["versions"]
+    options, hardware, versions = (records[0][part] for part in ("options", "hardware", "versions"))
     busy = [record["network"] for record in records if "busy machine" in record["idle"]["note"]]
-    return (
-        "\n".join(
-            [
-                "# Compact models at other batch sizes than the measured one",
-                "",
-                f"Made by `python -m recipes.bench_engine.batches` (seed {records[0]['options']['seed']}); all figures are "
-                "in the JSON files. A ratio is the time of the compact model over that of the model as it is, the median "
-                f"of {records[0]['options']['rounds']} rounds in which both were timed in turn on an idle machine; at most "
-                f"{LIMIT} is asked for. Each network was made compact twice: on an idle machine, and beside "
-                f"{records[0]['options']['spinning']} programs that never rest.",
-                "",
-                f"Machine: {hardware['processor']} ({hardware['instructions']}), {hardware['threads']} threads; torch "
-                f"{versions['torch']}, timm {versions['timm']}.",
-                "",
-                table(records),
-                *(
-                    f"\nOther programs were noticed while these were made compact as idle: {', '.join(busy)}."
-                    for _ in busy[:1]
-                ),
-            ]
-        ).rstrip()
-        + "\n"
-    )
+    return f"""# Compact models at other batch sizes than the measured one
+
+Made by `python -m recipes.bench_engine.batches` (seed {options["seed"]}); all figures are in the JSON files. A ratio is
+the time of the compact model over that of the model as it is, the median of {options["rounds"]} rounds in which both
+were timed in turn; at most {LIMIT} is asked for. Each network was made compact twice: on an idle machine, and beside
+{options["spinning"]} programs that never rest, which end before anything is timed.
+
+Machine: {hardware["processor"]} ({hardware["instructions"]}), {hardware["threads"]} threads; torch {versions["torch"]},
+timm {versions["timm"]}.
+
+{table(records).rstrip()}
+
+Other programs were noticed while these were made compact as idle: {", ".join(busy) or "none"}.
+"""
 
 
 def main() -> None:
