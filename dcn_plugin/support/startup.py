@@ -8,6 +8,7 @@ not known to be the command's, everything is loaded, as anywhere else.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import sys
@@ -26,11 +27,18 @@ def waits() -> bool:
 
 
 def finish() -> None:
-    """Load the rest of the package, if it waits."""
+    """Load the rest of the package, if it waits; without the collector of garbage, of which importing leaves none."""
     global _waiting
     waited, _waiting = _waiting, False
-    if waited:
+    if not waited:
+        return
+    collects = gc.isenabled()
+    gc.disable()
+    try:
         importlib.reload(sys.modules["dcn_plugin"])
+    finally:
+        if collects:
+            gc.enable()
 
 
 def is_command(argv: Sequence[str], whole: Sequence[str], python: str) -> bool:
