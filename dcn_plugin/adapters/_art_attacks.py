@@ -235,7 +235,8 @@ class _Logits(nn.Module):
             )
         # ART's wrapper of the model: registered, so that its mode is restored as well.
         self.model = estimator._model
-        self._find_user_model = lambda: estimator.model  # in a function: it is registered inside ART's wrapper already
+        # In a function: the user's model is registered inside ART's wrapper already.
+        self._find_user_model: Callable[[], nn.Module] = lambda: estimator.model
         self._ask = estimator._predict_framework
         self._shape = scale.shape
         # As the classifier's own predict: a DefectiveClassifier rounds what its preprocessing made, and not before.
@@ -246,8 +247,7 @@ class _Logits(nn.Module):
     @property
     def asked_model(self) -> nn.Module:
         """The model of the user, for warnings that name it and its modules."""
-        user_model: nn.Module = self._find_user_model()
-        return user_model
+        return self._find_user_model()
 
     def forward(self, images: Tensor) -> Tensor:
         samples = images.reshape(-1, *self._shape) * self.span + self.low

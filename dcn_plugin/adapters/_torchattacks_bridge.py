@@ -125,7 +125,8 @@ class _Logits(nn.Module):
     @property
     def asked_model(self) -> nn.Module:
         """The model of the user, for warnings that name it and its modules."""
-        return self.model
+        user_model: nn.Module = self.model
+        return user_model
 
     def forward(self, images: Tensor) -> Any:
         return self._owner.get_logits(images)

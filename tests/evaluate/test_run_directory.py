@@ -14,7 +14,7 @@ from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import DataError
 from dcn_plugin.evaluate import AdversarialSet, ResultFile, RunDirectory, add_results, gaussian, transfer, whitebox
-from dcn_plugin.evaluate.run_directory import remember
+from dcn_plugin.evaluate.session import Session, Unit
 from tests.evaluate.conftest import Asked
 from tests.toy_records import noise_record, record
 
@@ -52,7 +52,8 @@ def test_a_damaged_unit_is_measured_again(tmp_path: Path, damage: bytes, caplog:
     with caplog.at_level(logging.WARNING):
         assert store.read_unit(KEY) is None
     assert "measured again" in caplog.text or damage == b'{"key": 1}'
-    assert remember(store, lambda: KEY, lambda: [record()]) == [record()]
+    session = Session.of(0, None, batch_size=1, store=store, accelerator=None, progress=False)
+    assert session.recall(Unit.whole("", lambda: KEY, lambda bar: [record()])) == [record()]
     assert RunDirectory(tmp_path).read_unit(KEY) == (record(),)
 
 
