@@ -71,11 +71,11 @@ class Session:
         cls,
         training_seed: object,
         seed: object,
-        *,
         batch_size: object,
         store: object,
         accelerator: Any,
         progress: bool,
+        *,
         default_seed: int | None = None,
     ) -> Session:
         """Check what every protocol takes.

@@ -52,7 +52,7 @@ def test_a_damaged_unit_is_measured_again(tmp_path: Path, damage: bytes, caplog:
     with caplog.at_level(logging.WARNING):
         assert store.read_unit(KEY) is None
     assert "measured again" in caplog.text or damage == b'{"key": 1}'
-    session = Session.of(0, None, batch_size=1, store=store, accelerator=None, progress=False)
+    session = Session.of(0, None, 1, store, None, False)
     assert session.recall(Unit.whole("", lambda: KEY, lambda bar: [record()])) == [record()]
     assert RunDirectory(tmp_path).read_unit(KEY) == (record(),)
 

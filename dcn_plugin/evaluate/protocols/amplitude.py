@@ -12,7 +12,7 @@ from dcn_plugin.evaluate.arguments import (
     check_images,
 )
 from dcn_plugin.evaluate.protocol import Protocol
-from dcn_plugin.evaluate.protocols.changed_images import Change, Changed, measure_changes
+from dcn_plugin.evaluate.protocols.changed_images import Change, Changed, changes_in
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
 
@@ -74,18 +74,8 @@ def amplitude(
         settings={"partner_seed": partner_seed},
         lures={"amplitude_class": data.labels.cpu()[partners]},
     )
-    return measure_changes(
-        "amplitude-swap",
-        targets,
-        data,
-        [change],
-        training_seed=training_seed,
-        batch_size=batch_size,
-        store=store,
-        accelerator=accelerator,
-        progress=progress,
-        seed=seed,
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
+    return changes_in(session, "amplitude-swap", targets, data, [change])
 
 
 PROTOCOL = Protocol(

@@ -31,7 +31,7 @@ from dcn_plugin.evaluate.session import Session, Unit
 from dcn_plugin.evaluate.sharding import own_batches
 from dcn_plugin.support.processes import whole
 
-__all__ = ["Change", "Changed", "measure_changes"]
+__all__ = ["Change", "Changed", "changes_in", "measure_changes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +112,19 @@ def measure_changes(
     Yields:
         Records in the order change, target; one unit of the store a change.
     """
-    session = Session.of(
-        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
+    return changes_in(session, protocol, targets, data, changes, confidence)
+
+
+def changes_in(
+    session: Session,
+    protocol: str,
+    targets: Mapping[str, nn.Module],
+    data: LabelledImages,
+    changes: Sequence[Change],
+    confidence: float = 0.0,
+) -> Iterator[Result]:
+    """:func:`measure_changes` in a session of the caller's."""
     measured = check_models(targets, "target to measure")
     if not changes:
         raise SpecError("There is nothing to measure.", list(changes), "at least one change")

@@ -97,9 +97,7 @@ def cue_conflict(
     Source: Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture"; Geirhos et al. 2021
     (model-vs-human).
     """
-    session = Session.of(
-        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
     measured = check_models(targets, "target to measure")
     if not isinstance(data, CueConflict):
         raise DataError(

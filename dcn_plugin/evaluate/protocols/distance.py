@@ -78,9 +78,7 @@ def minimal_distance(
 
     Source: paper, section 4.3, table 6; FACTS of the authors' code.
     """
-    session = Session.of(
-        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
     measured, attack = check_models(targets, "target to measure"), check_attack(attack)
     if attack.eps is not None:
         raise SpecError("A distance asks for an attack without a bound.", repr(attack), "e.g. BoundaryAttack()")

@@ -16,7 +16,7 @@ from dcn_plugin.evaluate.arguments import (
     check_numbers,
 )
 from dcn_plugin.evaluate.protocol import Option, Protocol, Request
-from dcn_plugin.evaluate.protocols.changed_images import Change, measure_changes
+from dcn_plugin.evaluate.protocols.changed_images import Change, changes_in
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
 
@@ -110,18 +110,8 @@ def gaussian(
 
     noise_seed = check_count(noise_seed, "seed of the noise", least=0)
     changes = [at(_check_level(level, noise)) for level in check_numbers(levels, "noise level")]
-    return measure_changes(
-        "gaussian",
-        targets,
-        data,
-        changes,
-        training_seed=training_seed,
-        batch_size=batch_size,
-        store=store,
-        accelerator=accelerator,
-        progress=progress,
-        seed=seed,
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
+    return changes_in(session, "gaussian", targets, data, changes)
 
 
 def _measure_levels(request: Request) -> Iterator[Result]:

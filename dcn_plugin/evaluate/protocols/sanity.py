@@ -116,15 +116,7 @@ def sanity(
     Source: Athalye, Carlini, Wagner 2018, "Obfuscated gradients give a false sense of security", section 3.1;
     Carlini et al. 2019, "On evaluating adversarial robustness", section 5.
     """
-    session = Session.of(
-        training_seed,
-        seed,
-        batch_size=batch_size,
-        store=store,
-        accelerator=accelerator,
-        progress=progress,
-        default_seed=0,
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress, default_seed=0)
     model, data, eps = check_model(model), check_images(data), check_number(eps, "eps")
     if not 0 < eps <= 1:
         raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")

@@ -14,7 +14,7 @@ from dcn_plugin.evaluate.arguments import (
     check_images,
 )
 from dcn_plugin.evaluate.protocol import Option, Protocol, Strength
-from dcn_plugin.evaluate.protocols.changed_images import Change, measure_changes
+from dcn_plugin.evaluate.protocols.changed_images import Change, changes_in
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
 
@@ -74,19 +74,8 @@ def shuffle(
     for k in several:
         # One black image, so that a k that does not divide the sides is found before the first k is measured.
         patch_shuffle(torch.zeros(1, *data.shape), k, seed=shuffle_seed)
-    return measure_changes(
-        "shuffle",
-        targets,
-        data,
-        changes,
-        training_seed=training_seed,
-        confidence=confidence,
-        batch_size=batch_size,
-        store=store,
-        accelerator=accelerator,
-        progress=progress,
-        seed=seed,
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
+    return changes_in(session, "shuffle", targets, data, changes, confidence)
 
 
 def _change(k: int, seed: int) -> Change:

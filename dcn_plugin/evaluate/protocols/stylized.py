@@ -14,7 +14,7 @@ from dcn_plugin.evaluate.arguments import (
     check_images,
 )
 from dcn_plugin.evaluate.protocol import Protocol
-from dcn_plugin.evaluate.protocols.changed_images import Change, measure_changes
+from dcn_plugin.evaluate.protocols.changed_images import Change, changes_in
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
 
@@ -67,18 +67,8 @@ def stylized(
     change = Change(
         name="stylized", apply=other, settings={"images": changed.name, "images_hash": changed.content_hash}
     )
-    return measure_changes(
-        "stylized",
-        targets,
-        original,
-        [change],
-        training_seed=training_seed,
-        batch_size=batch_size,
-        store=store,
-        accelerator=accelerator,
-        progress=progress,
-        seed=seed,
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
+    return changes_in(session, "stylized", targets, original, [change])
 
 
 def _check_pairs(original: IndexedImages, changed: IndexedImages) -> None:

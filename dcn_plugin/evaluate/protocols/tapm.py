@@ -79,9 +79,7 @@ def tapm(
 
     Source: Sitawarin, Chang, Huang, Altoyan, Wagner 2024, "PubDef", arXiv 2310.17645, section 3.
     """
-    session = Session.of(
-        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
     attacked, measured = check_models(sources, "source of TAPM"), check_models(targets, "target of TAPM")
     data = check_images(data)
     sets = session.adversarial_sets(attacked, check_attacks(attacks, "attack of TAPM"), data, rounding)

@@ -108,9 +108,7 @@ def transfer(
 
     Source: paper, section 4.1; denominators as in the authors' code.
     """
-    session = Session.of(
-        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
     attacked, measured = check_models(sources, "source to attack"), check_models(targets, "target to measure")
     data = check_images(data)
     sets = session.adversarial_sets(attacked, check_attacks(attacks), data, rounding)

@@ -70,9 +70,7 @@ def whitebox(
 
     Source: paper, appendix, table 12.
     """
-    session = Session.of(
-        training_seed, seed, batch_size=batch_size, store=store, accelerator=accelerator, progress=progress
-    )
+    session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
     measured, data = check_models(targets, "target to measure"), check_images(data)
     sets = session.adversarial_sets(measured, check_attacks(attacks), data, rounding)
     check_all_names(data, measured)
