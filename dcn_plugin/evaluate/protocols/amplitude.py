@@ -15,6 +15,7 @@ from dcn_plugin.evaluate.protocol import Protocol
 from dcn_plugin.evaluate.protocols.changed_images import Change, Changed, changes_in
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session
 
 __all__ = ["PROTOCOL", "amplitude"]
 

@@ -19,6 +19,7 @@ from dcn_plugin.evaluate.protocol import Option, Protocol, Request
 from dcn_plugin.evaluate.protocols.changed_images import Change, changes_in
 from dcn_plugin.evaluate.records import Result
 from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.evaluate.session import Session
 
 __all__ = ["PROTOCOL", "Noise", "add_noise", "gaussian"]
 
