@@ -12,12 +12,14 @@ from pathlib import Path
 
 from dcn_plugin.evaluate import Examples, Result
 from dcn_plugin.report.conclusions import findings
-from dcn_plugin.report.figures import examples_figure, family_figures, grid_figures
+from dcn_plugin.report.families import families, result_tables
+from dcn_plugin.report.figures import examples_figure, grid_figures
 from dcn_plugin.report.html import Section, render_html
 from dcn_plugin.report.plots import ImageGrid
-from dcn_plugin.report.tables import Table, clean_table, families, latex_document, records_csv, result_tables
+from dcn_plugin.report.tables import clean_table, records_csv
 from dcn_plugin.report.warnings_for import cautions
 from dcn_plugin.support.atomic_file import check_output, write_atomic
+from dcn_plugin.support.table import Table, latex_document
 
 __all__ = ["Report", "write_report"]
 
@@ -157,9 +159,9 @@ def _former_figures(folder: Path) -> set[Path]:
 def _sections(report: Report) -> list[Section]:
     clean = clean_table(report.results)
     sections = [Section("clean", "Clean images", tables=[clean])] if clean.rows else []
-    for family in families(report.results):
-        name = re.sub(r"[^a-z0-9]+", "-", family.name.lower())
-        sections.append(Section(name, family.heading, family_figures(family), family.tables))
+    for part, records in families(report.results):
+        name = re.sub(r"[^a-z0-9]+", "-", part.name.lower())
+        sections.append(Section(name, part.heading, part.figures(records), part.tables(records)))
     images = [*([examples_figure(report.examples)] if report.examples else []), *grid_figures(report.grids)]
     if images:
         sections.append(Section("images", "Images", images))
