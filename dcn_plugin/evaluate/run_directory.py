@@ -9,8 +9,8 @@
     DIR/sets/<digest>/<first>.safetensors  one batch of it
 
 Every file is whole or not there, so a run that is killed at any moment goes on where it stopped and ends with the
-same ``results.json``, but for its ``run`` entry. :class:`RunDirectory` is for those who measure, :class:`StoredRun` for
-those who only read what is there.
+same ``results.json``, but for its ``run`` entry. :class:`RunDirectory` is for those who measure; the functions read
+what is there and touch nothing.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ from dcn_plugin.evaluate.locks import locked
 from dcn_plugin.evaluate.records import Result, ResultFile
 from dcn_plugin.support.atomic_file import check_output, remove_leftovers, write_atomic
 
-__all__ = ["RunDirectory", "StoredBatch", "StoredRun", "StoredSet", "StoredUnit", "add_results", "run_folders"]
+__all__ = ["RESULTS", "RunDirectory", "StoredBatch", "StoredSet", "StoredUnit", "add_results", "run_folders",
+           "stored_sets", "stored_units"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
-_RESULTS, _KEY, _ABOUT = "results.json", "key.json", "about.json"
+RESULTS = "results.json"
+_KEY, _ABOUT = "key.json", "about.json"
 
 
 class RunDirectory:
@@ -119,7 +121,7 @@ class RunDirectory:
             "units_measured": self.measured,
             "units_reused": self.reused,
         }
-        return add_results(self.path / _RESULTS, {"runs": {name: dict(spec)}}, results, run)
+        return add_results(self.path / RESULTS, {"runs": {name: dict(spec)}}, results, run)
 
     def _unit_path(self, key: Key) -> Path:
         return self.path / "units" / f"{digest(key)}.json"
@@ -213,40 +215,25 @@ class StoredSet:
             yield batch
 
 
-@dataclass(frozen=True)
-class StoredRun:
-    """A run directory to read from; nothing in it is touched.
-
-    Args:
-        path: of the folder.
-    """
-
-    path: Path
-
-    @property
-    def results_file(self) -> Path:
-        """Where the records of runs that ended are, if one did."""
-        return self.path / _RESULTS
-
-    def units(self) -> list[StoredUnit]:
-        """Finished measurements, and the demonstration's finished seeds, in the order in which they came."""
-        files = [*(self.path / "units").glob("*.json"), *(self.path / "seeds").glob("seed-*.json")]
-        units = [StoredUnit(file, file.stat().st_mtime_ns) for file in files]
-        return sorted(units, key=lambda unit: (unit.written, unit.path.name))
-
-    def sets(self) -> Iterator[StoredSet]:
-        """Its adversarial images."""
-        folders = sorted(file.parent for file in self.path.glob(f"sets/*/{_KEY}"))
-        return (images for images in map(StoredSet.read, folders) if images is not None)
-
-
-def run_folders(path: Path) -> list[StoredRun]:
+def run_folders(path: Path) -> list[Path]:
     """The run directories at and below a folder, in the order of their names; those within one are not searched."""
-    run = StoredRun(path)
-    if run.results_file.is_file() or run.units():
-        return [run]
+    if (path / RESULTS).is_file() or stored_units(path):
+        return [path]
     children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
-    return [below for child in children for below in run_folders(child)]
+    return [folder for child in children for folder in run_folders(child)]
+
+
+def stored_units(folder: Path) -> list[StoredUnit]:
+    """The finished measurements of a run directory, and the demonstration's seeds, in the order in which they came."""
+    files = [*(folder / "units").glob("*.json"), *(folder / "seeds").glob("seed-*.json")]
+    units = [StoredUnit(file, file.stat().st_mtime_ns) for file in files]
+    return sorted(units, key=lambda unit: (unit.written, unit.path.name))
+
+
+def stored_sets(folder: Path) -> Iterator[StoredSet]:
+    """The adversarial images of a run directory."""
+    sets = (StoredSet.read(file.parent) for file in sorted(folder.glob(f"sets/*/{_KEY}")))
+    return (images for images in sets if images is not None)
 
 
 def add_results(

@@ -2,11 +2,10 @@
 
 from dcn_plugin.report.aggregate import Cell, Matrix, cells, clean_cells
 from dcn_plugin.report.conclusions import findings
-from dcn_plugin.report.families import result_tables
 from dcn_plugin.report.html import Figure, Section, render_html
 from dcn_plugin.report.image_grids import adversarial_grids
 from dcn_plugin.report.load import load_run
-from dcn_plugin.report.pages import Report, write_report
+from dcn_plugin.report.pages import Report, result_tables, write_report
 from dcn_plugin.report.plots import ImageGrid, distance_png, examples_png, grid_png, heatmap_png, rate_png, speed_png
 from dcn_plugin.report.protocols.transfer import matrices
 from dcn_plugin.report.tables import records_csv, speed_table

@@ -13,26 +13,14 @@ from dcn_plugin.evaluate.protocols import protocol_of
 from dcn_plugin.evaluate.relations import closest
 from dcn_plugin.support.number_format import value
 
-__all__ = [
-    "FAIL",
-    "PASS",
-    "UNKNOWN",
-    "Cell",
-    "Matrix",
-    "apart",
-    "cells",
-    "cells_of",
-    "clean_cells",
-    "data_labels",
-    "strength_of",
-    "words_of",
-]
+__all__ = ["FAIL", "GENERAL", "PASS", "UNKNOWN", "Cell", "Matrix", "apart", "cells", "cells_of", "clean_cells",
+           "data_labels", "strength_of", "words_of"]  # fmt: skip
 
 PASS, FAIL, UNKNOWN = "pass", "FAIL", "unknown"
 """The verdicts of a check, as tables show them."""
 
-# The words of a protocol that is not known here.
-_GENERAL = Protocol(name="", record="", title="", help="", measure=lambda _: ())
+GENERAL = Protocol(name="", record="", title="", help="", measure=lambda _: ())
+"""The words of a protocol that is not known here."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +190,7 @@ class Matrix:
 
 def words_of(result: Result) -> Protocol:
     """What the protocol of a record says of itself; of a protocol that is not known here, what holds in general."""
-    return protocol_of(result) or _GENERAL
+    return protocol_of(result) or GENERAL
 
 
 def strength_of(result: Result) -> Strength:

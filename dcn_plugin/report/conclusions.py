@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.evaluate.protocols import PROTOCOLS
 from dcn_plugin.report.aggregate import Cell, apart, cells_of, clean_cells
 from dcn_plugin.report.protocols import PARTS, ReportPart
 from dcn_plugin.support.number_format import number, percent, points
@@ -66,16 +65,15 @@ def _comparison(results: Sequence[Result], baseline: str) -> list[str]:
     """One protocol after the other; not those where a low accuracy may be the better one."""
     sentences = []
     every: list[_Pair] = []
-    for protocol in (protocol for protocol in PROTOCOLS.values() if protocol.better == "higher"):
-        cells = cells_of(results, protocol)
+    for part in (part for part in PARTS.values() if part.protocol.better == "higher"):
+        cells = cells_of(results, part.protocol)
         groups: dict[tuple[object, ...], list[Cell]] = {}
         for cell in cells:
             groups.setdefault((*cell.condition, cell.strength), []).append(cell)
         compared = [pairs for group in groups.values() if (pairs := _pairs(group, baseline))]
         if len(compared) > _SENTENCES:
-            sentences.append(_summed_up(protocol.title, compared))
+            sentences.append(_summed_up(part.protocol.title, compared))
         else:
-            part = PARTS[protocol.name]
             sentences += [f"{_setting(part, pairs[0].base, cells)}: {_best(pairs)}" for pairs in compared]
         every += [pair for pairs in compared for pair in pairs]
     if every:

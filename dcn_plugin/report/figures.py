@@ -28,19 +28,7 @@ def rate_figure(
     single: bool = True,
     folded: bool = False,
 ) -> list[Figure]:
-    """A rate over the strength of a protocol; nothing without points.
-
-    Args:
-        results: its records.
-        protocol: as said.
-        rate: what is drawn.
-        strength: label of the horizontal axis.
-        label: of the vertical axis.
-        caption: what is seen.
-        name: of the file; that of the protocol by default.
-        single: whether one strength alone is drawn too.
-        folded: a page may fold it away.
-    """
+    """The rate of a protocol over its strength; nothing without points, or (``single`` False) with one strength."""
     drawn = rate_cells(results, protocol=protocol.record, rate=rate)
     if len({cell.strength for cell in drawn}) < (1 if single else 2):
         return []

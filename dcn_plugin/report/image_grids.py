@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dcn_plugin.data import IndexedImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.run_directory import StoredSet, run_folders
+from dcn_plugin.evaluate.run_directory import StoredSet, run_folders, stored_sets
 from dcn_plugin.report.plots import ImageGrid
 from dcn_plugin.support.number_format import number
 
@@ -37,8 +37,8 @@ def adversarial_grids(
         raise SpecError("The number of images or sets is not usable.", (count, most), "ints >= 1")
     where = Path(path)
     grids: list[ImageGrid] = []
-    for run in run_folders(where.parent if where.is_file() else where):
-        for images in run.sets():
+    for folder in run_folders(where.parent if where.is_file() else where):
+        for images in stored_sets(folder):
             grid = _grid(images, data, count) if len(grids) < most else None
             if grid is not None:
                 grids.append(grid)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dcn_plugin.errors import DataError, RecordError
 from dcn_plugin.evaluate import Result, ResultFile
-from dcn_plugin.evaluate.run_directory import StoredRun, run_folders
+from dcn_plugin.evaluate.run_directory import RESULTS, run_folders, stored_units
 from dcn_plugin.report.pages import Report
 from dcn_plugin.support.number_format import listed
 
@@ -36,7 +36,7 @@ def load_run(path: str | os.PathLike[str], *, title: str | None = None, baseline
             measured, or two folders hold different records of the same measurement.
     """
     where = Path(path)
-    parts = [_read_file(where)] if where.is_file() else [_read_folder(run) for run in run_folders(where)]
+    parts = [_read_file(where)] if where.is_file() else [_read_folder(folder) for folder in run_folders(where)]
     # Runs may share records, where one was copied from the other.
     results = _without_copies(result for part in parts for result in part.results)
     if not results:
@@ -84,9 +84,9 @@ class _Part:
     waiting: int = 0
 
 
-def _read_folder(run: StoredRun) -> _Part:
+def _read_folder(folder: Path) -> _Part:
     """What ended, and what was measured by runs that did not; of two measurements of a setting the one that ended."""
-    file, units = run.results_file, run.units()
+    file, units = folder / RESULTS, stored_units(folder)
     ended = None
     if file.is_file():
         try:
@@ -106,7 +106,7 @@ def _read_folder(run: StoredRun) -> _Part:
             else:
                 waiting[result.setting] = unit.written > since and result != first[result.setting]
     complete, finished = ended is not None and not more, "" if ended is None else ended.finished
-    return _Part(run.path, [*first.values(), *more.values()], complete, finished, sum(waiting.values()))
+    return _Part(folder, [*first.values(), *more.values()], complete, finished, sum(waiting.values()))
 
 
 def _read_file(file: Path) -> _Part:

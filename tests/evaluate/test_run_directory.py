@@ -14,7 +14,7 @@ from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import DataError
 from dcn_plugin.evaluate import AdversarialSet, ResultFile, RunDirectory, add_results, gaussian, transfer, whitebox
-from dcn_plugin.evaluate.run_directory import StoredRun, run_folders
+from dcn_plugin.evaluate.run_directory import run_folders, stored_sets, stored_units
 from dcn_plugin.evaluate.session import Session, Unit
 from dcn_plugin.support.processes import ALONE
 from tests.evaluate.conftest import Asked
@@ -50,7 +50,7 @@ def test_what_is_stored_is_read_back_with_the_names_of_source_and_attack(
 ) -> None:
     adversarial = AdversarialSet("a", models["a"], ATTACK, data, "8bit", 32, RunDirectory(tmp_path))
     batches = list(adversarial)
-    (images,) = StoredRun(tmp_path).sets()
+    (images,) = stored_sets(tmp_path)
     assert (images.source, images.attack, images.eps, images.rounding) == ("a", "PGD", 0.15, "8bit")
     assert images.data_hash == data.content_hash
     for stored, batch in zip(images.batches(), batches, strict=True):
@@ -73,9 +73,8 @@ def test_run_folders_are_those_that_ended_or_hold_a_measurement_and_are_left_as_
     draft = tmp_path / "a" / "units" / ".dcn-0123456789abcdef.tmp"
     draft.touch()
     killed, ended = run_folders(tmp_path)
-    assert (killed.path, ended.path) == (tmp_path / "a", tmp_path / "b" / "deep")
-    assert [unit.results() for unit in killed.units()] == [[record(), noise_record()]]
-    assert not killed.results_file.exists()
+    assert (killed, ended) == (tmp_path / "a", tmp_path / "b" / "deep")
+    assert [unit.results() for unit in stored_units(killed)] == [[record(), noise_record()]]
     assert draft.exists()
     assert run_folders(tmp_path / "absent") == []
 

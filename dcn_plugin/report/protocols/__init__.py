@@ -1,25 +1,37 @@
-"""What a report says of each protocol, one a file, and the one table of it: sections and conclusions ask here."""
+"""What a report says of each protocol, and the one table of it: sections and conclusions ask here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from dcn_plugin.report.protocols import (
-    amplitude,
-    cue_conflict,
-    distance,
-    gaussian,
-    sanity,
-    shuffle,
-    stylized,
-    tapm,
-    transfer,
-    whitebox,
-)
+from dcn_plugin.evaluate import Result
+from dcn_plugin.evaluate.protocols import protocol_of
+from dcn_plugin.report.protocols import changed_images, cue_conflict, distance, sanity, tapm, transfer, whitebox
 from dcn_plugin.report.protocols.general import general_part
 from dcn_plugin.report.protocols.part import ReportPart
 
-__all__ = ["PARTS", "ReportPart", "general_part"]
+__all__ = ["PARTS", "ReportPart", "parts_of"]
 
-_FILES = (transfer, tapm, whitebox, distance, gaussian, shuffle, amplitude, stylized, cue_conflict, sanity)
+_PARTS = (
+    transfer.PART,
+    tapm.PART,
+    whitebox.PART,
+    distance.PART,
+    *changed_images.PARTS,
+    cue_conflict.PART,
+    sanity.PART,
+)
 
-PARTS: Mapping[str, ReportPart] = {file.PROTOCOL.name: file.PART for file in _FILES}
+PARTS: Mapping[str, ReportPart] = {part.protocol.name: part for part in _PARTS}
 """Name of a protocol -> its part, in the order of a report."""
+
+
+def parts_of(results: Sequence[Result]) -> list[tuple[ReportPart, list[Result]]]:
+    """The parts that have records, with these: protocols that are known in a fixed order, others as they appear."""
+    known: dict[str, list[Result]] = {name: [] for name in PARTS}
+    others: dict[str, list[Result]] = {}
+    for result in results:
+        protocol = protocol_of(result)
+        (others.setdefault(result.protocol, []) if protocol is None else known[protocol.name]).append(result)
+    return [
+        *((PARTS[name], records) for name, records in known.items() if records),
+        *((general_part(name), records) for name, records in others.items()),
+    ]

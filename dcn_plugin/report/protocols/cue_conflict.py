@@ -12,7 +12,7 @@ from dcn_plugin.report.tables.columns import ENVELOPE, cell_table, context_of, d
 from dcn_plugin.support.number_format import DASH, interval, percent, points
 from dcn_plugin.support.table import Table
 
-__all__ = ["PART", "PROTOCOL"]
+__all__ = ["PART"]
 
 
 def _tables(results: Sequence[Result]) -> list[Table]:
@@ -52,4 +52,4 @@ def _sentences(results: Sequence[Result], baseline: str | None) -> list[str]:
     return sentences
 
 
-PART = ReportPart(name=PROTOCOL.record, heading="Cue conflict", tables=_tables, sentences=_sentences)
+PART = ReportPart(protocol=PROTOCOL, heading="Cue conflict", tables=_tables, sentences=_sentences)

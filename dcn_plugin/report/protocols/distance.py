@@ -14,7 +14,7 @@ from dcn_plugin.report.tables.columns import DATA, NETWORK, Column, cell_table, 
 from dcn_plugin.support.number_format import DASH
 from dcn_plugin.support.table import Table
 
-__all__ = ["PART", "PROTOCOL"]
+__all__ = ["PART"]
 
 
 def _tables(results: Sequence[Result]) -> list[Table]:
@@ -99,4 +99,4 @@ def _sentences(results: Sequence[Result], baseline: str | None) -> list[str]:
     return sentences
 
 
-PART = ReportPart(name=PROTOCOL.name, heading="Distances", tables=_tables, figures=_figures, sentences=_sentences)
+PART = ReportPart(protocol=PROTOCOL, heading="Distances", tables=_tables, figures=_figures, sentences=_sentences)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.report.aggregate import Cell, cells
+from dcn_plugin.report.aggregate import GENERAL, Cell, cells
 from dcn_plugin.report.protocols.part import ReportPart
 from dcn_plugin.report.tables.columns import (
     ATTACK,
@@ -28,7 +29,8 @@ __all__ = ["general_part"]
 def general_part(protocol: str) -> ReportPart:
     """A section with one table."""
     title = f"Protocol {protocol}"
-    return ReportPart(name=protocol, heading=title, tables=functools.partial(_tables, title))
+    words = dataclasses.replace(GENERAL, record=protocol)
+    return ReportPart(protocol=words, heading=title, tables=functools.partial(_tables, title))
 
 
 def _tables(title: str, results: Sequence[Result]) -> list[Table]:

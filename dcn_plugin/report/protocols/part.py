@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.evaluate import Result
+from dcn_plugin.evaluate.protocol import Protocol
 from dcn_plugin.report.aggregate import Cell
 from dcn_plugin.report.html import Figure
 from dcn_plugin.support.table import Table
@@ -18,7 +19,7 @@ class ReportPart:
     """The words, tables and figures of a protocol.
 
     Args:
-        name: of its section; as in the records, where these share one.
+        protocol: its words.
         heading: of its section.
         tables: its records -> at least one table, none of them empty.
         figures: its records -> figures, in order.
@@ -28,10 +29,15 @@ class ReportPart:
             accuracies.
     """
 
-    name: str
+    protocol: Protocol
     heading: str
     tables: Callable[[Sequence[Result]], list[Table]]
     figures: Callable[[Sequence[Result]], list[Figure]] = lambda _: []
     subject: Callable[[Cell], str] = lambda cell: cell.protocol
     strength: Callable[[Sequence[Cell]], str | None] = lambda _: None
     sentences: Callable[[Sequence[Result], str | None], list[str]] = lambda _, baseline: []
+
+    @property
+    def name(self) -> str:
+        """Of its section: as in the records, where these share a name."""
+        return self.protocol.record or self.protocol.name

@@ -12,7 +12,7 @@ from dcn_plugin.report.tables.columns import ATTACK, DATA, EPS, NETWORK, Column,
 from dcn_plugin.support.number_format import DASH, listed, value
 from dcn_plugin.support.table import Table
 
-__all__ = ["PART", "PROTOCOL"]
+__all__ = ["PART"]
 
 _NOTE = (
     "FAIL: a known sign that gradients mislead the attack, so that figures of gradient attacks look better than the "
@@ -79,4 +79,4 @@ def _sentences(results: Sequence[Result], baseline: str | None) -> list[str]:
     return sentences + ([f"{PROTOCOL.title}: all pass for {listed(clear, most=20)}."] if clear else [])
 
 
-PART = ReportPart(name=PROTOCOL.record, heading="Gradient masking", tables=_tables, sentences=_sentences)
+PART = ReportPart(protocol=PROTOCOL, heading="Gradient masking", tables=_tables, sentences=_sentences)

@@ -22,7 +22,7 @@ from dcn_plugin.report.tables.columns import (
 from dcn_plugin.support.number_format import DASH, listed, number, percent
 from dcn_plugin.support.table import Table
 
-__all__ = ["PART", "PROTOCOL"]
+__all__ = ["PART"]
 
 
 def _tables(results: Sequence[Result]) -> list[Table]:
@@ -69,7 +69,7 @@ def _tidy(text: str) -> str:
 
 
 PART = ReportPart(
-    name=PROTOCOL.record,
+    protocol=PROTOCOL,
     heading="TAPM",
     tables=_tables,
     subject=lambda _: "Worst of all transfer attacks",

@@ -33,7 +33,7 @@ from dcn_plugin.report.tables.columns import (
 from dcn_plugin.support.number_format import DASH, listed, number, percent, value
 from dcn_plugin.support.table import Table
 
-__all__ = ["PART", "PROTOCOL", "matrices"]
+__all__ = ["PART", "matrices"]
 
 _MARKS = {"same network": "(w)", "other weights": "(g)", "other masks": "(g)"}
 _FRAMES = (
@@ -210,7 +210,7 @@ def _slug(text: str) -> str:
 
 
 PART = ReportPart(
-    name=PROTOCOL.record,
+    protocol=PROTOCOL,
     heading="Transfer",
     tables=_tables,
     figures=_figures,

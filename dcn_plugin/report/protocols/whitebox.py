@@ -23,7 +23,7 @@ from dcn_plugin.report.tables.columns import (
 )
 from dcn_plugin.support.table import Table
 
-__all__ = ["PART", "PROTOCOL"]
+__all__ = ["PART"]
 
 
 def _tables(results: Sequence[Result]) -> list[Table]:
@@ -46,7 +46,7 @@ def _figures(results: Sequence[Result]) -> list[Figure]:
 
 
 PART = ReportPart(
-    name=PROTOCOL.record,
+    protocol=PROTOCOL,
     heading="White-box",
     tables=_tables,
     figures=_figures,

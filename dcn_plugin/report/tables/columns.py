@@ -9,27 +9,8 @@ from dcn_plugin.report.aggregate import Cell
 from dcn_plugin.support.number_format import DASH, counted, interval, listed, number, percent
 from dcn_plugin.support.table import Table
 
-__all__ = [
-    "ATTACK",
-    "DATA",
-    "ENVELOPE",
-    "EPS",
-    "NETWORK",
-    "RELATIONS",
-    "ROBUST",
-    "ROUNDING",
-    "SOURCE",
-    "Column",
-    "cell_table",
-    "context_of",
-    "counts",
-    "dash_note",
-    "joined",
-    "numeric",
-    "only",
-    "total",
-    "varied",
-]
+__all__ = ["ATTACK", "DATA", "ENVELOPE", "EPS", "NETWORK", "RELATIONS", "ROBUST", "ROUNDING", "SOURCE", "Column",
+           "cell_table", "context_of", "counts", "dash_note", "joined", "numeric", "only", "total", "varied"]  # fmt: skip
 
 ENVELOPE = "Intervals are Wilson 95 %; over several runs, from the lowest lower to the highest upper bound."
 
