@@ -11,7 +11,7 @@ from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import Result, Spread
 from dcn_plugin.evaluate.protocol import Strength
 from dcn_plugin.report.aggregate import Cell, cells, strength_of
-from dcn_plugin.report.plots.canvas import Look, legend_below, look, new_figure, to_png, wrapped
+from dcn_plugin.report.plots.canvas import Look, legend_below, look, panel_grid, to_png
 from dcn_plugin.support.number_format import number
 
 if TYPE_CHECKING:
@@ -69,24 +69,16 @@ def rate_png(results: Sequence[Result], *, protocol: str, rate: Rate, xlabel: st
     if not panels:
         raise RecordError(f"There is no record of the protocol {protocol!r} to draw.")
     targets = list(dict.fromkeys(cell.target for cell in drawn))
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    width = 5.4 if columns == 1 else 4.2 * columns
-    figure = new_figure(width, (3.9 if rows == 1 else 3.1 * rows) + 0.24 * -(-len(targets) // 4))
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(panels):
-            axes.remove()
-            continue
-        panel = list(panels.values())[place]
-        _draw_panel(axes, panel, rate, {target: look(i) for i, target in enumerate(targets)})
-        if place + columns >= len(panels):
-            axes.set_xlabel(_with_unit(xlabel, panel))
-        if place % columns == 0:
-            axes.set_ylabel(ylabel)
-        if len(panels) > 1:
-            axes.set_title(wrapped(_panel_title(panels, place), 46), fontsize=10)
-    widest = max(grid.flat[: len(panels)], key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    figure, grid, width = panel_grid(
+        _panel_titles(list(panels)),
+        [_with_unit(xlabel, panel) for panel in panels.values()],
+        ylabel,
+        legend=0.24 * -(-len(targets) // 4),
+    )
+    looks = {target: look(i) for i, target in enumerate(targets)}
+    for axes, panel in zip(grid, panels.values(), strict=True):
+        _draw_panel(axes, panel, rate, looks)
+    widest = max(grid, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
     legend_below(figure, widest, width=width)
     engine = figure.get_layout_engine()
     assert engine is not None  # new_figure gives one
@@ -160,11 +152,8 @@ def _tick(panel: _Panel, strength: float) -> str:
     return f"{255 * strength:.3g}" if _in_levels(panel) else number(strength)
 
 
-def _panel_title(panels: dict[tuple[object, ...], _Panel], place: int) -> str:
-    """What sets a panel apart from the others."""
-    keys = list(panels)
-    _, source, attack, data, _, rounding = keys[place]
+def _panel_titles(keys: Sequence[tuple[object, ...]]) -> list[str]:
+    """What sets each panel apart from the others."""
     varies = [len({key[k] for key in keys}) > 1 for k in range(6)]
-    parts = (f"{attack}" if varies[2] else "", f"source {source}" if varies[1] else "", f"{data}" if varies[3] else "",
-             f"rounding {rounding}" if varies[5] else "")  # fmt: skip
-    return ", ".join(part for part in parts if part)
+    words = ((2, ""), (1, "source "), (3, ""), (5, "rounding "))
+    return [", ".join(f"{name}{key[k]}" for k, name in words if varies[k]) for key in keys]

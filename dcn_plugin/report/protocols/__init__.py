@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dcn_plugin.evaluate import Result
 from dcn_plugin.evaluate.protocols import protocol_of
 from dcn_plugin.report.protocols import changed_images, cue_conflict, distance, sanity, tapm, transfer, whitebox
-from dcn_plugin.report.protocols.general import general_part
-from dcn_plugin.report.protocols.part import ReportPart
+from dcn_plugin.report.protocols.part import ReportPart, general_part
 
 __all__ = ["PARTS", "ReportPart", "parts_of"]
 

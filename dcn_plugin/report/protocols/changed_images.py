@@ -11,7 +11,7 @@ from dcn_plugin.report.aggregate import Cell, cells_of
 from dcn_plugin.report.figures import rate_figure
 from dcn_plugin.report.html import Figure
 from dcn_plugin.report.protocols.part import ReportPart
-from dcn_plugin.report.tables.columns import ENVELOPE, Column, cell_table, context_of, counts, dash_note, numeric
+from dcn_plugin.report.tables.columns import Column, context_of, counts, numeric, rate_table
 from dcn_plugin.support.number_format import percent, value
 from dcn_plugin.support.table import Table
 
@@ -45,7 +45,7 @@ def _part(
             "Clipped noise: sigma = eps / 2, cut at eps." if name in ("eps", "level") else "",
         )
         shown = [*context_of(rows, strength=name), *counts("still right"), *columns]
-        return [cell_table(title, rows, shown, *notes, ENVELOPE, dash_note(rows))]
+        return [rate_table(title, rows, shown, *notes)]
 
     return ReportPart(
         protocol=protocol, heading=title, tables=tables, figures=figures, subject=lambda _: title, strength=strength

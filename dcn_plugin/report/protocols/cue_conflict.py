@@ -8,7 +8,7 @@ from dcn_plugin.evaluate import Result
 from dcn_plugin.evaluate.protocols.cue_conflict import PROTOCOL
 from dcn_plugin.report.aggregate import Cell, cells_of
 from dcn_plugin.report.protocols.part import ReportPart
-from dcn_plugin.report.tables.columns import ENVELOPE, cell_table, context_of, dash_note, numeric
+from dcn_plugin.report.tables.columns import context_of, numeric, rate_table
 from dcn_plugin.support.number_format import DASH, interval, percent, points
 from dcn_plugin.support.table import Table
 
@@ -29,7 +29,7 @@ def _tables(results: Sequence[Result]) -> list[Table]:
         "Images with the shape of one class and the texture of another. Shape bias: of the answers that name either, "
         "the share that names the shape."
     )
-    return [cell_table("Cue conflict", rows, columns, meaning, ENVELOPE, dash_note(rows))]
+    return [rate_table("Cue conflict", rows, columns, meaning)]
 
 
 def _sum(cell: Cell, name: str) -> str:

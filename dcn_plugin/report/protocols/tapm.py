@@ -10,14 +10,12 @@ from dcn_plugin.evaluate.protocols.tapm import PROTOCOL
 from dcn_plugin.report.aggregate import Cell, cells_of
 from dcn_plugin.report.protocols.part import ReportPart
 from dcn_plugin.report.tables.columns import (
-    ENVELOPE,
     RELATIONS,
     ROBUST,
     Column,
-    cell_table,
     context_of,
-    dash_note,
     numeric,
+    rate_table,
 )
 from dcn_plugin.support.number_format import DASH, listed, number, percent
 from dcn_plugin.support.table import Table
@@ -48,7 +46,7 @@ def _tables(results: Sequence[Result]) -> list[Table]:
         Column("its source and attack", worst),
     ]
     return [
-        cell_table(
+        rate_table(
             "Worst of all transfer attacks (TAPM)",
             rows,
             columns,
@@ -57,8 +55,6 @@ def _tables(results: Sequence[Result]) -> list[Table]:
             f"Sources: {listed(sources, most=3)}." if sources else "",
             f"Attacks: {_tidy(listed(attacks, most=3))}." if attacks else "",
             RELATIONS if any(cell.relation for cell in rows) else "",
-            ENVELOPE,
-            dash_note(rows),
         )
     ]
 

@@ -15,7 +15,6 @@ from dcn_plugin.report.protocols.part import ReportPart
 from dcn_plugin.report.tables.columns import (
     ATTACK,
     DATA,
-    ENVELOPE,
     EPS,
     RELATIONS,
     ROUNDING,
@@ -27,6 +26,7 @@ from dcn_plugin.report.tables.columns import (
     joined,
     numeric,
     only,
+    rate_table,
     total,
     varied,
 )
@@ -113,7 +113,7 @@ def _matrix_tables(matrix: Matrix) -> list[Table]:
 
 
 def _rows_table(cells: Sequence[Cell]) -> Table:
-    return cell_table(
+    return rate_table(
         PROTOCOL.title,
         cells,
         [*context_of(cells, strength="eps", relation="source is"), *counts("defence rate")],
@@ -121,8 +121,6 @@ def _rows_table(cells: Sequence[Cell]) -> Table:
         "Defence rate (the paper's): of the images that fooled the source and that the network classifies "
         "correctly when clean, the share it still gets right. Accuracy: of all images.",
         RELATIONS if any(cell.relation for cell in cells) else "",
-        ENVELOPE,
-        dash_note(cells),
     )
 
 

@@ -12,13 +12,11 @@ from dcn_plugin.report.html import Figure
 from dcn_plugin.report.protocols.part import ReportPart
 from dcn_plugin.report.tables.columns import (
     ATTACK,
-    ENVELOPE,
     ROBUST,
-    cell_table,
     context_of,
-    dash_note,
     numeric,
     only,
+    rate_table,
     total,
 )
 from dcn_plugin.support.table import Table
@@ -37,7 +35,7 @@ def _tables(results: Sequence[Result]) -> list[Table]:
         "Robust accuracy: of all images, the share that is right when clean and under an attack that knows the "
         "network. Zero gradient: images on which the loss had none at some step; there the attack stood still."
     )
-    return [cell_table(PROTOCOL.title, rows, columns, only(rows, ATTACK), meaning, ENVELOPE, dash_note(rows))]
+    return [rate_table(PROTOCOL.title, rows, columns, only(rows, ATTACK), meaning)]
 
 
 def _figures(results: Sequence[Result]) -> list[Figure]:

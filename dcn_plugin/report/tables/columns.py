@@ -9,8 +9,9 @@ from dcn_plugin.report.aggregate import Cell
 from dcn_plugin.support.number_format import DASH, counted, interval, listed, number, percent
 from dcn_plugin.support.table import Table
 
-__all__ = ["ATTACK", "DATA", "ENVELOPE", "EPS", "NETWORK", "RELATIONS", "ROBUST", "ROUNDING", "SOURCE", "Column",
-           "cell_table", "context_of", "counts", "dash_note", "joined", "numeric", "only", "total", "varied"]  # fmt: skip
+__all__ = ["ATTACK", "DATA", "EPS", "NETWORK", "RELATIONS", "ROBUST", "ROUNDING", "SOURCE", "Column", "cell_table",
+           "context_of", "counts", "dash_note", "joined", "numeric", "only", "rate_table", "total",
+           "varied"]  # fmt: skip
 
 ENVELOPE = "Intervals are Wilson 95 %; over several runs, from the lowest lower to the highest upper bound."
 
@@ -104,6 +105,11 @@ def cell_table(title: str, cells: Iterable[Cell], columns: Sequence[Column], *no
     rows = tuple(tuple(column.read(cell) for column in columns) for cell in cells)
     sides = "".join(column.side for column in columns)
     return Table(title, tuple(column.header for column in columns), rows, joined(*notes), sides)
+
+
+def rate_table(title: str, cells: Sequence[Cell], columns: Sequence[Column], *notes: str) -> Table:
+    """The same of rates, whose notes end with what their intervals are and why some have none."""
+    return cell_table(title, cells, columns, *notes, ENVELOPE, dash_note(cells))
 
 
 def dash_note(cells: Iterable[Cell]) -> str:
