@@ -42,9 +42,9 @@ def speed_png(points: Sequence[SpeedPoint]) -> bytes:
 def _draw_panel(axes: Axes, points: Sequence[SpeedPoint], looks: dict[int, Look]) -> None:
     axes.axhline(1, color="#777777", lw=0.9)
     for batch, (color, marker, line) in looks.items():
-        own = sorted((point for point in points if point.speed.batch_size == batch), key=lambda point: point.p)
-        keep = [point.p for point in own]
-        speeds = [point.speed for point in own]
+        measured = sorted((point for point in points if point.speed.batch_size == batch), key=lambda point: point.p)
+        keep = [point.p for point in measured]
+        speeds = [point.speed for point in measured]
         bars = [
             [max(speed.speedup - speed.quartiles[0], 0) for speed in speeds],
             [max(speed.quartiles[1] - speed.speedup, 0) for speed in speeds],

@@ -25,12 +25,12 @@ PARTS: Mapping[str, ReportPart] = {part.protocol.name: part for part in _PARTS}
 
 def parts_of(results: Sequence[Result]) -> list[tuple[ReportPart, list[Result]]]:
     """The parts that have records, with these: protocols that are known in a fixed order, others as they appear."""
-    known: dict[str, list[Result]] = {name: [] for name in PARTS}
+    sections: dict[str, list[Result]] = {name: [] for name in PARTS}
     others: dict[str, list[Result]] = {}
     for result in results:
         protocol = protocol_of(result)
-        (others.setdefault(result.protocol, []) if protocol is None else known[protocol.name]).append(result)
+        (others.setdefault(result.protocol, []) if protocol is None else sections[protocol.name]).append(result)
     return [
-        *((PARTS[name], records) for name, records in known.items() if records),
+        *((PARTS[name], records) for name, records in sections.items() if records),
         *((general_part(name), records) for name, records in others.items()),
     ]

@@ -11,15 +11,7 @@ from dcn_plugin.evaluate import Result
 from dcn_plugin.evaluate.protocol import Protocol
 from dcn_plugin.report.aggregate import GENERAL, Cell, cells
 from dcn_plugin.report.html import Figure
-from dcn_plugin.report.tables.columns import (
-    ATTACK,
-    SOURCE,
-    context_of,
-    counts,
-    numeric,
-    only,
-    rate_table,
-)
+from dcn_plugin.report.tables.columns import ATTACK, SOURCE, context_of, counts, numeric, only, rate_table
 from dcn_plugin.support.number_format import value
 from dcn_plugin.support.table import Table
 

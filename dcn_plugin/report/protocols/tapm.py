@@ -9,14 +9,7 @@ from dcn_plugin.evaluate import Result
 from dcn_plugin.evaluate.protocols.tapm import PROTOCOL
 from dcn_plugin.report.aggregate import Cell, cells_of
 from dcn_plugin.report.protocols.part import ReportPart
-from dcn_plugin.report.tables.columns import (
-    RELATIONS,
-    ROBUST,
-    Column,
-    context_of,
-    numeric,
-    rate_table,
-)
+from dcn_plugin.report.tables.columns import RELATIONS, ROBUST, Column, context_of, numeric, rate_table
 from dcn_plugin.support.number_format import DASH, listed, number, percent
 from dcn_plugin.support.table import Table
 

@@ -10,15 +10,7 @@ from dcn_plugin.report.aggregate import cells_of
 from dcn_plugin.report.figures import rate_figure
 from dcn_plugin.report.html import Figure
 from dcn_plugin.report.protocols.part import ReportPart
-from dcn_plugin.report.tables.columns import (
-    ATTACK,
-    ROBUST,
-    context_of,
-    numeric,
-    only,
-    rate_table,
-    total,
-)
+from dcn_plugin.report.tables.columns import ATTACK, ROBUST, context_of, numeric, only, rate_table, total
 from dcn_plugin.support.table import Table
 
 __all__ = ["PART"]

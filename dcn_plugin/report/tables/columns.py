@@ -42,9 +42,9 @@ def numeric(header: str, read: Callable[[Cell], str]) -> Column:
     return Column(header, read, "r")
 
 
-def total(cell: Cell, part: str, whole: str = "n_total") -> str:
+def total(cell: Cell, part: str, base: str = "n_total") -> str:
     """A count out of another, each summed over the runs: "40 / 80"."""
-    return counted(cell.total(part), cell.total(whole))
+    return counted(cell.total(part), cell.total(base))
 
 
 NETWORK = Column("network", lambda cell: cell.target)
