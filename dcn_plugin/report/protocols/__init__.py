@@ -24,12 +24,15 @@ PARTS: Mapping[str, ReportPart] = {part.protocol.name: part for part in _PARTS}
 
 
 def parts_of(results: Sequence[Result]) -> list[tuple[ReportPart, list[Result]]]:
-    """The parts that have records, with these: protocols that are known in a fixed order, others as they appear."""
+    """The parts that have records, with these: protocols of the table in its order, others as they appear."""
     sections: dict[str, list[Result]] = {name: [] for name in PARTS}
     others: dict[str, list[Result]] = {}
     for result in results:
         protocol = protocol_of(result)
-        (others.setdefault(result.protocol, []) if protocol is None else sections[protocol.name]).append(result)
+        if protocol is not None and protocol.name in PARTS:
+            sections[protocol.name].append(result)
+        else:
+            others.setdefault(result.protocol, []).append(result)
     return [
         *((PARTS[name], records) for name, records in sections.items() if records),
         *((general_part(name), records) for name, records in others.items()),

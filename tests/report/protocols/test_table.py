@@ -9,9 +9,9 @@ import pytest
 
 import dcn_plugin.report
 from dcn_plugin.evaluate.protocols import PROTOCOLS
-from dcn_plugin.report import findings, result_tables
+from dcn_plugin.report import findings, protocols, result_tables
 from dcn_plugin.report.protocols import PARTS, parts_of
-from tests.toy_records import check_record, distance_record, noise_record, record, whitebox_record
+from tests.toy_records import check_record, distance_record, noise_record, record, tapm_record, whitebox_record
 
 
 def test_every_protocol_has_a_part_in_the_order_of_the_protocols() -> None:
@@ -41,6 +41,11 @@ def test_records_are_sorted_by_protocol_and_unknown_ones_come_last_as_they_appea
 def test_a_record_that_bears_the_name_of_a_protocol_without_its_figure_is_shown_all_the_same() -> None:
     results = [distance_record(), noise_record(protocol="distance", figures={"hops": 3})]
     assert [table.title for table in result_tables(results)][-1] == "Protocol distance"
+
+
+def test_a_protocol_without_a_part_gets_the_general_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "PARTS", {name: part for name, part in PARTS.items() if name != "tapm"})
+    assert [part.heading for part, _ in parts_of([tapm_record(), record()])] == ["Transfer", "Protocol tapm"]
 
 
 @pytest.mark.parametrize("name", [name for name, protocol in PROTOCOLS.items() if protocol.better == "higher"])
