@@ -174,7 +174,8 @@ def _matrix_alt(matrix: Matrix, rate: Rate) -> str:
     for (source, target), cell in matrix.cells.items():
         lines.setdefault(source, []).append(f"{target} {percent(rate_of(cell, rate))}")
     rows = "; ".join(f"source {source}: {', '.join(shares)}" for source, shares in lines.items())
-    return f"Heat map of the {_AXES[rate].partition(' (')[0].partition(',')[0]}, {_title(matrix)}. {rows}."
+    name = "accuracy" if rate == "accuracy" else "defence rate"
+    return f"Heat map of the {name}, {_title(matrix)}. {rows}."
 
 
 def _lines(results: Sequence[Result]) -> list[Figure]:
