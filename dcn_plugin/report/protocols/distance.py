@@ -11,7 +11,7 @@ from dcn_plugin.report.html import Figure
 from dcn_plugin.report.plots import distance_png
 from dcn_plugin.report.protocols.part import ReportPart
 from dcn_plugin.report.tables.columns import DATA, NETWORK, Column, cell_table, dash_note, numeric, total, varied
-from dcn_plugin.support.number_format import DASH
+from dcn_plugin.support.number_format import DASH, value
 from dcn_plugin.support.table import Table
 
 __all__ = ["PART"]
@@ -27,7 +27,7 @@ def _tables(results: Sequence[Result]) -> list[Table]:
         numeric("median", _median),
         numeric("95 %", _interval),
         numeric("found / right when clean", lambda cell: total(cell, "n_counted", "n_clean_correct")),
-        numeric("failed starts", _failed_starts),
+        numeric("failed starts", lambda cell: value(cell.total("n_failed_starts"))),
         numeric("mean queries", lambda cell: _queries(cell, "mean_queries")),
         numeric("most queries", lambda cell: _queries(cell, "max_queries")),
     ]
@@ -53,11 +53,6 @@ def _bounds(cell: Cell) -> tuple[float, float] | None:
 def _interval(cell: Cell) -> str:
     bounds = _bounds(cell)
     return DASH if bounds is None else f"{bounds[0]:.2e}{DASH}{bounds[1]:.2e}"
-
-
-def _failed_starts(cell: Cell) -> str:
-    failed = cell.total("n_failed_starts")
-    return DASH if failed is None else str(failed)
 
 
 def _queries(cell: Cell, name: str) -> str:
