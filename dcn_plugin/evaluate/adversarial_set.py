@@ -185,7 +185,8 @@ class AdversarialSet:
                 self._fits  # noqa: B018  (checked once)
                 kept = self._attacked(images, labels, first)
                 if self.store is not None and key is not None:
-                    self.store.write_batch(key, first, kept)
+                    about = {"source": self.name, "attack": self.attack.name}
+                    self.store.write_batch(key, first, kept, about)
             kept = {column: kept[column] for column in _COLUMNS if column not in ("labels", "change")}
             if self.rounding == "8bit":
                 kept["images"] = kept["images"].float() / 255

@@ -136,6 +136,11 @@ class Protocol:
     itself: bool = False
     figures: tuple[str, ...] = ()
 
+    @property
+    def verdicts(self) -> bool:
+        """Whether its records hold a verdict, so that one in which no image counts is sound."""
+        return self.figure == "passed"
+
     def takes(self, option: str) -> bool:
         """Whether it has an option of this name."""
         return any(known.name == option for known in self.options)

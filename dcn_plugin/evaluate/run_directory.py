@@ -5,10 +5,12 @@
     DIR/results.json            the records of all runs that ended, and what they were run with
     DIR/units/<digest>.json     one finished measurement: its key and its records
     DIR/sets/<digest>/key.json  what a set of adversarial images was made from
+    DIR/sets/<digest>/about.json  the names of its source and of its attack
     DIR/sets/<digest>/<first>.safetensors  one batch of it
 
 Every file is whole or not there, so a run that is killed at any moment goes on where it stopped and ends with the
-same ``results.json``, but for its ``run`` entry.
+same ``results.json``, but for its ``run`` entry. :class:`RunDirectory` is for those who measure; the functions read
+what is there and touch nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,13 @@ from dcn_plugin.evaluate.locks import locked
 from dcn_plugin.evaluate.records import Result, ResultFile
 from dcn_plugin.support.atomic_file import check_output, remove_leftovers, write_atomic
 
-__all__ = ["RunDirectory", "add_results"]
+__all__ = ["RESULTS", "RunDirectory", "StoredBatch", "StoredSet", "StoredUnit", "add_results", "run_folders",
+           "stored_sets", "stored_units"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
+
+RESULTS = "results.json"
+_KEY, _ABOUT = "key.json", "about.json"
 
 
 class RunDirectory:
@@ -92,12 +99,13 @@ class RunDirectory:
             _log.warning("%s is made again: it cannot be read (%s)", path, error)
             return None
 
-    def write_batch(self, key: Key, first: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep one batch of a set of images, and its key beside it."""
+    def write_batch(self, key: Key, first: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+        """Keep one batch of a set of images, and beside it the set's key and what else there is to say of it."""
         path = self._batch_path(key, first)
-        described = path.with_name("key.json")
-        if not described.exists():
-            write_atomic(described, json.dumps(key, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        for name, words in ((_KEY, key), (_ABOUT, about)):
+            if not path.with_name(name).exists():
+                text = json.dumps(words, indent=1, sort_keys=True, ensure_ascii=False)
+                write_atomic(path.with_name(name), text + "\n")
         write_atomic(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def finish(self, spec: Mapping[str, Any], results: Sequence[Result]) -> ResultFile:
@@ -113,13 +121,119 @@ class RunDirectory:
             "units_measured": self.measured,
             "units_reused": self.reused,
         }
-        return add_results(self.path / "results.json", {"runs": {name: dict(spec)}}, results, run)
+        return add_results(self.path / RESULTS, {"runs": {name: dict(spec)}}, results, run)
 
     def _unit_path(self, key: Key) -> Path:
         return self.path / "units" / f"{digest(key)}.json"
 
     def _batch_path(self, key: Key, first: int) -> Path:
         return self.path / "sets" / digest(key) / f"{first:010d}.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredUnit:
+    """One finished measurement.
+
+    Args:
+        path: of its file.
+        written: when, in ns of the file system's clock.
+    """
+
+    path: Path
+    written: int
+
+    def results(self) -> list[Result]:
+        """Its records; none where the file is damaged, and the log says so."""
+        try:
+            return list(map(Result.from_dict, json.loads(self.path.read_bytes())["results"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("%s is left out: it cannot be read (%s)", self.path, error)
+            return []
+
+
+@dataclass(frozen=True, eq=False)
+class StoredBatch:
+    """Adversarial images of B consecutive images of the data.
+
+    Args:
+        first: place of the first of them in the data.
+        images: (B, C, H, W), uint8 or float32 in [0, 1].
+        fooled: bool (B,), the source was right on the clean image, and no longer is.
+        examples: "clean", "labels" and "said", the class that the source names, of the first fooled images, where the
+            run kept them.
+    """
+
+    first: int
+    images: Tensor
+    fooled: Tensor
+    examples: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StoredSet:
+    """What one attack made of the data on one source.
+
+    Args:
+        path: of its folder.
+        source: name of the attacked model; None in folders of before 0.2.
+        attack: its name.
+        eps: its strength, if it has one.
+        rounding: as in the records.
+        data_hash: SHA-256 of the clean images.
+    """
+
+    path: Path
+    source: str | None
+    attack: str
+    eps: float | None
+    rounding: str
+    data_hash: str
+
+    @classmethod
+    def read(cls, path: Path) -> StoredSet | None:
+        """The set in a folder; None where its key is damaged, and the log says so."""
+        try:
+            key, about = json.loads((path / _KEY).read_bytes()), path / _ABOUT
+            attack, names = key["attack"], json.loads(about.read_bytes()) if about.exists() else {}
+            name = names.get("attack") or str(attack["class"]).rpartition(".")[2]
+            settings, content = attack["settings"], key["data"]["content"]
+            return cls(path, names.get("source"), name, settings.get("eps"), key["rounding"], content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _log.warning("%s is left out: it says nothing of its images (%r)", path / _KEY, error)
+            return None
+
+    def batches(self) -> Iterator[StoredBatch]:
+        """Its batches in the order of the data; those that are damaged are left out, and the log says so."""
+        for file in sorted(self.path.glob("*.safetensors")):
+            try:
+                tensors = safetensors.torch.load_file(file)
+                examples = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("example_")}
+                batch = StoredBatch(int(file.stem), tensors["images"], tensors["fooled"], examples)
+            except (safetensors.SafetensorError, OSError, ValueError, LookupError) as error:
+                _log.warning("%s is left out: it cannot be read (%s)", file, error)
+                continue
+            yield batch
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The run directories at and below a folder, in the order of their names; those within one are not searched."""
+    if (path / RESULTS).is_file() or stored_units(path):
+        return [path]
+    children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+    return [folder for child in children for folder in run_folders(child)]
+
+
+def stored_units(folder: Path) -> list[StoredUnit]:
+    """The finished measurements of a run directory, and the demonstration's seeds, in the order in which they came."""
+    files = [*(folder / "units").glob("*.json"), *(folder / "seeds").glob("seed-*.json")]
+    units = [StoredUnit(file, file.stat().st_mtime_ns) for file in files]
+    return sorted(units, key=lambda unit: (unit.written, unit.path.name))
+
+
+def stored_sets(folder: Path) -> Iterator[StoredSet]:
+    """The adversarial images of a run directory."""
+    sets = (StoredSet.read(file.parent) for file in sorted(folder.glob(f"sets/*/{_KEY}")))
+    return (images for images in sets if images is not None)
 
 
 def add_results(
@@ -136,12 +250,12 @@ def add_results(
     path = Path(path)
     with locked(path):
         old = _read_earlier(path)
-        new = {result.setting for result in results}
-        kept = [result for result in old.results if result.setting not in new]
+        settings = {result.setting for result in results}
+        others = [result for result in old.results if result.setting not in settings]
         records = {result.setting: result for result in (*old.results, *results)}
-        whole = ResultFile(_both(old.spec, spec, kept) if kept else spec, tuple(records.values()), run)
-        whole.write(path)
-    return whole
+        joined = ResultFile(_both(old.spec, spec, others) if others else spec, tuple(records.values()), run)
+        joined.write(path)
+    return joined
 
 
 def _read_earlier(path: Path) -> ResultFile:
@@ -154,19 +268,19 @@ def _read_earlier(path: Path) -> ResultFile:
     return ResultFile({}, ())
 
 
-def _both(old: Mapping[str, Any], new: Mapping[str, Any], kept: Sequence[Result]) -> dict[str, Any]:
+def _both(old: Mapping[str, Any], new: Mapping[str, Any], records: Sequence[Result]) -> dict[str, Any]:
     """The settings of the runs that still have records, and those of a new one."""
-    left = set(map(_run_name, kept))
+    names = set(map(_run_name, records))
     runs: dict[str, Any] = {}
     for name, settings in _runs(old).items():
         pairs = re.sub(r" \(\d+\)$", "", name).split(", ")
-        if name == _UNNAMED or not left.isdisjoint(pairs):
+        if name == _UNNAMED or not names.isdisjoint(pairs):
             runs[name] = settings
     # As they are read back: tuples are lists in JSON.
     for name, settings in json.loads(json.dumps(_runs(new))).items():
-        same = [known for known in runs if re.fullmatch(rf"{re.escape(name)}( \(\d+\))?", known)]
-        if all(runs[known] != settings for known in same):
-            runs[f"{name} ({len(same) + 1})" if same else name] = settings
+        namesakes = [other for other in runs if re.fullmatch(rf"{re.escape(name)}( \(\d+\))?", other)]
+        if all(runs[other] != settings for other in namesakes):
+            runs[f"{name} ({len(namesakes) + 1})" if namesakes else name] = settings
     return {"runs": runs}
 
 

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 
 from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import Relation, Result, Scalar, Spread, spread, wilson
+from dcn_plugin.evaluate.protocol import Protocol, Strength
+from dcn_plugin.evaluate.protocols import protocol_of
 from dcn_plugin.evaluate.relations import closest
 from dcn_plugin.support.number_format import value
 
-__all__ = ["Cell", "Matrix", "cells", "clean_cells", "data_labels", "is_distance", "matrices", "strength_of"]
+__all__ = ["FAIL", "GENERAL", "PASS", "UNKNOWN", "Cell", "Matrix", "apart", "cells", "cells_of", "clean_cells",
+           "data_labels", "strength_of", "words_of"]  # fmt: skip
 
-# protocol -> the setting that is its strength, where that is not eps
-_STRENGTH = {"shuffle": "k"}
+PASS, FAIL, UNKNOWN = "pass", "FAIL", "unknown"
+"""The verdicts of a check, as tables show them."""
+
+GENERAL = Protocol(name="", record="", title="", help="", measure=lambda _: ())
+"""The words of a protocol that is not known here."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +70,29 @@ class Cell:
     @property
     def closest(self) -> Relation | None:
         """The closest relation of any run; None if no record says one."""
-        said = [run.relation for run in self.runs if run.relation]
-        return closest(said) if said else None
+        relations = [run.relation for run in self.runs if run.relation]
+        return closest(relations) if relations else None
+
+    @property
+    def words(self) -> Protocol:
+        """What its protocol says of itself."""
+        return words_of(self.runs[0])
 
     @property
     def no_transfer(self) -> bool:
         """Whether a source of what is shown as a transfer attack was, in any run, the target itself or held it."""
-        return self.protocol != "whitebox" and self.closest == "same network"
+        return not self.words.itself and self.closest == "same network"
 
     @property
     def strength(self) -> float | None:
         """eps, or what takes its place in this protocol."""
-        return strength_of(self.runs[0])
+        return strength_of(self.runs[0]).of(self.runs[0])
 
     @property
     def condition(self) -> tuple[object, ...]:
         """All that targets must share to be held against each other, but for the strength."""
-        own = self.protocol == "whitebox"  # there the source is the target itself
-        first = self.runs[0]
-        return (self.protocol, None if own else self.source, self.attack, first.data, first.data_hash, first.rounding)
+        first, source = self.runs[0], None if self.words.itself else self.source
+        return (self.protocol, source, self.attack, first.data, first.data_hash, first.rounding)
 
     @property
     def accuracy(self) -> Spread | None:
@@ -125,14 +135,25 @@ class Cell:
             return "no image counts"
         return None
 
+    @property
+    def verdict(self) -> str:
+        """Of a check over the runs: one failure is a failure, one verdict that is missing is unknown."""
+        verdicts = {run.passed for run in self.runs}
+        return FAIL if False in verdicts else UNKNOWN if None in verdicts else PASS
+
     def total(self, count: str) -> int | None:
         """Sum of a count over the runs, by the name of its field; None if a run does not have it."""
-        found = [getattr(run, count) for run in self.runs]
-        return None if None in found else sum(found)
+        counts = [getattr(run, count) for run in self.runs]
+        return None if None in counts else sum(counts)
 
     def figure(self, name: str) -> Spread | None:
         """A number of ``figures`` over the runs that have it; None if no run has."""
-        return _spread(number for run in self.runs if (number := _as_number(run.figures.get(name))) is not None)
+        return _spread(_as_number(run.figures.get(name)) for run in self.runs)
+
+    def figure_interval(self, low: str, high: str) -> tuple[float, float] | None:
+        """As :attr:`accuracy_interval`, of an interval whose bounds are two numbers of ``figures``."""
+        lower, upper = self.figure(low), self.figure(high)
+        return None if lower is None or upper is None else (lower.low, upper.high)
 
 
 @dataclass(frozen=True)
@@ -167,9 +188,19 @@ class Matrix:
         return next(iter(self.cells.values()))
 
 
-def is_distance(result: Result) -> bool:
-    """Whether a record holds a distance in place of an accuracy: Boundary, HopSkipJump, CW and their like."""
-    return "median_distance" in result.figures
+def words_of(result: Result) -> Protocol:
+    """What the protocol of a record says of itself; of a protocol that is not known here, what holds in general."""
+    return protocol_of(result) or GENERAL
+
+
+def strength_of(result: Result) -> Strength:
+    """Which number of a record is its strength; eps, where its protocol names none."""
+    return words_of(result).strength or Strength()
+
+
+def apart(first: tuple[float, float] | None, second: tuple[float, float] | None) -> bool:
+    """Whether two intervals have no point in common; False where one is missing."""
+    return first is not None and second is not None and (first[0] > second[1] or first[1] < second[0])
 
 
 def cells(results: Sequence[Result], *, protocol: str) -> list[Cell]:
@@ -180,10 +211,10 @@ def cells(results: Sequence[Result], *, protocol: str) -> list[Cell]:
     Raises:
         RecordError: a setting was measured twice with the same seeds.
     """
-    own = [result for result in results if result.protocol == protocol]
-    telling, images = _telling_settings(own), data_labels(results)
+    records = [result for result in results if result.protocol == protocol]
+    telling, images = _telling_settings(records), data_labels(results)
     groups: dict[object, dict[tuple[int, str], Result]] = {}
-    for result in own:
+    for result in records:
         runs = groups.setdefault(_setting(result), {})
         seeds = (result.seed, repr(sorted((k, v) for k, v in result.attack_settings.items() if _is_seed(k))))
         if seeds in runs:
@@ -193,21 +224,27 @@ def cells(results: Sequence[Result], *, protocol: str) -> list[Cell]:
                 fix="keep one of the two records",
             )
         runs[seeds] = result
-    made = []
+    grouped = []
     for runs in groups.values():
         first, *_ = in_order = tuple(runs[seeds] for seeds in sorted(runs))
-        made.append(Cell(_label(first, telling), in_order, images[first.data, first.data_hash]))
-    return made
+        grouped.append(Cell(_label(first, telling), in_order, images[first.data, first.data_hash]))
+    return grouped
+
+
+def cells_of(results: Sequence[Result], protocol: Protocol) -> list[Cell]:
+    """The cells of a protocol, whose records may bear several names, one name after the other."""
+    names = dict.fromkeys(result.protocol for result in results if protocol_of(result) is protocol)
+    return [cell for name in names for cell in cells(results, protocol=name)]
 
 
 def clean_cells(results: Sequence[Result]) -> list[Cell]:
     """One cell a target and image set for its accuracy on clean images, read off the first record of each seed."""
-    known = [result for result in results if result.n_clean_correct is not None]
-    # A distance or a check may be taken on a part of the images: it is asked only if nothing else knows.
-    ordinary = [result for result in known if not is_distance(result) and result.protocol != "sanity"]
+    counted = [result for result in results if result.n_clean_correct is not None]
+    # A protocol that takes a part of the images is asked only if nothing else knows.
+    ordinary = [result for result in counted if not words_of(result).partial]
     covered = {result.target for result in ordinary}
     groups: dict[tuple[str, str, str], dict[int, Result]] = {}
-    for result in [*ordinary, *(result for result in known if result.target not in covered)]:
+    for result in [*ordinary, *(result for result in counted if result.target not in covered)]:
         key = (result.data, result.data_hash, result.target)
         groups.setdefault(key, {}).setdefault(result.seed, result)
     images = data_labels(results)
@@ -224,21 +261,6 @@ def data_labels(results: Sequence[Result]) -> dict[tuple[str, str], str]:
     return {(name, content): f"{name} ({content[:8]})" if shared[name] > 1 else name for name, content in sets}
 
 
-def matrices(results: Sequence[Result]) -> list[Matrix]:
-    """The transfer matrices: one an attack, strength, image set and rounding that at least two sources share.
-
-    Strengths of one attack stand side by side, in the order of the attacks' first appearance.
-    """
-    groups: dict[object, dict[tuple[str, str], Cell]] = {}
-    for cell in cells(results, protocol="transfer"):
-        pair = (str(cell.source), cell.target)
-        setting = (*Matrix({pair: cell}).family, cell.strength)
-        groups.setdefault(setting, {})[pair] = cell
-    found = [matrix for matrix in map(Matrix, groups.values()) if len(matrix.sources) > 1]
-    attacks = list(dict.fromkeys(matrix.family for matrix in found))
-    return sorted(found, key=lambda matrix: attacks.index(matrix.family))
-
-
 def _setting(result: Result) -> object:
     settings = tuple(sorted((k, repr(v)) for k, v in result.attack_settings.items() if not _is_seed(k)))
     return (result.data, result.data_hash, result.source, result.attack, settings, result.eps, result.rounding,
@@ -249,12 +271,6 @@ def _is_seed(name: str) -> bool:
     return name == "seed" or name.endswith("_seed")
 
 
-def strength_of(result: Result) -> float | None:
-    """eps, or what takes its place in the protocol; None where there is no strength."""
-    instead = _STRENGTH.get(result.protocol)
-    return result.eps if instead is None else _as_number(result.attack_settings.get(instead))
-
-
 def _telling_settings(results: Sequence[Result]) -> dict[str | None, list[str]]:
     """Attack -> names of the settings that differ between records of the same attack, images and strength.
 
@@ -262,30 +278,29 @@ def _telling_settings(results: Sequence[Result]) -> dict[str | None, list[str]]:
     L-inf is always told: radii of two norms are two quantities. So are the sources of TAPM where they differ anywhere:
     they do not follow from the strength.
     """
-    met: dict[object, dict[str, set[str]]] = {}
-    names: dict[str | None, list[str]] = {}
-    for result in results:
-        for name in result.attack_settings:
-            known = names.setdefault(result.attack, [])
-            if name not in known and not _is_seed(name) and name != _STRENGTH.get(result.protocol):
-                known.append(name)
-    for result in results:
-        group = met.setdefault((result.attack, result.data_hash, strength_of(result)), {})
-        for name in names.get(result.attack, []):
-            group.setdefault(name, set()).add(repr(result.attack_settings.get(name)))
+    values: dict[object, dict[str, set[str]]] = {}
+    names: dict[str | None, dict[str, None]] = {}
     sources: dict[str | None, set[object]] = {}
     for result in results:
+        names.setdefault(result.attack, {}).update(dict.fromkeys(result.attack_settings))
         sources.setdefault(result.attack, set()).add(result.attack_settings.get("sources"))
-    differ: dict[str | None, list[str]] = {}
     for result in results:
-        group = met[(result.attack, result.data_hash, strength_of(result))]
-        known = differ.setdefault(result.attack, [])
-        known += [name for name, values in group.items() if len(values) > 1 and name not in known]
-        if result.attack_settings.get("norm", "Linf") != "Linf" and "norm" not in known:
-            known.append("norm")
-        if len(sources[result.attack]) > 1 and "sources" not in known:
-            known.append("sources")
-    return differ
+        group = values.setdefault(_compared(result), {})
+        for name in names[result.attack]:
+            group.setdefault(name, set()).add(repr(result.attack_settings.get(name)))
+    differ: dict[str | None, dict[str, None]] = {}
+    for result in results:
+        telling = [name for name, texts in values[_compared(result)].items() if len(texts) > 1 and not _is_seed(name)]
+        if result.attack_settings.get("norm", "Linf") != "Linf":
+            telling.append("norm")
+        if len(sources[result.attack]) > 1:
+            telling.append("sources")
+        differ.setdefault(result.attack, {}).update(dict.fromkeys(telling))
+    return {attack: list(telling) for attack, telling in differ.items()}
+
+
+def _compared(result: Result) -> object:
+    return (result.attack, result.data_hash, strength_of(result).of(result))
 
 
 def _label(result: Result, telling: Mapping[str | None, Sequence[str]]) -> str | None:
@@ -302,10 +317,10 @@ def _as_number(scalar: Scalar) -> float | None:
 
 
 def _spread(values: Iterable[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    return spread(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return spread(numbers) if numbers else None
 
 
 def _envelope(intervals: Iterable[tuple[float, float] | None]) -> tuple[float, float] | None:
-    known = [interval for interval in intervals if interval is not None]
-    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+    bounds = [interval for interval in intervals if interval is not None]
+    return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from dcn_plugin.data import IndexedImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.cache_keys import digest
-from dcn_plugin.report.load import run_folders
+from dcn_plugin.evaluate.run_directory import StoredSet, run_folders, stored_sets
 from dcn_plugin.report.plots import ImageGrid
 from dcn_plugin.support.number_format import number
 
 __all__ = ["adversarial_grids"]
-
-_log = logging.getLogger(__name__)
 
 
 def adversarial_grids(
@@ -48,87 +38,51 @@ def adversarial_grids(
     where = Path(path)
     grids: list[ImageGrid] = []
     for folder in run_folders(where.parent if where.is_file() else where):
-        names = dict(_source_names(folder))
-        for described in sorted((folder / "sets").glob("*/key.json")):
-            grid = _grid(described, names, data, count) if len(grids) < most else None
+        for images in stored_sets(folder):
+            grid = _grid(images, data, count) if len(grids) < most else None
             if grid is not None:
                 grids.append(grid)
     return sorted(grids, key=lambda grid: grid.title)
 
 
-def _grid(described: Path, names: Mapping[str, str], data: IndexedImages | None, count: int) -> ImageGrid | None:
-    key = _read_json(described)
-    try:
-        title, content = _title(key, names.get(described.parent.name)), key["data"]["content"]
-    except (KeyError, TypeError, AttributeError) as error:
-        _log.warning("%s is not shown: it says nothing of its images (%r)", described, error)
-        return None
-    at_hand = data if data is not None and content == data.content_hash else None
-    places, found = _first_fooled(described.parent, count, known_only=at_hand is None)
+def _grid(images: StoredSet, data: IndexedImages | None, count: int) -> ImageGrid | None:
+    clean = data if data is not None and images.data_hash == data.content_hash else None
+    places, columns = _first_fooled(images, count, examples_only=clean is None)
     if not len(places):
         return None
-    grid = ImageGrid(title, places.numpy(), found["images"].numpy())
-    if "said" in found:
-        grid = dataclasses.replace(grid, said=found["said"].numpy())
-    if at_hand is not None:
-        found |= {"clean": at_hand.take(places).float().cpu(), "labels": at_hand.labels.cpu()[places]}
-    if "clean" in found:
-        grid = dataclasses.replace(grid, clean=found["clean"].numpy(), labels=found["labels"].numpy())
-    return grid
+    if clean is not None:
+        columns |= {"clean": clean.take(places).float().cpu(), "labels": clean.labels.cpu()[places]}
+    arrays = {name: column.numpy() for name, column in columns.items()}
+    more = (arrays.get(name) for name in ("clean", "labels", "said"))
+    return ImageGrid(_title(images), places.numpy(), arrays["images"], *more)
 
 
-def _first_fooled(folder: Path, count: int, *, known_only: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Places int64 (K,), K <= ``count``, of fooled images, from as few batches as hold them, and what is kept of them.
+def _first_fooled(images: StoredSet, count: int, *, examples_only: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Places int64 (K,), K <= ``count``, of fooled images, from as few batches as hold them, and their columns.
 
-    That is "images" (K, C, H, W) and, where the run kept them of every one, "clean", "labels" and "said"; with
-    ``known_only`` no more images than it kept them of, if of any.
+    These are "images" (K, C, H, W) and, where the run kept them of every image, "clean", "labels" and "said"; with
+    ``examples_only`` no more images than it kept them of, if of any.
     """
     places: list[int] = []
     columns: dict[str, list[Tensor]] = {name: [] for name in ("images", "clean", "labels", "said")}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            batch, first = safetensors.torch.load_file(file), int(file.stem)
-            rows = batch["fooled"].nonzero().flatten()[: count - len(places)].tolist()
-            kept = len(batch.get("example_said", ()))
-            rows = rows[:kept] if known_only and kept else rows
-            images = [batch["images"][row] for row in rows]
-        except (safetensors.SafetensorError, OSError, ValueError, LookupError) as error:
-            _log.warning("%s is not shown: it cannot be read (%s)", file, error)
-            continue
-        places += [first + row for row in rows]
-        columns["images"] += [image.float() / 255 if image.dtype == torch.uint8 else image.float() for image in images]
+    for batch in images.batches():
+        rows = batch.fooled.nonzero().flatten()[: count - len(places)].tolist()
+        examples = len(batch.examples.get("said", ()))
+        rows = rows[:examples] if examples_only and examples else rows
+        places += [batch.first + row for row in rows]
+        scale = 255 if batch.images.dtype == torch.uint8 else 1
+        columns["images"] += [batch.images[row].float() / scale for row in rows]
         # The examples of a batch are its first fooled images too.
         for name in ("clean", "labels", "said"):
-            columns[name] += batch.get(f"example_{name}", torch.empty(0))[: len(rows)]
-        if len(places) == count or (known_only and kept):
+            columns[name] += batch.examples.get(name, torch.empty(0))[: len(rows)]
+        if len(places) == count or (examples_only and examples):
             break
-    known = {name: torch.stack(column) for name, column in columns.items() if places and len(column) == len(places)}
-    return torch.tensor(places, dtype=torch.int64), known
+    full = {name: torch.stack(column) for name, column in columns.items() if places and len(column) == len(places)}
+    return torch.tensor(places, dtype=torch.int64), full
 
 
-def _source_names(folder: Path) -> Iterator[tuple[str, str]]:
-    """Digest of a set -> name of its source. Sets know the source's weights, the finished units its name."""
-    for file in (folder / "units").glob("*.json"):
-        key = _read_json(file).get("key")
-        sets = [key, *(key.get("sets") or [])] if isinstance(key, dict) else []
-        for one in sets:
-            name = one.get("name") or one.get("source") or one.get("target")
-            if one.get("set") and isinstance(name, str):
-                yield digest(one["set"]), name
-
-
-def _title(key: Mapping[str, Any], source: str | None) -> str:
-    attack = str(key["attack"]["class"]).rpartition(".")[2]
-    eps = key["attack"]["settings"].get("eps")
-    parts = [attack + (f" on {source}" if source else "")]
-    parts += [f"eps {number(eps)}"] if eps is not None else []
-    parts += ["8-bit images"] if key["rounding"] == "8bit" else []
+def _title(images: StoredSet) -> str:
+    parts = [images.attack + (f" on {images.source}" if images.source else "")]
+    parts += [f"eps {number(images.eps)}"] if images.eps is not None else []
+    parts += ["8-bit images"] if images.rounding == "8bit" else []
     return ", ".join(parts)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        _log.warning("%s is not shown: it cannot be read (%s)", file, error)
-        return {}

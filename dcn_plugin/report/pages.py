@@ -12,14 +12,16 @@ from pathlib import Path
 
 from dcn_plugin.evaluate import Examples, Result
 from dcn_plugin.report.conclusions import findings
-from dcn_plugin.report.figures import examples_figure, family_figures, grid_figures
+from dcn_plugin.report.figures import examples_figure, grid_figures
 from dcn_plugin.report.html import Section, render_html
 from dcn_plugin.report.plots import ImageGrid
-from dcn_plugin.report.tables import Table, clean_table, families, latex_document, records_csv, result_tables
+from dcn_plugin.report.protocols import parts_of
+from dcn_plugin.report.tables import clean_table, records_csv
 from dcn_plugin.report.warnings_for import cautions
 from dcn_plugin.support.atomic_file import check_output, write_atomic
+from dcn_plugin.support.table import Table, latex_document
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "result_tables", "write_report"]
 
 # Longer tables are named in a terminal, not printed.
 _TERMINAL_ROWS = 60
@@ -91,6 +93,12 @@ class Report:
         return ("Read with care", self.cautions), ("What the numbers say", self.findings)
 
 
+def result_tables(results: Sequence[Result]) -> list[Table]:
+    """Every table that the records have something for."""
+    tables = [clean_table(results), *(table for part, records in parts_of(results) for table in part.tables(records))]
+    return [table for table in tables if table.rows]
+
+
 def write_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
     """Write ``report.html``, ``tables.md``, ``tables.tex``, ``records.csv`` and one PNG a figure, each atomically.
 
@@ -157,9 +165,9 @@ def _former_figures(folder: Path) -> set[Path]:
 def _sections(report: Report) -> list[Section]:
     clean = clean_table(report.results)
     sections = [Section("clean", "Clean images", tables=[clean])] if clean.rows else []
-    for family in families(report.results):
-        name = re.sub(r"[^a-z0-9]+", "-", family.name.lower())
-        sections.append(Section(name, family.heading, family_figures(family), family.tables))
+    for part, records in parts_of(report.results):
+        name = re.sub(r"[^a-z0-9]+", "-", part.name.lower())
+        sections.append(Section(name, part.heading, part.figures(records), part.tables(records)))
     images = [*([examples_figure(report.examples)] if report.examples else []), *grid_figures(report.grids)]
     if images:
         sections.append(Section("images", "Images", images))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.report.aggregate import strength_of
+from dcn_plugin.report.aggregate import strength_of, words_of
 from dcn_plugin.support.number_format import listed, number
 
 __all__ = ["cautions"]
@@ -22,15 +22,14 @@ def cautions(results: Sequence[Result]) -> list[str]:
         sentences.append(
             f"No clean image is classified correctly by {listed(sorted(lost))}: nothing can be said of it."
         )
-    inside = [r for r in results if r.relation == "same network" and r.protocol != "whitebox" and r.source != r.target]
+    inside = [r for r in results if r.relation == "same network" and not words_of(r).itself and r.source != r.target]
     if inside:
         rows = _by_setting((_setting(result), result.target) for result in inside)
         sentences.append(
             "White-box, not transfer: the attacked source is the network itself, holds it or lies within it. No "
             f"conclusion is drawn from these rows: {rows}."
         )
-    # A check may count no image and yet have a verdict.
-    empty = [r for r in results if r.n_counted == 0 and r.target not in lost and r.protocol != "sanity"]
+    empty = [r for r in results if r.n_counted == 0 and r.target not in lost and not words_of(r).verdicts]
     if empty:
         rows = _by_setting((_setting(result), result.target) for result in empty)
         sentences.append(f"No image counts, so that there is no rate or distance (a dash in the tables): {rows}.")
@@ -50,12 +49,12 @@ def cautions(results: Sequence[Result]) -> list[str]:
 
 def _setting(result: Result) -> str:
     """Attack, source and strength: "PGD on resnet18, eps 8/255"."""
-    strength = strength_of(result)
-    name = "eps" if result.eps is not None else "k"
+    words = strength_of(result)
+    strength = words.of(result)
     return (
         (result.attack or result.protocol)
         + (f" on {result.source}" if result.source else "")
-        + (f", {name} {number(strength)}" if strength is not None else "")
+        + (f", {words.label} {number(strength)}" if strength is not None else "")
     )
 
 

@@ -14,7 +14,9 @@ from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageSet
 from dcn_plugin.errors import DataError
 from dcn_plugin.evaluate import AdversarialSet, ResultFile, RunDirectory, add_results, gaussian, transfer, whitebox
+from dcn_plugin.evaluate.run_directory import run_folders, stored_sets, stored_units
 from dcn_plugin.evaluate.session import Session, Unit
+from dcn_plugin.support.processes import ALONE
 from tests.evaluate.conftest import Asked
 from tests.toy_records import noise_record, record
 
@@ -43,6 +45,40 @@ def test_the_key_stands_in_words_beside_what_it_keeps(tmp_path: Path, models: di
     assert {"source", "versions", "hardware", "code", "rounding", "batch_size"} <= key.keys()
 
 
+def test_what_is_stored_is_read_back_with_the_names_of_source_and_attack(
+    tmp_path: Path, models: dict[str, Asked], data: ImageSet
+) -> None:
+    adversarial = AdversarialSet("a", models["a"], ATTACK, data, "8bit", 32, RunDirectory(tmp_path))
+    batches = list(adversarial)
+    (images,) = stored_sets(tmp_path)
+    assert (images.source, images.attack, images.eps, images.rounding) == ("a", "PGD", 0.15, "8bit")
+    assert images.data_hash == data.content_hash
+    for stored, batch in zip(images.batches(), batches, strict=True):
+        assert stored.first == batch.first
+        assert torch.equal(stored.images.float() / 255, batch.images)
+        assert torch.equal(stored.fooled, batch.fooled)
+    assert {"clean", "labels", "said"} == next(images.batches()).examples.keys()
+    # The names are for people: the same weights under another name find the same images.
+    assert "a" not in json.loads((images.path / "key.json").read_text()).values()
+    rows = models["a"].rows
+    list(AdversarialSet("b", models["a"], ATTACK, data, "8bit", 32, RunDirectory(tmp_path)))
+    assert models["a"].rows == rows
+
+
+def test_run_folders_are_those_that_ended_or_hold_a_measurement_and_are_left_as_they_are(tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "b" / "deep").finish({}, [record()])
+    RunDirectory(tmp_path / "a").write_unit(KEY, [record(), noise_record()])
+    RunDirectory(tmp_path / "a" / "inside").finish({}, [record()])
+    (tmp_path / "empty").mkdir()
+    draft = tmp_path / "a" / "units" / ".dcn-0123456789abcdef.tmp"
+    draft.touch()
+    killed, ended = run_folders(tmp_path)
+    assert (killed, ended) == (tmp_path / "a", tmp_path / "b" / "deep")
+    assert [unit.results() for unit in stored_units(killed)] == [[record(), noise_record()]]
+    assert draft.exists()
+    assert run_folders(tmp_path / "absent") == []
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"key": 1}', b"\xff\xfe", b"[]"])
 def test_a_damaged_unit_is_measured_again(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     store = RunDirectory(tmp_path)
@@ -52,8 +88,8 @@ def test_a_damaged_unit_is_measured_again(tmp_path: Path, damage: bytes, caplog:
     with caplog.at_level(logging.WARNING):
         assert store.read_unit(KEY) is None
     assert "measured again" in caplog.text or damage == b'{"key": 1}'
-    session = Session.of(0, None, 1, store, None, False)
-    assert session.recall(Unit.whole("", lambda: KEY, lambda bar: [record()])) == [record()]
+    session = Session(training_seed=0, batch_size=1, store=store, team=ALONE, progress=False)
+    assert session.recall(Unit.whole("", lambda: KEY, lambda _: [record()])) == [record()]
     assert RunDirectory(tmp_path).read_unit(KEY) == (record(),)
 
 

@@ -5,7 +5,8 @@ import pytest
 from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import wilson
 from dcn_plugin.report import cells, clean_cells, matrices, percent
-from tests.toy_records import cue_record, distance_record, matrix_records, noise_record, record
+from dcn_plugin.report.aggregate import apart
+from tests.toy_records import check_record, cue_record, distance_record, matrix_records, noise_record, record
 
 
 def test_the_runs_of_one_setting_become_one_cell_in_order_of_appearance() -> None:
@@ -15,14 +16,14 @@ def test_the_runs_of_one_setting_become_one_cell_in_order_of_appearance() -> Non
         for eps in (0.2, 0.1)
         for target in ("standard", "p=0.1")
     ]
-    found = cells([*results, noise_record()], protocol="transfer")
-    assert [(cell.eps, cell.target) for cell in found] == [
+    rows = cells([*results, noise_record()], protocol="transfer")
+    assert [(cell.eps, cell.target) for cell in rows] == [
         (0.2, "standard"),
         (0.2, "p=0.1"),
         (0.1, "standard"),
         (0.1, "p=0.1"),
     ]
-    assert all([run.seed for run in cell.runs] == [0, 1] for cell in found)
+    assert all([run.seed for run in cell.runs] == [0, 1] for cell in rows)
 
 
 def test_a_cell_averages_rates_sums_counts_and_spans_intervals() -> None:
@@ -52,9 +53,9 @@ def test_a_setting_measured_twice_with_one_seed_is_refused() -> None:
 
 
 def test_clean_accuracy_is_read_once_a_seed() -> None:
-    found = clean_cells([record(eps=0.1), record(eps=0.2), record(eps=0.1, seed=1, n_clean_correct=80)])
-    assert [(cell.target, cell.clean.count) for cell in found] == [("standard", 2)]
-    assert found[0].clean.mean == pytest.approx(0.85)
+    rows = clean_cells([record(eps=0.1), record(eps=0.2), record(eps=0.1, seed=1, n_clean_correct=80)])
+    assert [(cell.target, cell.clean.count) for cell in rows] == [("standard", 2)]
+    assert rows[0].clean.mean == pytest.approx(0.85)
 
 
 def test_percent_shows_a_deviation_only_over_several_runs() -> None:
@@ -108,10 +109,10 @@ def test_whatever_else_differs_makes_another_cell(change: dict[str, str]) -> Non
 
 
 def test_a_matrix_holds_the_sources_and_targets_of_one_attack_and_strength() -> None:
-    found = matrices([*matrix_records(), *matrix_records(eps=0.1), *matrix_records(attack="FGSM")])
-    assert [(m.example.attack, m.example.eps) for m in found] == [("PGD", 0.2), ("PGD", 0.1), ("FGSM", 0.2)]
-    assert (found[0].sources, found[0].targets) == (["vgg", "resnet"], ["vgg", "standard"])
-    assert found[0].cells["vgg", "vgg"].relation == "same network"
+    squares = matrices([*matrix_records(), *matrix_records(eps=0.1), *matrix_records(attack="FGSM")])
+    assert [(m.example.attack, m.example.eps) for m in squares] == [("PGD", 0.2), ("PGD", 0.1), ("FGSM", 0.2)]
+    assert (squares[0].sources, squares[0].targets) == (["vgg", "resnet"], ["vgg", "standard"])
+    assert squares[0].cells["vgg", "vgg"].relation == "same network"
     assert matrices([record()]) == []
 
 
@@ -125,3 +126,21 @@ def test_clean_accuracy_of_a_part_of_the_images_is_read_only_if_there_is_no_othe
     assert [cell.runs[0].n_total for cell in clean_cells([part, record()])] == [100]
     assert [cell.runs[0].n_total for cell in clean_cells([part])] == [95]
     assert clean_cells([cue_record(1, 2)]) == []
+
+
+def test_clean_accuracy_is_not_read_off_a_check_where_another_record_has_it() -> None:
+    """The mutation: `clean_cells` reads the records of checks too."""
+    check = check_record("noise", True, n_total=92, n_clean_correct=80)
+    assert [cell.runs[0].n_total for cell in clean_cells([check, record()])] == [100]
+    assert [cell.runs[0].n_total for cell in clean_cells([check])] == [92]
+
+
+def test_intervals_that_touch_are_not_apart() -> None:
+    """The mutation: `>` becomes `>=`, or `<` becomes `<=`."""
+    assert not apart((0.2, 0.3), (0.1, 0.2))
+    assert not apart((0.1, 0.2), (0.2, 0.3))
+    assert apart((0.2, 0.3), (0.1, 0.19))
+    assert apart((0.1, 0.19), (0.2, 0.3))
+    assert not apart((0.1, 0.4), (0.2, 0.3))
+    assert not apart(None, (0.2, 0.3))
+    assert not apart((0.2, 0.3), None)

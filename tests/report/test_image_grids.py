@@ -118,9 +118,17 @@ def test_a_damaged_batch_is_passed_over(
     (tmp_path / "units").symlink_to(run / "units")
     (rest,) = adversarial_grids(tmp_path, data, count=1)
     assert int(grid.indices[0]) < 4 <= int(rest.indices[0])
-    assert "is not shown" in caplog.text
+    assert "is left out" in caplog.text
 
 
 def test_no_images_at_all_is_not_a_request(run: Path) -> None:
     with pytest.raises(SpecError):
         adversarial_grids(run, count=0)
+
+
+def test_an_older_folder_without_names_is_shown_under_its_attack_alone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("sets/*/about.json"):
+        file.unlink()
+    (grid,) = adversarial_grids(tmp_path, count=1)
+    assert grid.title == "PGD, eps 64/255, 8-bit images"
