@@ -55,16 +55,16 @@ def compared(plain: Call, other: Call, device: torch.device) -> Compared:
         device: that they compute on.
     """
     if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
-        rounds = _rounds(plain, other, device, _repeats_of(plain, other, device))
+        rounds = _rounds(plain, other, device, _first(plain, other, device))
         # Programs may have come while it was measured.
         if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
             return _told(rounds, _quartile(rounds, 0))
     with alone():
-        repeats = _repeats_of(plain, other, device)
-        rounds = _rounds(plain, other, device, repeats, needed=DOUBT)
+        first = _first(plain, other, device)
+        rounds = _rounds(plain, other, device, first, needed=DOUBT)
     gain = _quartile(rounds, 0) / DOUBT
     if 1 <= gain < VETO:
-        gain = min(gain, _quartile(_rounds(plain, other, device, repeats, most=LEAST_ROUNDS), 2))
+        gain = min(gain, _quartile(_rounds(plain, other, device, first._replace(seconds=None), most=LEAST_ROUNDS), 2))
     return _told(rounds, gain)._replace(one_thread=True)
 
 
@@ -81,15 +81,33 @@ def _quartile(rounds: list[tuple[float, float]], number: int) -> float:
     return statistics.quantiles([plain / other for plain, other in rounds], n=4)[number]
 
 
-def _repeats_of(plain: Call, other: Call, device: torch.device) -> tuple[int, int]:
-    return _repeats(plain, device), _repeats(other, device)
+class _First(NamedTuple):
+    """What the first calls tell.
+
+    Args:
+        repeats: how many calls of either side make a round.
+        seconds: of both, where one call makes a round, so that these are one; else None.
+    """
+
+    repeats: tuple[int, int]
+    seconds: tuple[float, float] | None
+
+
+def _first(plain: Call, other: Call, device: torch.device, *, least_s: float = 0.004) -> _First:
+    seconds = []
+    for call in (plain, other):
+        _seconds(call, 1, device)  # it makes what is made once
+        seconds.append(_seconds(call, 1, device))
+    repeats = [max(1, min(20, math.ceil(least_s / max(taken, 1e-9)))) for taken in seconds]
+    both = (seconds[0], seconds[1])
+    return _First((repeats[0], repeats[1]), both if repeats == [1, 1] else None)
 
 
 def _rounds(
     plain: Call,
     other: Call,
     device: torch.device,
-    repeats: tuple[int, int],
+    first: _First,
     *,
     most: int = MOST_ROUNDS,
     needed: float = 1.0,
@@ -100,26 +118,20 @@ def _rounds(
         plain: a call.
         other: what might take its place.
         device: that they compute on.
-        repeats: how many calls of each make a round.
+        first: what their first calls told.
         most: rounds.
         needed: the gain that decides; there are fewer rounds where it is clearly reached, or clearly not.
     """
-    rounds: list[tuple[float, float]] = []
+    rounds = [] if first.seconds is None else [first.seconds]
     while len(rounds) < most:
         taken = {}
         for at in (0, 1) if len(rounds) % 2 == 0 else (1, 0):
-            taken[at] = _seconds((plain, other)[at], repeats[at], device)
+            taken[at] = _seconds((plain, other)[at], first.repeats[at], device)
         rounds.append((taken[0], taken[1]))
         ratios = [one / two for one, two in rounds]
         if len(rounds) >= LEAST_ROUNDS and (min(ratios) > needed * CLEAR or max(ratios) < needed / CLEAR):
             break
     return rounds
-
-
-def _repeats(call: Call, device: torch.device, *, least_s: float = 0.004) -> int:
-    """How many calls make a round, after a first one that makes what is made once."""
-    _seconds(call, 1, device)
-    return max(1, min(20, math.ceil(least_s / max(_seconds(call, 1, device), 1e-9))))
 
 
 def _seconds(call: Call, repeats: int, device: torch.device) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, get_args
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +14,7 @@ from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
 from dcn_plugin.engine.clock import steady, sure_gain
 from dcn_plugin.engine.compact_model import AskedBackend, CompactModel, in_chunks, without_gradient
+from dcn_plugin.engine.decision_cache import Decision, decision_key, read_decision, write_decision
 from dcn_plugin.engine.ladder import Rung, climb, raced, ways_of
 from dcn_plugin.engine.liveness import Live, live_neurons
 from dcn_plugin.engine.lower import lower
@@ -40,6 +42,7 @@ def compact(
     batch_size: int | None = None,
     max_packed_bytes: int = 2**30,
     input_size: tuple[int, int, int] | None = None,
+    use_cache: bool = True,
 ) -> CompactModel:
     """Make a snapshot of a defective model that skips its defective neurons.
 
@@ -62,6 +65,8 @@ def compact(
         max_packed_bytes: most memory for the lists of rows and for weights that are laid out anew.
         input_size: (C, H, W) of the images; needed for a network of :class:`DefectiveConv2d` layers, which does not
             know it.
+        use_cache: under "auto", take what was measured for layers of the same kinds on this machine, and keep what is
+            measured now, in a small file: see :mod:`dcn_plugin.engine.decision_cache`.
 
     Returns:
         The compact model; ``print(it.plan)`` says what runs how, and why.
@@ -83,7 +88,87 @@ def compact(
     on_gpu = [device] if device.type == "cuda" else []
     # Autograd refuses tensors that were made under inference mode, where the caller may be; what is measured is random.
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=on_gpu):
-        return _compacted(model, backend, used, note, size, device, dtype, batch_size, max_packed_bytes)
+        return _compacted(model, backend, used, note, size, device, dtype, batch_size, max_packed_bytes, use_cache)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is to be made compact, and how far that has come before anything is measured.
+
+    Args:
+        captured: the graph of the model.
+        steps: of the graph.
+        live: of the graph.
+        on_images: the graph as it runs on images, batch norm folded.
+        as_it_is: a frozen copy of the model.
+        backend: of the rows; None: there is none here.
+        measured: the costs of steps; None: they are not measured.
+        size: (C, H, W) of the images.
+        batch: images a batch, at most.
+        budget: most bytes of lists and of weights that are laid out anew.
+        device: of the model.
+        dtype: of the model.
+        cut: whether a batch may be cut into chunks.
+    """
+
+    captured: fx.GraphModule
+    steps: list[Step]
+    live: Live
+    on_images: fx.GraphModule
+    as_it_is: nn.Module
+    backend: Backend | None
+    measured: Measured | None
+    size: tuple[int, int, int]
+    batch: int
+    budget: int
+    device: torch.device
+    dtype: torch.dtype
+    cut: bool
+
+    def write(self, choice: Choice) -> fx.GraphModule:
+        """The graph that runs as chosen."""
+        if not (choice.on_rows or choice.packed):
+            return self.on_images
+        backend, packed = self.backend or "reference", choice.packed
+        return lower(self.captured, self.steps, self.live, choice.on_rows, backend, device=self.device, packed=packed)
+
+    def choose(self) -> Choice:
+        """What is cheapest layer by layer.
+
+        Raises:
+            CompactError: the budget is below the lists of every layer.
+        """
+        if self.backend is None:
+            return Choice(frozenset(), {}, {})
+        with torch.inference_mode(), steady(self.device):
+            choice = choose(self.steps, self.live, self.measured or Counted(self.live), budget=self.budget)
+        if choice.sizes and min(choice.sizes.values()) > self.budget:
+            least = min(choice.sizes.values())
+            raise CompactError("No layer fits into the budget.", self.budget, f"max_packed_bytes >= {least}")
+        return choice
+
+    def decide(self, *, use_cache: bool) -> tuple[Decision, fx.GraphModule]:
+        """What is fastest as a whole, and its graph: as it was found before on this machine, or measured now."""
+        if not use_cache:
+            return _fastest(self)
+        key = decision_key(
+            self.steps,
+            self.live,
+            backend=self.backend or "images",
+            batch=self.batch,
+            budget=self.budget,
+            device=self.device,
+            dtype=self.dtype,
+            cut=self.cut,
+        )
+        known = read_decision(key, self.steps, self.measured)
+        if known is not None:
+            graph = self.write(known.choice)
+            graph(torch.zeros(1, *self.size, dtype=self.dtype, device=self.device))  # makes the lists of rows
+            return known, graph
+        decision, graph = _fastest(self)
+        write_decision(key, decision, self.steps, self.measured)
+        return decision, graph
 
 
 def _compacted(
@@ -96,22 +181,12 @@ def _compacted(
     dtype: torch.dtype,
     batch_size: int | None,
     max_packed_bytes: int,
+    use_cache: bool,
 ) -> CompactModel:
     batch = batch_size or (16 if max(size[1:]) >= LARGE_IMAGE else 64)
     captured = capture(model, size)
     live, steps = live_neurons(captured.graph), find_steps(captured.graph)
     measured = Measured(live, batch, device, used) if asked == "auto" and used is not None else None
-    choice = Choice(frozenset(), {}, {})
-    with torch.inference_mode(), steady(device):
-        if used is not None:
-            choice = choose(steps, live, measured or Counted(live), budget=max_packed_bytes)
-            if choice.sizes and min(choice.sizes.values()) > max_packed_bytes:
-                least = min(choice.sizes.values())
-                raise CompactError("No layer fits into the budget.", max_packed_bytes, f"max_packed_bytes >= {least}")
-
-    def write(one: Choice) -> fx.GraphModule:
-        return lower(captured, steps, live, one.on_rows, used or "reference", device=device, packed=one.packed)
-
     on_images = lower(captured, steps, live, (), "reference", device=device)
     as_it_is = copy_of(model).requires_grad_(False)
     mixing = first_mixing(captured.graph)
@@ -120,31 +195,31 @@ def _compacted(
     if not cut:
         name = "a batch" if mixing is None else str(mixing.target)
         note = f"{note} Batches are not cut: {name} is not proven to keep images apart.".strip()
-    raced = None
+    task = _Task(
+        captured, steps, live, on_images, as_it_is, used, measured, size, batch, max_packed_bytes, device, dtype, cut
+    )
     if asked == "auto":
-        raced = _fastest(choice, write, on_images, as_it_is, size, batch, device, dtype, cut=cut)
-        choice, on_rows = raced.choice, raced.graph
-        busy = "Made on a busy machine: its milliseconds are one thread's." if raced.ladder[-1].one_thread else ""
-        note = " ".join(filter(None, (raced.note, busy, note)))
+        decision, on_rows = task.decide(use_cache=use_cache)
+        busy = "Made on a busy machine: its milliseconds are one thread's." if decision.ladder[-1].one_thread else ""
+        note = " ".join(filter(None, (decision.note, busy, note)))
     else:
-        on_rows = write(choice)
-    ways = () if raced is None else ways_of(raced.ladder)
+        decision = Decision(task.choose(), [Rung(batch, ("compact",))], None, "")
+        on_rows = task.write(decision.choice)
+        on_rows(torch.zeros(1, *size, dtype=dtype, device=device))  # makes the lists of rows
+    ways = ways_of(decision.ladder) if asked == "auto" else ()
     plan = Plan(
-        layers=_layers(steps, live, choice, measured, used),
-        backend=used if used is not None and choice.on_rows else "dense",
+        layers=_layers(steps, live, decision.choice, measured, used),
+        backend=used if used is not None and decision.choice.on_rows else "dense",
         batch_size=batch,
-        dense_ms=None if raced is None else raced.ladder[-1].model_ms or None,
-        compact_ms=None if raced is None else raced.ladder[-1].best_ms or None,
-        least_batch=1 if raced is None else _least_batch(ways, batch),
+        dense_ms=decision.ladder[-1].model_ms or None,
+        compact_ms=decision.ladder[-1].best_ms or None,
+        least_batch=_least_batch(ways, batch) if ways else 1,
         ways=ways,
-        chunk=None if raced is None else raced.chunk,
+        chunk=decision.chunk,
         note=note,
     )
     kept = as_it_is if any(way == "model" for _, way in ways) else None
-    made = CompactModel(copy_of(model), asked, on_images, on_rows, plan, size, device, dtype, kept)
-    if measured is None:  # measuring has made the lists already
-        on_rows(torch.zeros(1, *size, dtype=dtype, device=device))
-    return made
+    return CompactModel(copy_of(model), asked, on_images, on_rows, plan, size, device, dtype, kept)
 
 
 def _least_batch(ways: tuple[tuple[int, Way], ...], batch: int) -> int:
@@ -235,51 +310,34 @@ def _triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"it computes in float32, the model in {dtype}" if dtype != torch.float32 else triton_problem(device)
 
 
-class _Fastest(NamedTuple):
-    choice: Choice
-    graph: fx.GraphModule
-    ladder: list[Rung]
-    chunk: int | None = None
-    note: str = ""
-
-
-def _fastest(
-    choice: Choice,
-    write: Callable[[Choice], fx.GraphModule],
-    on_images: fx.GraphModule,
-    as_it_is: nn.Module,
-    size: tuple[int, int, int],
-    batch: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    cut: bool,
-) -> _Fastest:
+def _fastest(task: _Task) -> tuple[Decision, fx.GraphModule]:
     """The chosen graph if the whole keeps what its layers promise, else the same without rows, else the plain one.
 
     At every batch size it takes the place of the model as it is only where it was not slower.
     """
-    note = ""
-    ways: dict[Way, Callable[[Tensor], Tensor]] = {"model": as_it_is, "images": on_images}
-    for one in (choice, _without_rows(choice)) if choice.on_rows else (choice,):
-        if not (one.on_rows or one.packed):
+    size, batch, device, note = task.size, task.batch, task.device, ""
+    choice = task.choose()
+    ways: dict[Way, Callable[[Tensor], Tensor]] = {"model": task.as_it_is, "images": task.on_images}
+    for option in (choice, _without_rows(choice)) if choice.on_rows else (choice,):
+        if not (option.on_rows or option.packed):
             continue
-        graph = write(one)
+        graph = task.write(option)
         run = without_gradient(graph, batch)
-        race = raced(on_images, run, torch.rand(batch, *size, device=device))
+        race = raced(task.on_images, run, torch.rand(batch, *size, device=device))
         if race.gain >= 1 / WORTH:
-            chunk, _ = _best_chunk(run, size, batch, device) if cut and device.type == "cpu" else (None, 1.0)
+            chunk, _ = _best_chunk(run, size, batch, device) if task.cut and device.type == "cpu" else (None, 1.0)
             ways["compact"] = lambda images, run=run, chunk=chunk: in_chunks(run, images, chunk)  # type: ignore[misc]
-            ladder = climb(ways, size, batch, device=device, dtype=dtype)
+            ladder = climb(ways, size, batch, device=device, dtype=task.dtype)
             if any("compact" in rung.allowed for rung in ladder):
-                return _Fastest(one, graph, ladder, chunk, note)
+                return Decision(option, ladder, chunk, note), graph
             del ways["compact"]
         ops.forget(graph.buffers())
-        if one.on_rows:
+        if option.on_rows:
             note = f"Rows would take {race.other_ms:.2f} ms a batch, images take {race.plain_ms:.2f} ms: "
             note += "all runs on images."
     plain = dataclasses.replace(_without_rows(choice), packed=frozenset())
-    return _Fastest(plain, on_images, climb(ways, size, batch, device=device, dtype=dtype), note=note)
+    ladder = climb(ways, size, batch, device=device, dtype=task.dtype)
+    return Decision(plain, ladder, None, note), task.on_images
 
 
 def _best_chunk(

@@ -35,12 +35,8 @@ class Rung(NamedTuple):
 
 
 def rungs(batch_size: int) -> list[int]:
-    """Batch sizes to be measured, in order: powers of two, and one more than each of them.
-
-    Vectors hold a power of two of images; one image more takes another vector, where rows do worst.
-    """
-    powers = [2**at for at in range(batch_size.bit_length())]
-    return sorted({one for power in powers for one in (power, power + 1) if one < batch_size} | {batch_size})
+    """Batch sizes that are measured in any case, in order: powers of two, and the largest."""
+    return sorted({2**at for at in range(batch_size.bit_length())} | {batch_size})
 
 
 def raced(plain: Run, other: Run, images: Tensor) -> Compared:
@@ -57,7 +53,10 @@ def climb(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> list[Rung]:
-    """Race the ways at each batch size, from ``batch_size`` down; a way that lost twice in a row is not asked again.
+    """Race the ways at batch sizes from ``batch_size`` down; a way that lost twice in a row is not asked again.
+
+    Between two of them, one more image than the smaller is measured too, unless it follows that nothing is lost there:
+    a batch takes no longer than a larger one, and the model no less than for a smaller one.
 
     Args:
         ways: what runs a batch; "model" is the model as it is.
@@ -70,17 +69,31 @@ def climb(
         In order of the batch size.
     """
     lost: dict[Way, int] = dict.fromkeys(ways, 0)
-    found: list[Rung] = []
-    for count in reversed(rungs(batch_size)):
+
+    def measured(count: int) -> Rung:
         asked: list[Way] = [way for way in ("images", "compact") if way in ways and lost[way] < 2]
-        if "compact" not in asked and count < batch_size and count & (count - 1):
-            continue
         images = torch.rand(count, *size, device=device, dtype=dtype)
         rung = _rung({way: ways[way] for way in ("model", *asked)}, images)
         for way in asked:
             lost[way] = 0 if way in rung.allowed else lost[way] + 1
-        found.append(rung)
-    return found[::-1]
+        return rung
+
+    ladder: list[Rung] = []
+    for count in reversed(rungs(batch_size)):
+        rung = measured(count)
+        if ladder and count + 1 < ladder[-1].batch_size and not _follows(rung, ladder[-1]):
+            ladder.append(measured(count + 1))
+        ladder.append(rung)
+    return ladder[::-1]
+
+
+def _follows(smaller: Rung, larger: Rung) -> bool:
+    """Whether the way that is fastest for the larger batch is no slower than the model for any size between the two."""
+    fastest = larger.allowed[0]
+    if fastest == "model":
+        return True
+    comparable = smaller.one_thread == larger.one_thread
+    return fastest in smaller.allowed and comparable and larger.best_ms <= smaller.model_ms
 
 
 def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:

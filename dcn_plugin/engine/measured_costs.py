@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import Tensor, fx
 
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.clock import timed
@@ -16,12 +16,35 @@ from dcn_plugin.engine.partition import multiply_adds
 from dcn_plugin.engine.row_layout import number_rows
 from dcn_plugin.engine.steps import Step
 
-__all__ = ["WORTH", "Measured"]
+__all__ = ["WORTH", "Measured", "kind_of"]
 
 WORTH = 0.97
 """What takes a larger share of the time of the plain way is not worth its memory."""
 BELIEVED = 4.0
 """A convolution on rows is not believed to be more times faster than its multiply-adds say."""
+
+
+def kind_of(step: Step, live: Live) -> str:
+    """What the time of a step depends on: its operations, shapes, and how many of its neurons exist, in twentieths.
+
+    Args:
+        step: a convolution or a pool.
+        live: of the graph.
+
+    Returns:
+        A text, the same for steps of one kind in any network.
+    """
+    values = [live[node] for node in (*step.inputs, step.value)]
+    places = [(*value.shape, _share(value)) for value in values]
+    if step.conv is None:
+        return repr(("pool", places, pool_window(step.value)))
+    conv = step.conv
+    scaled = scale_of(conv) is not None
+    return repr(("conv", places, tuple(conv.weight.shape), tuple(conv.geometry), _share(conv.kept), conv.relu, scaled))
+
+
+def _share(neurons: Tensor) -> float:
+    return round(20 * float(neurons.float().mean())) / 20
 
 
 @dataclass(eq=False)
@@ -33,7 +56,7 @@ class Measured:
         batch: images a batch.
         device: where.
         backend: of the rows.
-        times: what was measured, in ms: on images and on rows.
+        times: what was measured, in ms: on images and on rows. Steps of one kind are measured once.
         packed: of convolutions: on images, with weights laid out once.
     """
 
@@ -43,6 +66,8 @@ class Measured:
     backend: ops.Backend
     times: dict[Step, tuple[float, float]] = field(default_factory=dict)
     packed: dict[Step, float] = field(default_factory=dict)
+    _kinds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _packed_kinds: dict[str, float] = field(default_factory=dict)
     _bandwidth: float = 0.0
     _conversions: dict[tuple[torch.Size, int], tuple[float, float]] = field(default_factory=dict)
 
@@ -90,7 +115,10 @@ class Measured:
         if conv is None or scale_of(conv) is not None or not can_pack(self.device, conv.weight.dtype):
             return 0.0
         if step not in self.packed:
-            self.packed[step] = self._on_images(step, packed=True)
+            kind = kind_of(step, self.live)
+            if kind not in self._packed_kinds:
+                self._packed_kinds[kind] = self._on_images(step, packed=True)
+            self.packed[step] = self._packed_kinds[kind]
         plain = self._timed(step)[0]
         return plain - self.packed[step] if self.packed[step] < WORTH * plain else 0.0
 
@@ -108,8 +136,11 @@ class Measured:
 
     def _timed(self, step: Step) -> tuple[float, float]:
         if step not in self.times:
-            run = self._pool if step.kind == "pool" else lambda one: (self._on_images(one), self._on_rows(one))
-            self.times[step] = run(step)
+            kind = kind_of(step, self.live)
+            if kind not in self._kinds:
+                pool = step.kind == "pool"
+                self._kinds[kind] = self._pool(step) if pool else (self._on_images(step), self._on_rows(step))
+            self.times[step] = self._kinds[kind]
         return self.times[step]
 
     def _pool(self, step: Step) -> tuple[float, float]:
