@@ -127,7 +127,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     parser.add_argument(
         _flag(option),
         action="append" if option.several else "store",
-        type=_TYPES.get(option.kind),
+        type=_TYPES.get(option.kind, str),
         choices=option.choices or None,
         default=None if option.several else option.default,
         required=option.required,

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class DataInfo:
         mean: of the normalisation inside the networks, a number a channel.
         std: likewise.
         layout: what ``--data ROOT`` has to hold, "" for data that come along.
+        stylized: whether stylised versions of the test images belong to it.
     """
 
     title: str
@@ -47,10 +49,11 @@ class DataInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layout: str = ""
+    stylized: bool = False
 
 
-_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_CIFAR: dict[str, Any] = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 DATA = {
     "digits": DataInfo("digits (scikit-learn)", (1, 32, 32), 10, 1168, 450, (0.5,), (0.5,)),
@@ -92,6 +95,7 @@ DATA = {
         **_IMAGENET,
         layout="ROOT/train/<class>/*.JPEG, ROOT/val/<class>/*.JPEG, and for the stylised images ROOT/stylized/<class>/ "
         "with the names of val",
+        stylized=True,
     ),
 }
 """Name -> what is known of it."""
@@ -147,7 +151,7 @@ class RecipeData:
 
     def stylized(self, limit: int | None = None) -> tuple[ImageFiles, ImageFiles] | None:
         """Test images and their stylised versions, where the data set has them."""
-        if self.name != "imagenet" or self.root is None:
+        if not self.info.stylized or self.root is None:
             return None
         return paired_folders(self.root / "val", self.root / "stylized", size=224, resize=256, limit=limit)
 

@@ -60,5 +60,5 @@ class DemoSpec:
         own = {**dataclasses.asdict(self), "training": json.loads(self.training.to_json())}
         del own["training"]["seed"]
         more = {} if shipped is None else {"pretrained": dict(shipped)}
-        whole = {"name": "demo", **own, **more, "seeds": list(seeds), "code": code_hash()}
+        whole = {"name": "demo", **own, **more, "seeds": list(seeds), "code": code_hash("experiments")}
         return dict(json.loads(json.dumps(whole)))

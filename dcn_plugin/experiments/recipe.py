@@ -9,9 +9,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import dcn_plugin.errors as errors
+from dcn_plugin.evaluate.protocol import Protocol
+from dcn_plugin.evaluate.protocols import PROTOCOLS, whitebox
 from dcn_plugin.experiments.attack_names import AttackSpec, read_attack
 from dcn_plugin.experiments.commentary import FINDING, Finding, read_finding
 from dcn_plugin.experiments.datasets import DATA
@@ -20,15 +22,10 @@ from dcn_plugin.experiments.paper_tables import CLEAN, PaperTable, paper_numbers
 from dcn_plugin.experiments.scales import SCALES, Scale, scale_for
 from dcn_plugin.support.suggestions import check_known, closest
 
-__all__ = ["Measure", "Protocol", "RecipeSpec", "list_recipes", "load_recipe", "recipes_root"]
+__all__ = ["MEASURES", "PICTURES", "Measure", "RecipeSpec", "list_recipes", "load_recipe", "recipes_root"]
 
 SpecError = errors.SpecError
 
-Protocol = Literal[
-    "transfer", "tapm", "whitebox", "distance", "gaussian", "shuffle", "stylized", "images", "user-study"
-]
-_NEEDS_SOURCES = ("transfer", "tapm")
-_NEEDS_ATTACKS = ("transfer", "tapm", "whitebox", "distance", "images", "user-study")
 _KEYS = (
     *("like", "reproduces", "title", "numbers", "only", "data", "net", "inferred", "skip", "stated", "rows", "against"),
     "measure",
@@ -43,13 +40,22 @@ _FIGURES = ("defense_rate", "accuracy_all", "median_distance", "mean_queries")
 _PLACES = ("source", "attack", "level", "k")
 FILE = "recipe.toml"
 
+PICTURES = ("images", "user-study")
+"""Measures that write adversarial images for people; the images are those of white-box attacks."""
+
+MEASURES: Mapping[str, Protocol] = {
+    **{name: protocol for name, protocol in PROTOCOLS.items() if protocol.figure in _FIGURES},
+    **dict.fromkeys(PICTURES, whitebox.PROTOCOL),
+}
+"""Name in a recipe -> protocol: those whose figure a table can show, and what pictures are taken of."""
+
 
 @dataclass(frozen=True)
 class Measure:
     """One protocol of a recipe.
 
     Args:
-        protocol: which.
+        protocol: one of :data:`MEASURES`.
         sources: label -> the networks whose mean logits are attacked.
         attacks: label -> attack.
         levels: of Gaussian noise, in grey levels.
@@ -64,7 +70,7 @@ class Measure:
         count: images of pictures to look at.
     """
 
-    protocol: Protocol
+    protocol: str
     columns: str
     figure: str = "defense_rate"
     sources: Mapping[str, tuple[Network, ...]] = field(default_factory=dict)
@@ -272,46 +278,43 @@ def _networks(text: Any, *, net: str, run: str) -> tuple[Network, ...]:
 
 def _measure(raw: Mapping[str, Any], rows: Mapping[str, object], net: str) -> Measure:
     _check_keys("measure", raw, _MEASURE_KEYS)
-    protocol = raw.get("protocol", "")
-    check_known("protocol", protocol, get_args(Protocol))
+    name = raw.get("protocol", "")
+    check_known("protocol", name, MEASURES)
+    protocol = MEASURES[name]
     sources = {label: _networks(text, net=net, run=SOURCE) for label, text in _labelled(raw.get("sources", {})).items()}
     attacks = {label: read_attack(str(text)) for label, text in _labelled(raw.get("attacks", {})).items()}
     for what, given, needed in (
-        ("sources", sources, protocol in _NEEDS_SOURCES),
-        ("attacks", attacks, protocol in _NEEDS_ATTACKS),
-        ("levels", raw.get("levels"), protocol == "gaussian"),
-        ("ks", raw.get("ks"), protocol == "shuffle"),
+        ("sources", sources, protocol.sources == "needed"),
+        ("attacks", attacks, protocol.attacks is not None),
+        *((option, raw.get(option), protocol.takes(option)) for option in ("levels", "ks")),
     ):
         if bool(given) != needed:
-            raise SpecError(f"{what} and the protocol {protocol} do not fit.", given, "some" if needed else "none")
+            raise SpecError(f"{what} and the protocol {name} do not fit.", given, "some" if needed else "none")
     for label in [*raw.get("rows", ()), *(label for group in raw.get("groups", ()) for label in group)]:
         check_known("row", label, rows)
-    own = {key: raw[key] for key in ("figure", "rounding", "confidence", "count") if key in raw}
-    if protocol == "distance":
-        own.setdefault("figure", "median_distance")
-    if protocol in ("whitebox", "images", "user-study"):
-        own.setdefault("rounding", "none")
-    check_known("figure", own.get("figure", "defense_rate"), _FIGURES)
-    check_known("rounding", own.get("rounding", "8bit"), ("none", "8bit"))
-    default = {"gaussian": "{level}", "shuffle": "{k}", "stylized": "stylized", "tapm": "tapm"}.get(
-        protocol, "{attack}"
-    )
-    columns = str(raw.get("columns", default))
-    try:
-        columns.format_map(dict.fromkeys(_PLACES, ""))
-    except (KeyError, ValueError, IndexError) as error:
-        raise SpecError("The columns name something else.", columns, ", ".join(f"{{{p}}}" for p in _PLACES)) from error
+    settings = {"figure": protocol.figure, "rounding": protocol.rounding}
+    settings |= {key: raw[key] for key in ("figure", "rounding", "confidence", "count") if key in raw}
+    check_known("figure", settings["figure"], _FIGURES)
+    check_known("rounding", settings["rounding"], ("none", "8bit"))
     return Measure(
-        protocol=protocol,
-        columns=columns,
+        protocol=name,
+        columns=_columns(str(raw.get("columns", protocol.column))),
         sources=sources,
         attacks=attacks,
         levels=tuple(map(float, raw.get("levels", ()))),
         ks=tuple(raw.get("ks", ())),
         rows=tuple(raw.get("rows", ())),
         groups=tuple(map(tuple, raw.get("groups", ()))),
-        **own,
+        **settings,  # type: ignore[arg-type]
     )
+
+
+def _columns(text: str) -> str:
+    try:
+        text.format_map(dict.fromkeys(_PLACES, ""))
+    except (KeyError, ValueError, IndexError) as error:
+        raise SpecError("The columns name something else.", text, ", ".join(f"{{{p}}}" for p in _PLACES)) from error
+    return text
 
 
 def _labelled(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:

@@ -181,5 +181,6 @@ PROTOCOL = Protocol(
     options=(ROUNDING,),
     column="tapm",
     better="higher",
+    joint=True,
     figures=("worst_single_accuracy", "worst_single"),
 )
