@@ -236,10 +236,10 @@ def _run_seed(
         bar.set_description(f"seed {seed}, attacking with eps {eps}")
         made.append(AdversarialSet(SOURCE, nets[SOURCE], PGD(eps, steps=spec.steps), splits.test))
         _ = made[-1].loaded  # the examples need the images too
-        results += measure_targets(made[-1], targets, seed=seed)
+        results += measure_targets(made[-1], targets, training_seed=seed)
         bar.update()
     bar.set_description(f"seed {seed}, adding noise")
-    results += gaussian(targets, splits.test, spec.sigmas, seed=seed)
+    results += gaussian(targets, splits.test, spec.sigmas, training_seed=seed)
     bar.update()
     return results, _examples(nets, made)
 

@@ -36,7 +36,8 @@ class Estimate:
     measuring: float
 
     def __str__(self) -> str:
-        return f"about {_time(self.training + self.measuring)} (training {_time(self.training)}, measuring {_time(self.measuring)})"
+        both = _time(self.training + self.measuring)
+        return f"about {both} (training {_time(self.training)}, measuring {_time(self.measuring)})"
 
 
 def estimate(jobs: Sequence[Job], measurements: Iterable[Measurement], device: torch.device) -> Estimate:
