@@ -124,7 +124,9 @@ def test_one_process_writes_the_records_and_finished_ones_are_not_measured_again
     def work(team: Team) -> tuple[int, int, int]:
         models, store = two_models(), RunDirectory(tmp_path / "shared")
         calls = [count_calls(model) for model in models.values()]
-        results = list(transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=store, accelerator=team))
+        results = list(
+            transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=store, accelerator=team)
+        )
         if team.leads:
             store.finish({"name": "test"}, results)
         return store.measured, store.reused, sum(map(len, calls))
@@ -133,14 +135,18 @@ def test_one_process_writes_the_records_and_finished_ones_are_not_measured_again
     assert together(2, work) == [(0, 8, 0), (0, 0, 0)]
 
     alone, models = RunDirectory(tmp_path / "alone"), two_models()
-    alone.finish({"name": "test"}, list(transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=alone)))
+    alone.finish(
+        {"name": "test"}, list(transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=alone))
+    )
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
     # One process goes on from what several have made, image batches included.
     for unit in (tmp_path / "shared" / "units").iterdir():
         unit.unlink()
     gradients: list[bool] = []
     models["a"].register_forward_pre_hook(lambda _, args: gradients.append(args[0].requires_grad))
-    list(transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=RunDirectory(tmp_path / "shared")))
+    list(
+        transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=RunDirectory(tmp_path / "shared"))
+    )
     assert gradients and not any(gradients)
 
 
