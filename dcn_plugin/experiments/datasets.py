@@ -135,11 +135,11 @@ class RecipeData:
 
         Names, sizes and times of the files; for what comes along, its name.
         """
-        found = hashlib.sha256(f"{self.name} {self.kind}".encode())
+        digest = hashlib.sha256(f"{self.name} {self.kind}".encode())
         for file in _files_below(self.root, ("stylized", "test", "train", "val")):
             status = file.stat()
-            found.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return found.hexdigest()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def train(self, limit: int | None = None) -> Images:
         """The training images, or the first ``limit`` of them."""
@@ -166,10 +166,10 @@ class RecipeData:
     @functools.cached_property
     def _mnist(self) -> tuple[Images, Images]:
         assert self.root is not None
-        whole = load_torchvision("MNIST", self.root)
-        cut = len(whole) * 4 // 5
-        places = torch.arange(len(whole))
-        return whole.subset(places[:cut], name="t10k/train"), whole.subset(places[cut:], name="t10k/test")
+        images = load_torchvision("MNIST", self.root)
+        cut = len(images) * 4 // 5
+        places = torch.arange(len(images))
+        return images.subset(places[:cut], name="t10k/train"), images.subset(places[cut:], name="t10k/test")
 
     def _open(self, part: str, *, train: bool) -> Images:
         if self.root is None:
@@ -182,8 +182,8 @@ class RecipeData:
         folder = self.root / (part if train or self.name == "cifar10" else "val")
         files = ImageFolder(folder, size=side, resize=resize, name=f"{self.name}-folder/{part}")
         order = np.argsort(raw_draws("recipe order", 0, 0, len(files)), kind="stable")
-        mixed = part_of(files, torch.from_numpy(order))
-        return _in_memory(mixed) if self.name == "cifar10" else mixed
+        reordered = part_of(files, torch.from_numpy(order))
+        return _in_memory(reordered) if self.name == "cifar10" else reordered
 
 
 def open_data(name: str, root: str | os.PathLike[str] | None) -> RecipeData:
@@ -232,8 +232,8 @@ def _files_below(root: Path | None, parts: Sequence[str]) -> Iterator[os.DirEntr
 
 def _files_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:
     """All files, ordered as pathlib orders their paths."""
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=operator.attrgetter("name"))
+    with os.scandir(folder) as listing:
+        entries = sorted(listing, key=operator.attrgetter("name"))
     for entry in entries:
         if not entry.is_dir():
             yield entry

@@ -186,23 +186,23 @@ def load_recipe(name: str | os.PathLike[str], root: str | os.PathLike[str] | Non
             numbers = Path(errors.__file__).resolve().parents[1] / "recipes" / "paper_numbers"
     else:
         folder = Path(root) if root is not None else recipes_root()
-        there = list_recipes(folder)
-        if text not in there:
-            raise SpecError("Unknown recipe.", text, ", ".join(there) or f"none in {folder}", closest(text, there))
+        names = list_recipes(folder)
+        if text not in names:
+            raise SpecError("Unknown recipe.", text, ", ".join(names) or f"none in {folder}", closest(text, names))
         path, numbers = folder / text / FILE, folder / "paper_numbers"
     raw = _parse(path)
     if "like" in raw:
         raw = {**_parse(path.parent.parent / str(raw["like"]) / FILE), **raw}
-    own = path.parent.name if path.name == FILE else path.stem
+    label = path.parent.name if path.name == FILE else path.stem
     try:
         finding = read_finding(path.with_name(FINDING)) if path.name == FILE else None
-        return dataclasses.replace(_read(own, raw, numbers), finding=finding)
+        return dataclasses.replace(_read(label, raw, numbers), finding=finding)
     except SpecError as error:
-        raise SpecError(f"{own}: {error.what}", error.got, error.allowed, error.fix) from error
+        raise SpecError(f"{label}: {error.what}", error.got, error.allowed, error.fix) from error
     except errors.DataError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
-        raise SpecError(f"{own}: a value is of another kind than its entry ({error}).", str(path)) from error
+        raise SpecError(f"{label}: a value is of another kind than its entry ({error}).", str(path)) from error
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _read(name: str, raw: Mapping[str, Any], folder: Path) -> RecipeSpec:
     numbers = None if "numbers" not in raw else paper_numbers(raw["numbers"], folder)
     skip = dict(raw.get("skip", {}))
     rows = _rows(raw.get("rows", {}), numbers, skip, net, only=raw.get("only"))
-    measures = tuple(_measure(one, rows, net) for one in raw["measure"])
+    measures = tuple(_measure(measure, rows, net) for measure in raw["measure"])
     scales: dict[str, dict[str, Any]] = {scale: dict(raw[scale]) for scale in SCALES if scale in raw}
     spec = RecipeSpec(
         name=name,
@@ -267,8 +267,8 @@ def _rows(
     for label in (*skip, *(only or ())):
         check_known("row of the paper's table", label, labels)
     labels = labels if only is None else list(only)
-    wanted = dict.fromkeys([*(label for label in labels if label not in skip), *given])
-    return {label: _networks(given.get(label, label), net=net, run="target") for label in wanted}
+    chosen = dict.fromkeys([*(label for label in labels if label not in skip), *given])
+    return {label: _networks(given.get(label, label), net=net, run="target") for label in chosen}
 
 
 def _networks(text: Any, *, net: str, run: str) -> tuple[Network, ...]:

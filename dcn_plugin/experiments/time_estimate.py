@@ -115,8 +115,8 @@ def _measuring(measurement: Measurement, seconds: _StepTimes) -> float:
         return min(images, scale.count) * passes * FORWARD * targets
     if sources:
         attacked = sum(seconds[job] for jobs in sources.values() for job in jobs)
-        shown = (1 + len(attacks) * len(sources)) * FORWARD * targets
-        return images * (passes * attacked + shown)
+        forward = (1 + len(attacks) * len(sources)) * FORWARD * targets
+        return images * (passes * attacked + forward)
     if attacks:
         return images * passes * targets
     changes = len(measurement.strengths) or 1
