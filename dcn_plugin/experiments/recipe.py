@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dcn_plugin.errors as errors
-from dcn_plugin.evaluate.protocol import Protocol
+from dcn_plugin.evaluate.protocol import ROUNDING, Protocol
 from dcn_plugin.evaluate.protocols import PROTOCOLS, whitebox
 from dcn_plugin.experiments.attack_names import AttackSpec, read_attack
 from dcn_plugin.experiments.commentary import FINDING, Finding, read_finding
@@ -58,15 +58,15 @@ class Measure:
         protocol: one of :data:`MEASURES`.
         sources: label -> the networks whose mean logits are attacked.
         attacks: label -> attack.
-        levels: of Gaussian noise, in grey levels.
-        ks: of shuffled patches.
+        levels: strengths, in grey levels, of a protocol that takes some.
+        ks: patches along either axis, likewise.
         columns: name of a column of the table, with {source}, {attack}, {level} or {k} in it.
         figure: what stands in the table: "defense_rate" (the paper's denominator), "accuracy_all" (every test image),
             or a figure of the record.
         rows: the rows that are measured; () = all.
         groups: rows that are compared with each other only, where images count that a whole comparison has right.
         rounding: of adversarial images.
-        confidence: of shuffled patches, see :func:`dcn_plugin.evaluate.shuffle`.
+        confidence: least softmax of an image that counts, likewise.
         count: images of pictures to look at.
     """
 
@@ -295,7 +295,7 @@ def _measure(raw: Mapping[str, Any], rows: Mapping[str, object], net: str) -> Me
     settings = {"figure": protocol.figure, "rounding": protocol.rounding}
     settings |= {key: raw[key] for key in ("figure", "rounding", "confidence", "count") if key in raw}
     check_known("figure", settings["figure"], _FIGURES)
-    check_known("rounding", settings["rounding"], ("none", "8bit"))
+    check_known("rounding", settings["rounding"], ROUNDING.choices)
     return Measure(
         protocol=name,
         columns=_columns(str(raw.get("columns", protocol.column))),
