@@ -38,9 +38,9 @@ def _open(spec: Spec) -> list[Attack]:
 
         make = paper_attacks if spec.head == "paper" else modern_transfer_attacks
         return list(spec.call(make).values())
-    own = _own().get(spec.head.lower())
-    if own is not None and spec.head.islower():
-        return [spec.call(own)]
+    make_own = _own().get(spec.head.lower())
+    if make_own is not None and spec.head.islower():
+        return [spec.call(make_own)]
     if spec.head.islower():
         near = _near(spec.head)
         raise SpecError("There is no attack of this name.", spec.head, ATTACKS, near)
@@ -51,14 +51,14 @@ def _open(spec: Spec) -> list[Attack]:
 
 def _near(name: str) -> str | None:
     """The question "did you mean ...?"; torchattacks' names have capitals, and are meant where only those are wrong."""
-    theirs = {}
+    torchattacks_names = {}
     with contextlib.suppress(ImportError):
         from dcn_plugin.adapters._torchattacks_table import KNOWN
 
-        theirs = {known.lower(): known for known in KNOWN}
-    if name in theirs:
-        return f"did you mean {theirs[name]}?"
-    return nearest(name, [*_own(), "paper", "modern", *theirs.values()])
+        torchattacks_names = {known.lower(): known for known in KNOWN}
+    if name in torchattacks_names:
+        return f"did you mean {torchattacks_names[name]}?"
+    return nearest(name, [*_own(), "paper", "modern", *torchattacks_names.values()])
 
 
 def _own() -> dict[str, Callable[..., Attack]]:

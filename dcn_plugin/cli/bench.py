@@ -37,18 +37,18 @@ def add(commands: Commands) -> None:
     engine.add_argument(
         "--model", action="append", required=True, metavar="NAME=MODEL", help=f"network, again for more: {MODELS}"
     )
-    shown = " ".join(map(str, KEEP))
+    defaults = " ".join(map(str, KEEP))
     engine.add_argument(
         "--p",
         nargs="+",
         type=keep_probability,
         default=KEEP,
         metavar="P",
-        help=f"keep probabilities (default: {shown})",
+        help=f"keep probabilities (default: {defaults})",
     )
-    shown = " ".join(map(str, BATCHES))
+    defaults = " ".join(map(str, BATCHES))
     engine.add_argument(
-        "--batch", nargs="+", type=positive, default=BATCHES, metavar="N", help=f"images a batch (default: {shown})"
+        "--batch", nargs="+", type=positive, default=BATCHES, metavar="N", help=f"images a batch (default: {defaults})"
     )
     engine.add_argument("--size", type=positive, metavar="PIXELS", help="side of the images (default: the model's own)")
     engine.add_argument("--blocks", metavar="BLOCKS", help='"bottom", "paper", ... (default: the model\'s own)')

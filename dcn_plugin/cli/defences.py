@@ -115,8 +115,10 @@ class Defence:
         for source in sources.values():
             check_fit(source, data.shape, data.num_classes)
         store = RunDirectory(self.folder)
-        made = public_images(sources, self.attacks, data, store=store, accelerator=accelerator, progress=progress)
-        return training_hook(self.name, adversarial=made, settings=self.settings)
+        adversarial = public_images(
+            sources, self.attacks, data, store=store, accelerator=accelerator, progress=progress
+        )
+        return training_hook(self.name, adversarial=adversarial, settings=self.settings)
 
 
 def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
@@ -132,10 +134,10 @@ def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
     if spec.head not in BASELINES:
         raise SpecError("Unknown baseline.", spec.head, ", ".join(BASELINES), nearest(spec.head, BASELINES))
     baseline = BASELINES[spec.head]
-    own = baseline.madry or baseline.pubdef
-    if unknown := sorted(spec.options.keys() - own.keys()):
-        raise SpecError(f"Baseline {spec.head!r} has no such setting.", unknown, ", ".join(own) or "none")
-    if own and args.adversarial is not None:
+    attack_settings = baseline.madry or baseline.pubdef
+    if unknown := sorted(spec.options.keys() - attack_settings.keys()):
+        raise SpecError(f"Baseline {spec.head!r} has no such setting.", unknown, ", ".join(attack_settings) or "none")
+    if attack_settings and args.adversarial is not None:
         raise SpecError(
             f"--adversarial and --baseline {spec.head} both change the images of a step.",
             args.adversarial,

@@ -67,24 +67,27 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     constants: dict[str, Any] = {key: options.pop(key) for key in ("mean", "std") if key in options}
     names = options.pop("class_names", None)
     if (spec.head.endswith(WEIGHT_FILES) or os.path.sep in spec.head) and not spec.head.startswith(_REMOTE):
-        model, own = _from_checkpoint(Path(spec.head), options)
+        model, normalisation = _from_checkpoint(Path(spec.head), options)
     elif ":" in spec.head and not spec.head.startswith(_REMOTE):
-        model, own = _from_function(Spec(spec.head, options)), None
+        model, normalisation = _from_function(Spec(spec.head, options)), None
     else:
-        model, own = _from_timm(Spec(spec.head, options))
+        model, normalisation = _from_timm(Spec(spec.head, options))
     _name_classes(model, names, options)
-    channels = len(own["mean"]) if own else 1
-    own = {**(own or {}), **constants} if own or constants else None
-    if not normalize or own is None:
+    channels = len(normalisation["mean"]) if normalisation else 1
+    normalisation = {**(normalisation or {}), **constants} if normalisation or constants else None
+    if not normalize or normalisation is None:
         tell(f"{name or text}: takes images in [0, 1] as they are")
         return model
-    own = {key: _per_channel(value, channels) for key, value in own.items()}
-    if own.keys() != {"mean", "std"} or not all(isinstance(own[key], list | tuple) for key in own):
+    normalisation = {key: _per_channel(value, channels) for key, value in normalisation.items()}
+    if normalisation.keys() != {"mean", "std"} or not all(
+        isinstance(normalisation[key], list | tuple) for key in normalisation
+    ):
         raise SpecError("Normalisation needs mean and std.", constants, "mean=[...],std=[...]")
     from dcn_plugin.layers import Normalized
 
-    tell(f"{name or text}: images are normalised inside, mean {list(own['mean'])}, std {list(own['std'])}")
-    return Normalized(model, own["mean"], own["std"])
+    mean, std = normalisation["mean"], normalisation["std"]
+    tell(f"{name or text}: images are normalised inside, mean {list(mean)}, std {list(std)}")
+    return Normalized(model, mean, std)
 
 
 def _per_channel(value: Any, channels: int) -> Any:

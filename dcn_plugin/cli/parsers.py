@@ -51,10 +51,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but what this parser does not know is an error here, where its options are known."""
         self._given = list(sys.argv[1:] if args is None else args)
-        found, rest = super().parse_known_args(args, namespace)
+        values, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
-        return found, rest
+        return values, rest
 
     def error(self, message: str) -> NoReturn:
         """Usage, the message and the options that a misspelt one may stand for; exit status 2."""

@@ -182,10 +182,10 @@ def _state(spec: RecipeSpec, folder: Path) -> str:
         file = ResultFile.read(folder / "record.json")
         numbers, scale = [Number(**number) for number in file.spec["numbers"]], file.spec["scale"]
         filled = sum(number.ours is not None for number in numbers)
-        made = str(file.run.get("finished", ""))[:10]
+        date = str(file.run.get("finished", ""))[:10]
         return (
             f"{scale['name']}, width {scale['width']}, {scale['training']['epochs']} epochs, {filled} of "
-            f"{len(numbers)} numbers, {len(file.spec['seeds'])} seed(s), {made}; "
+            f"{len(numbers)} numbers, {len(file.spec['seeds'])} seed(s), {date}; "
             f"verdict: {verdict_of(spec, numbers, file.results).short}"
         )
     except FileNotFoundError:

@@ -114,6 +114,7 @@ class Protocol:
         better: whether a "higher" or a "lower" accuracy speaks for a network; "": it is not compared.
         partial: its records count a part of the images, so that the clean accuracy is asked of others first.
         itself: the source is the target itself: a relation "same network" is no flaw.
+        joint: a record stands for all sources and attacks together.
         figures: the names of its numbers in the records; the first tells its records where ``record`` is "".
     """
 
@@ -134,6 +135,7 @@ class Protocol:
     better: Literal["", "higher", "lower"] = ""
     partial: bool = False
     itself: bool = False
+    joint: bool = False
     figures: tuple[str, ...] = ()
 
     @property

@@ -61,13 +61,13 @@ def compare(spec: RecipeSpec, scale: Scale, entries: Iterable[Entry]) -> list[Nu
     clean: dict[tuple[str, str, str], list[Result]] = {}
     for entry in entries:
         grouped.setdefault((entry.row, entry.column, entry.figure), []).append(entry.result)
-        known = clean.setdefault((entry.row, CLEAN, "clean_accuracy"), [])
+        results = clean.setdefault((entry.row, CLEAN, "clean_accuracy"), [])
         # Cells on fewer images say less about the same thing.
-        same = [one for one in known if one.seed == entry.result.seed]
+        same = [result for result in results if result.seed == entry.result.seed]
         if entry.result.n_clean_correct is not None and not same:
-            known.append(entry.result)
+            results.append(entry.result)
         elif same and entry.result.n_total > same[0].n_total and entry.result.n_clean_correct is not None:
-            known[known.index(same[0])] = entry.result
+            results[results.index(same[0])] = entry.result
     order = {label: place for place, label in enumerate(spec.rows)}
     keys = sorted(grouped, key=lambda key: order[key[0]]) + sorted(clean, key=lambda key: order[key[0]])
     return [_number(spec, scale, key, (grouped | clean)[key]) for key in keys if (grouped | clean)[key]]
@@ -76,20 +76,22 @@ def compare(spec: RecipeSpec, scale: Scale, entries: Iterable[Entry]) -> list[Nu
 def _number(spec: RecipeSpec, scale: Scale, key: tuple[str, str, str], results: Sequence[Result]) -> Number:
     row, column, figure = key
     factor = 100 if is_rate(figure) else 1
-    found = [value * factor for one in results if (value := _figure(one, figure)) is not None]
-    ours = statistics.fmean(found) if found else None
+    values = [value * factor for result in results if (value := _figure(result, figure)) is not None]
+    ours = statistics.fmean(values) if values else None
     paper, inferred = _paper(spec, row, column)
-    elsewhere = scale.data not in (None, spec.data)
+    other_data = scale.data not in (None, spec.data)
     return Number(
         row=row,
         column=column,
         figure=figure,
         ours=ours,
-        seeds=len(found),
-        spread=statistics.stdev(found) if len(found) > 1 else None,
-        counted=sum(one.n_total if figure in ("accuracy_all", "clean_accuracy") else one.n_counted for one in results),
+        seeds=len(values),
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+        counted=sum(
+            result.n_total if figure in ("accuracy_all", "clean_accuracy") else result.n_counted for result in results
+        ),
         paper=paper,
-        difference=None if ours is None or paper is None or elsewhere else ours - paper,
+        difference=None if ours is None or paper is None or other_data else ours - paper,
         inferred=inferred,
         scale=scale.name,
         width=scale.width,
@@ -106,10 +108,10 @@ def _paper(spec: RecipeSpec, row: str, column: str) -> tuple[float | None, bool]
     stated = spec.stated.get(row, {}).get(column)
     if stated is not None:
         return float(stated), True
-    known = None if spec.numbers is None else spec.numbers.row(row)
-    if known is None or spec.numbers is None:
+    paper_row = None if spec.numbers is None else spec.numbers.row(row)
+    if paper_row is None or spec.numbers is None:
         return None, False
-    return known.values.get(column), known.inferred or column in spec.numbers.inferred_columns
+    return paper_row.values.get(column), paper_row.inferred or column in spec.numbers.inferred_columns
 
 
 def to_markdown(
@@ -163,8 +165,8 @@ def caveats(spec: RecipeSpec, scale: Scale) -> str:
 
 
 def _row_inferred(spec: RecipeSpec, row: str) -> bool:
-    known = None if spec.numbers is None else spec.numbers.row(row)
-    return known is not None and known.inferred
+    paper_row = None if spec.numbers is None else spec.numbers.row(row)
+    return paper_row is not None and paper_row.inferred
 
 
 def _column_inferred(spec: RecipeSpec, column: str) -> bool:

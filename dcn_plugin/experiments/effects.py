@@ -61,27 +61,27 @@ def references(spec: RecipeSpec) -> dict[str, str]:
     """
     without: dict[tuple[object, ...], str] = {}
     for label, networks in spec.rows.items():
-        if not any(_masked(one) for one in networks):
+        if not any(_masked(network) for network in networks):
             without.setdefault(tuple(map(_kind, networks)), label)
-    found = {}
+    references = {}
     for label, networks in spec.rows.items():
-        nets = {one.net for one in networks}
+        nets = {network.net for network in networks}
         standard = without.get(((*nets, None, 1),)) if len(nets) == 1 else None
         against = spec.against.get(label) or without.get(tuple(map(_kind, networks)), standard)
         if against == label:  # a defence without masks is its own twin
             against = standard
         if against not in (None, label):
-            found[label] = str(against)
-    return found
+            references[label] = str(against)
+    return references
 
 
-def _kind(one: Network) -> tuple[str, str | None, int]:
-    return one.net, one.defence, one.variant.members
+def _kind(network: Network) -> tuple[str, str | None, int]:
+    return network.net, network.defence, network.variant.members
 
 
-def _masked(one: Network) -> bool:
+def _masked(network: Network) -> bool:
     """Whether anything is missing in the network: neurons, or the channels of DC."""
-    return one.variant.bottom is not None or one.variant.top is not None or bool(one.defects)
+    return network.variant.bottom is not None or network.variant.top is not None or bool(network.defects)
 
 
 def effects_of(spec: RecipeSpec, numbers: Sequence[Number], results: Iterable[Result] = ()) -> list[Effect]:
@@ -101,26 +101,26 @@ def effects_of(spec: RecipeSpec, numbers: Sequence[Number], results: Iterable[Re
     Source: Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10; Zou and
     Donner 2008, "Construction of confidence limits about effect measures", for its use beyond proportions.
     """
-    found, by_place, records = [], {(one.row, one.column): one for one in numbers}, list(results)
+    effects, by_place, records = [], {(number.row, number.column): number for number in numbers}, list(results)
     chosen = references(spec)
-    for one in numbers:
-        base = by_place.get((chosen.get(one.row, ""), one.column))
-        unit: Unit = "points" if is_rate(one.figure) else "factor"
-        ours = None if base is None else _less(one.ours, base.ours, unit)
+    for number in numbers:
+        base = by_place.get((chosen.get(number.row, ""), number.column))
+        unit: Unit = "points" if is_rate(number.figure) else "factor"
+        ours = None if base is None else _less(number.ours, base.ours, unit)
         if base is None or ours is None:
             continue
-        low, high = _difference(one, base) if unit == "points" else _ratio(one, base, records)
-        paper = _less(one.paper, base.paper, unit)
-        inferred = paper is not None and (one.inferred or base.inferred)
-        found.append(Effect(one.row, base.row, one.column, unit, ours, low, high, paper, inferred))
-    return found
+        low, high = _difference(number, base) if unit == "points" else _ratio(number, base, records)
+        paper = _less(number.paper, base.paper, unit)
+        inferred = paper is not None and (number.inferred or base.inferred)
+        effects.append(Effect(number.row, base.row, number.column, unit, ours, low, high, paper, inferred))
+    return effects
 
 
-def _less(one: float | None, base: float | None, unit: Unit) -> float | None:
+def _less(value: float | None, base: float | None, unit: Unit) -> float | None:
     """One number less its reference; None where one is missing, or a distance of zero has no ratio."""
-    if one is None or base is None or (unit == "factor" and min(one, base) <= 0):
+    if value is None or base is None or (unit == "factor" and min(value, base) <= 0):
         return None
-    return one - base if unit == "points" else math.log(one / base)
+    return value - base if unit == "points" else math.log(value / base)
 
 
 def newcombe(one: tuple[int, int], other: tuple[int, int]) -> Interval:

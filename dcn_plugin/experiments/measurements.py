@@ -1,9 +1,7 @@
-"""The cells of a recipe: the pieces that are measured one after the other, each kept as soon as it is there."""
+"""The measurements of a recipe: each runs by itself and is kept as soon as it is there."""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,36 +11,20 @@ import torch
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.errors import RecordError
-from dcn_plugin.evaluate import (
-    Result,
-    RunDirectory,
-    Team,
-    amplitude,
-    gaussian,
-    minimal_distance,
-    shuffle,
-    stylized,
-    tapm,
-    transfer,
-    whitebox,
-)
+from dcn_plugin.evaluate import Result, RunDirectory, Team
 from dcn_plugin.evaluate.cache_keys import Key, digest, surroundings
+from dcn_plugin.evaluate.protocol import Protocol, Request
+from dcn_plugin.evaluate.protocols import amplitude
 from dcn_plugin.experiments.attack_names import GREY, AttackSpec
 from dcn_plugin.experiments.datasets import DATA, RecipeData
 from dcn_plugin.experiments.network_store import TrainedNetworks
 from dcn_plugin.experiments.networks import Job, jobs_of
 from dcn_plugin.experiments.pictures import write_pictures
-from dcn_plugin.experiments.recipe import Measure, RecipeSpec
+from dcn_plugin.experiments.recipe import MEASURES, PICTURES, Measure, RecipeSpec
 from dcn_plugin.experiments.scales import Scale
-from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import code_hash
 
-__all__ = ["Cell", "CellFolder", "Entry", "cells_of", "columns_of", "measure"]
-
-_log = logging.getLogger(__name__)
-
-_SWAPPED = "amplitude swap"
-_PICTURES = ("images", "user-study")
-_WHITEBOX = ("whitebox", *_PICTURES)
+__all__ = ["Column", "Entry", "Measurement", "measure", "measurements_of"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,35 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Column:
+    """A column of the table, and what its records have in common.
+
+    Args:
+        name: in the table.
+        source: the name of their source; None: any.
+        attack: their attack; None: any.
+        strength: of their protocol, see :attr:`Protocol.strength`; None: any.
+    """
+
+    name: str
+    source: str | None = None
+    attack: Attack | None = None
+    strength: float | None = None
+
+    def holds(self, record: Result, protocol: Protocol) -> bool:
+        """Whether a record of this protocol belongs here."""
+        if self.source is not None and self.source != record.source:
+            return False
+        if self.attack is not None:
+            settings = dict(record.attack_settings)
+            return (record.attack, settings) == (self.attack.name, dict(self.attack.settings))
+        return self.strength is None or (
+            protocol.strength is not None and protocol.strength.of(record) == self.strength
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
     """One piece of a recipe.
 
     Args:
@@ -72,7 +82,7 @@ class Cell:
         rows: label -> the networks whose mean logits count.
         sources: likewise, the attacked ones.
         attacks: label -> attack.
-        images: so many test images; None = all.
+        images: the first so many test images; None: all.
         scale: of the run.
         data: name of the data set.
     """
@@ -85,6 +95,12 @@ class Cell:
     images: int | None
     scale: Scale
     data: str
+
+    @property
+    def protocol(self) -> Protocol:
+        """What runs. Where there are no stylised images, the amplitude swap asks the same question."""
+        protocol = MEASURES[self.measure.protocol]
+        return amplitude.PROTOCOL if protocol.data == "pair" and not DATA[self.data].stylized else protocol
 
     @property
     def jobs(self) -> list[Job]:
@@ -100,15 +116,82 @@ class Cell:
     @property
     def writes_pictures(self) -> bool:
         """Whether it leaves images for people."""
-        return self.measure.protocol in _PICTURES
+        return self.measure.protocol in PICTURES
+
+    @property
+    def strengths(self) -> dict[float, str]:
+        """Strength in a record -> its name in a column, where the measure names strengths."""
+        levels, ks = self.measure.levels, self.measure.ks
+        return {level * GREY: f"{level:g}" for level in levels} | {float(k): str(k) for k in ks}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the protocol."""
+        values = {
+            "rounding": self.measure.rounding,
+            "levels": list(self.strengths),
+            "noise": "clipped",
+            "ks": self.measure.ks,
+            # Networks of a smoke run are never sure.
+            "confidence": self.measure.confidence if self.scale.name != "smoke" else 0.0,
+            "count": self.scale.count,
+        }
+        return {name: value for name, value in values.items() if self.protocol.takes(name)}
+
+    def make_attacks(self) -> dict[str, Attack]:
+        """Label -> attack; of a set of attacks each has its name behind the label."""
+        attacks: dict[str, Attack] = {}
+        for label, spec in self.attacks.items():
+            members = spec.make(self.scale, channels=DATA[self.data].shape[0])
+            attacks |= {label if len(members) == 1 else f"{label} {attack.name}": attack for attack in members}
+        return attacks
+
+    def columns(self) -> list[Column]:
+        """The columns of the table that it fills."""
+        protocol, measure = self.protocol, self.measure
+        pattern = measure.columns if protocol is MEASURES[measure.protocol] else protocol.column
+        sources = () if protocol.joint else self.sources
+        attacks = {} if protocol.joint else self.make_attacks()
+        return [
+            Column(
+                pattern.format_map({"source": source or "", "attack": label, "level": text, "k": text}),
+                source,
+                attack,
+                strength,
+            )
+            for source in sources or (None,)
+            for label, attack in attacks.items() or (("", None),)
+            for strength, text in self.strengths.items() or ((None, ""),)
+        ]
+
+    def entries(self, records: Sequence[Result]) -> list[Entry]:
+        """The numbers that it puts into the table, whatever the order of its records.
+
+        Raises:
+            RecordError: a number has no record.
+        """
+        columns, figure = self.columns(), self.measure.figure
+        places = [(row, column) for column in columns for row in self.rows]
+        if self.protocol.itself:
+            places = [(row, column) for row in self.rows for column in columns]
+        return [Entry(row, column.name, figure, self._record(records, row, column)) for row, column in places]
+
+    def _record(self, records: Sequence[Result], row: str, column: Column) -> Result:
+        for record in records:
+            if record.target == row and column.holds(record, self.protocol):
+                return record
+        raise RecordError(f"The measurement {self.title} has no record for a number of its table.", (row, column.name))
 
     def key(self, stamp: str, device: torch.device) -> Key:
-        """What its records depend on, without opening a network: their keys stand for them."""
-        one = self.measure
-        settings = {k: v for k, v in self.scale.to_json().items() if k not in ("training", "name")}
+        """What its records depend on, without opening a network: the networks' keys stand for them."""
+        measure = self.measure
+        settings = {name: value for name, value in self.scale.to_json().items() if name not in ("training", "name")}
         return {
-            "protocol": one.protocol,
-            "settings": [one.columns, one.figure, one.levels, one.ks, one.rounding, one.confidence, one.count],
+            "protocol": measure.protocol,
+            "settings": [
+                *(measure.columns, measure.figure, measure.levels, measure.ks),
+                *(measure.rounding, measure.confidence, measure.count),
+            ],
             "seed": self.seed,
             "rows": {label: [digest(job.key) for job in jobs] for label, jobs in self.rows.items()},
             "sources": {label: [digest(job.key) for job in jobs] for label, jobs in self.sources.items()},
@@ -117,11 +200,13 @@ class Cell:
             "scale": settings,
             "data": stamp,
             **surroundings(device),
+            # How recipes build networks and open data, for which the keys of what a store holds have hashes.
+            "code": code_hash("experiments"),
         }
 
 
-def cells_of(spec: RecipeSpec, scale: str, seeds: Sequence[int], *, copy: str = "") -> list[Cell]:
-    """All cells of a recipe at a scale, in the order in which they are measured.
+def measurements_of(spec: RecipeSpec, scale: str, seeds: Sequence[int], *, copy: str = "") -> list[Measurement]:
+    """All measurements of a recipe at a scale, in the order in which they run.
 
     Args:
         spec: the recipe.
@@ -135,80 +220,43 @@ def cells_of(spec: RecipeSpec, scale: str, seeds: Sequence[int], *, copy: str = 
     def jobs(networks: Any, seed: int) -> tuple[Job, ...]:
         return tuple(jobs_of(networks, seed=seed, scale=size, data=data, copy=copy))
 
-    cells = []
+    measurements = []
     for seed in seeds:
-        for one in spec.measures:
-            groups = one.groups or (one.rows or tuple(rows),)
-            for group in groups:
+        for measure in spec.measures:
+            for group in measure.groups or (measure.rows or tuple(rows),):
                 targets = {label: jobs(rows[label], seed) for label in group if label in rows}
-                for sources, attacks in _parts(one) if targets else ():
+                for sources, attacks in _parts(measure) if targets else ():
                     few = any(attack.few_images for attack in attacks.values())
                     limits = [limit for limit in (size.images, size.cw_images if few else None) if limit is not None]
-                    cells.append(
-                        Cell(
-                            measure=one,
+                    measurements.append(
+                        Measurement(
+                            measure=measure,
                             seed=seed,
                             rows=targets,
-                            sources={label: jobs(one.sources[label], seed) for label in sources},
+                            sources={label: jobs(measure.sources[label], seed) for label in sources},
                             attacks=attacks,
                             images=min(limits, default=None),
                             scale=size,
                             data=data,
                         )
                     )
-    return cells
+    return measurements
 
 
-def _parts(one: Measure) -> Iterable[tuple[Sequence[str], Mapping[str, AttackSpec]]]:
-    """(labels of sources, attacks) a cell: one a source, and attacks on few images by themselves."""
+def _parts(measure: Measure) -> Iterable[tuple[Sequence[str], Mapping[str, AttackSpec]]]:
+    """(labels of sources, attacks) of each measurement: one source a time, and attacks on few images by themselves."""
     halves = [
         half
         for few in (False, True)
-        if (half := {label: attack for label, attack in one.attacks.items() if attack.few_images is few})
+        if (half := {label: attack for label, attack in measure.attacks.items() if attack.few_images is few})
     ] or [{}]
-    whole = [tuple(one.sources)] if one.protocol == "tapm" or not one.sources else [(label,) for label in one.sources]
-    return [(sources, half) for sources in whole for half in halves]
-
-
-class CellFolder:
-    """The finished cells of an output folder, shared by all recipes.
-
-    Args:
-        path: of the folder; made when the first cell is finished.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self, key: Key) -> list[Entry] | None:
-        """The numbers of a cell, or None. A damaged file counts as not there."""
-        path = self.path / f"{digest(key)}.json"
-        try:
-            raw = json.loads(path.read_bytes())
-            return [
-                Entry(one["row"], one["column"], one["figure"], Result.from_dict(one["result"]))
-                for one in raw["entries"]
-            ]
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, RecordError) as error:
-            _log.warning("%s is measured again: it cannot be read (%s)", path, error)
-            return None
-
-    def write(self, key: Key, entries: Sequence[Entry]) -> None:
-        """Keep the numbers of a finished cell."""
-        content = {
-            "key": key,
-            "entries": [
-                {"row": one.row, "column": one.column, "figure": one.figure, "result": one.result.to_dict()}
-                for one in entries
-            ],
-        }
-        write_atomic(self.path / f"{digest(key)}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    together = MEASURES[measure.protocol].joint or not measure.sources
+    groups = [tuple(measure.sources)] if together else [(label,) for label in measure.sources]
+    return [(sources, half) for sources in groups for half in halves]
 
 
 def measure(
-    cell: Cell,
+    measurement: Measurement,
     networks: TrainedNetworks,
     data: RecipeData,
     store: RunDirectory,
@@ -216,94 +264,37 @@ def measure(
     pictures: Path,
     accelerator: Any = None,
     progress: bool = False,
-) -> list[Entry]:
-    """Measure a cell; what the store has of it is reused.
+) -> list[Result]:
+    """Measure; what the store has of it is reused.
 
     Args:
-        cell: its networks are trained.
+        measurement: its networks are trained.
         networks: where they are.
         data: the images.
         store: where measurements and adversarial images are kept.
         pictures: folder for images to look at; of several processes the first writes them.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; all of them end with the same
-            numbers. None: this process alone.
+            records. None: this process alone.
         progress: show progress bars.
     """
-    columns, rows = columns_of(cell), tuple(cell.rows)
-    found = list(_records(cell, networks, data, store, pictures=pictures, accelerator=accelerator, progress=progress))
-    labels = [(row, column) for column in columns for row in rows]
-    if cell.measure.protocol in _WHITEBOX:  # its records come network by network
-        labels = [(row, column) for row in rows for column in columns]
-    figure = cell.measure.figure
-    return [Entry(row, column, figure, record) for (row, column), record in zip(labels, found, strict=True)]
-
-
-def columns_of(cell: Cell) -> list[str]:
-    """The columns of the table that a cell fills, in the order of its records."""
-    one = cell.measure
-    if one.protocol == "gaussian":
-        return [_column(one, level=f"{level:g}") for level in one.levels]
-    if one.protocol == "shuffle":
-        return [_column(one, k=k) for k in one.ks]
-    if one.protocol == "stylized":
-        return [_column(one) if cell.data == "imagenet" else _SWAPPED]
-    if one.protocol == "tapm":
-        return [_column(one)]
-    return [_column(one, source=source, attack=attack) for source in cell.sources or ("",) for attack in _attacks(cell)]
-
-
-def _records(
-    cell: Cell,
-    networks: TrainedNetworks,
-    data: RecipeData,
-    store: RunDirectory,
-    *,
-    pictures: Path,
-    accelerator: Any,
-    progress: bool,
-) -> Iterable[Result]:
-    one, scale = cell.measure, cell.scale
-    targets = {label: networks.open(jobs) for label, jobs in cell.rows.items()}
-    sources = {label: networks.open(jobs) for label, jobs in cell.sources.items()}
-    images, attacks = data.test(cell.images), list(_attacks(cell).values())
-    common: dict[str, Any] = {
-        "seed": cell.seed,
-        "batch_size": scale.batch_size,
-        "store": store,
-        "accelerator": accelerator,
-        "progress": progress,
-    }
-    if one.protocol == "transfer":
-        yield from transfer(sources, targets, attacks, images, rounding=one.rounding, **common)
-    elif one.protocol == "tapm":
-        yield from tapm(sources, targets, attacks, images, rounding=one.rounding, **common)
-    elif one.protocol == "distance":
-        for attack in attacks:
-            yield from minimal_distance(targets, attack, images, count=scale.count, **common)
-    elif one.protocol == "gaussian":
-        yield from gaussian(targets, images, [level * GREY for level in one.levels], noise="clipped", **common)
-    elif one.protocol == "shuffle":
-        # Networks of a smoke run are never sure.
-        confidence = one.confidence if scale.name != "smoke" else 0.0
-        yield from shuffle(targets, images, one.ks, confidence=confidence, **common)
-    elif one.protocol == "stylized":
-        pair = data.stylized(cell.images)
-        # Where there are no stylised images, the amplitude swap asks the same question.
-        yield from amplitude(targets, images, **common) if pair is None else stylized(targets, *pair, **common)
-    else:
-        yield from whitebox(targets, attacks, images, rounding=one.rounding, **common)
-        if cell.writes_pictures and Team.of(accelerator).leads:  # the store has the images of all processes
-            write_pictures(one, targets, attacks, images, store, pictures, scale, seed=cell.seed)
-
-
-def _attacks(cell: Cell) -> dict[str, Attack]:
-    """Label -> attack; of a set of attacks each has its name behind the label."""
-    made: dict[str, Attack] = {}
-    for label, spec in cell.attacks.items():
-        found = spec.make(cell.scale, channels=DATA[cell.data].shape[0])
-        made |= {label if len(found) == 1 else f"{label} {attack.name}": attack for attack in found}
-    return made
-
-
-def _column(one: Measure, **names: object) -> str:
-    return one.columns.format_map({"source": "", "attack": "", "level": "", "k": "", **names})
+    protocol, scale = measurement.protocol, measurement.scale
+    targets = {label: networks.open(jobs) for label, jobs in measurement.rows.items()}
+    images, attacks = data.test(measurement.images), list(measurement.make_attacks().values())
+    request = Request(
+        targets=targets,
+        sources={label: networks.open(jobs) for label, jobs in measurement.sources.items()},
+        attacks=attacks,
+        data=data.stylized(measurement.images) if protocol.data == "pair" else images,
+        options=measurement.options,
+        run={
+            "training_seed": measurement.seed,
+            "batch_size": scale.batch_size,
+            "store": store,
+            "accelerator": accelerator,
+            "progress": progress,
+        },
+    )
+    records = list(protocol.measure(request))
+    if measurement.writes_pictures and Team.of(accelerator).leads:  # the store has the images of all processes
+        write_pictures(measurement.measure, targets, attacks, images, store, pictures, scale, seed=measurement.seed)
+    return records

@@ -47,54 +47,54 @@ def build(job: Job) -> nn.Module:
         SpecError: the paper has this variant for another network only, or the network has no version for the data.
         BlockError: its defence is for ResNets only.
     """
-    info, one = DATA[job.data], job.network
+    info, network = DATA[job.data], job.network
     with isolated_rng(job.weights_seed):
         inner = _imagenet(job, info) if job.data == "imagenet" else _small(job, info)
-    if one.defence is not None:
-        inner = apply_baseline(one.defence, inner)
+    if network.defence is not None:
+        inner = apply_baseline(network.defence, inner)
     return Normalized(inner, list(info.mean), list(info.std))
 
 
 def _small(job: Job, info: DataInfo) -> nn.Module:
-    one = job.network
-    name = f"{one.net}_cifar" + (".mnist" if info.shape == (1, 28, 28) else "")
-    options: dict[str, Any] = {"num_classes": info.num_classes, "in_chans": info.shape[0], **_given(one)}
-    if one.variant.masked:
+    network = job.network
+    name = f"{network.net}_cifar" + (".mnist" if info.shape == (1, 28, 28) else "")
+    options: dict[str, Any] = {"num_classes": info.num_classes, "in_chans": info.shape[0], **_given(network)}
+    if network.variant.masked:
         options["img_size"] = info.shape[1:]
-    return build_variant(one.variant, name, width=job.scale.width, seed=job.masks_seed, **options)
+    return build_variant(network.variant, name, width=job.scale.width, seed=job.masks_seed, **options)
 
 
-def _given(one: Network) -> dict[str, Any]:
+def _given(network: Network) -> dict[str, Any]:
     """Options of the defective model as timm takes them; blocks are keys of text in TOML, numbers here."""
-    made = dict(one.defects)
-    if isinstance(made.get("p"), dict):
-        made["p"] = {int(block) if block.isdigit() else block: p for block, p in made["p"].items()}
-    if isinstance(made.get("blocks"), list):
-        made["blocks"] = tuple(made["blocks"])
-    return made
+    options = dict(network.defects)
+    if isinstance(options.get("p"), dict):
+        options["p"] = {int(block) if block.isdigit() else block: p for block, p in options["p"].items()}
+    if isinstance(options.get("blocks"), list):
+        options["blocks"] = tuple(options["blocks"])
+    return options
 
 
 def _imagenet(job: Job, info: DataInfo) -> nn.Module:
     import timm
 
-    one, variant = job.network, job.network.variant
-    if one.net not in _ON_IMAGENET or variant.top is not None or variant.kind != "neuron" or job.scale.width != 64:
+    network, variant = job.network, job.network.variant
+    if network.net not in _ON_IMAGENET or variant.top is not None or variant.kind != "neuron" or job.scale.width != 64:
         raise SpecError(
             "This network has no version for ImageNet.", job.title, "p-Bottom of " + ", ".join(_ON_IMAGENET)
         )
-    base = _ON_IMAGENET[one.net]
+    base = _ON_IMAGENET[network.net]
     if not variant.masked:
         return timm.create_model(base, num_classes=info.num_classes)
     # timm's SE-ResNet is no network of the paper: its bottom half stands for it.
-    blocks = "bottom" if one.net == "senet18" else "paper"
+    blocks = "bottom" if network.net == "senet18" else "paper"
     options: dict[str, Any] = {"num_classes": info.num_classes, "p": variant.bottom, "blocks": blocks}
-    if one.net != "resnet18":
+    if network.net != "resnet18":
         return timm.create_model(f"defective_{base}", seed=job.masks_seed, **options)
     # The authors' defective ResNet-18 has a 3x3 stem, which no ResNet of timm's has by itself.
     options |= {"img_size": info.shape[1:], "stem_reduction": 4}
-    made: Any = timm.create_model("defective_resnet18_cifar", seed=job.masks_seed, **options)
-    made.init_weights()  # as timm starts the standard one
-    return cast(nn.Module, made)
+    model: Any = timm.create_model("defective_resnet18_cifar", seed=job.masks_seed, **options)
+    model.init_weights()  # as timm starts the standard one
+    return cast(nn.Module, model)
 
 
 def public_jobs(job: Job) -> list[Job]:
@@ -141,13 +141,13 @@ class TrainedNetworks:
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """Those that are not trained, each once, public networks before those that need them."""
-        found: dict[str, Job] = {}
+        missing: dict[str, Job] = {}
         for job in jobs:
             if not self.has(job):
-                for one in (*public_jobs(job), job):
-                    if not self.has(one):
-                        found.setdefault(one.name, one)
-        return list(found.values())
+                for needed in (*public_jobs(job), job):
+                    if not self.has(needed):
+                        missing.setdefault(needed.name, needed)
+        return list(missing.values())
 
     def train(self, job: Job) -> None:
         """Train a network, or go on where its training was stopped.
@@ -201,12 +201,12 @@ class TrainedNetworks:
         defence = job.network.defence
         if defence is None:
             return None
-        own = BASELINES[defence]
+        baseline = BASELINES[defence]
         settings: dict[str, Any] = {}
-        if own.madry and job.scale.max_steps is not None:
-            steps = min(own.madry["steps"], job.scale.max_steps)
-            settings = {"steps": steps, "step_size": own.madry["steps"] * own.madry["step_size"] / steps}
-        attacked = self._public_images(job) if own.pubdef else None
+        if baseline.madry and job.scale.max_steps is not None:
+            steps = min(baseline.madry["steps"], job.scale.max_steps)
+            settings = {"steps": steps, "step_size": baseline.madry["steps"] * baseline.madry["step_size"] / steps}
+        attacked = self._public_images(job) if baseline.pubdef else None
         return training_hook(defence, adversarial=attacked, settings=settings)
 
     def _public_images(self, job: Job) -> list[Tensor]:

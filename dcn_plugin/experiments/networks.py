@@ -130,39 +130,44 @@ class Job:
     @property
     def key(self) -> dict[str, Any]:
         """All that the trained weights depend on, but for machine, versions and code, as JSON values."""
-        one, scale = self.network, self.scale
-        variant = one.variant
+        network, scale = self.network, self.scale
+        variant = network.variant
         return {
             "data": [self.data, self.copy],
             "train_images": scale.train_images,
-            "net": one.net,
+            "net": network.net,
             "width": scale.width,
             "variant": {"bottom": variant.bottom, "top": variant.top, "kind": variant.kind},
-            "defects": dict(one.defects),
-            "defence": one.defence,
-            "defence_steps": scale.max_steps if one.defence in ("madry", "pubdef") else None,
+            "defects": dict(network.defects),
+            "defence": network.defence,
+            "defence_steps": scale.max_steps if network.defence in ("madry", "pubdef") else None,
             "training": scale.training_json,
             "weights_seed": self.weights_seed,
-            "masks_seed": self.masks_seed if variant.masked or one.defects else None,
+            "masks_seed": self.masks_seed if variant.masked or network.defects else None,
             "order_seed": self.order_seed,
         }
 
     @property
     def name(self) -> str:
         """Name of its folder: readable, and different where the key is."""
-        one = self.network
-        parts = [one.net, _variant_name(one.variant), *([one.defence] if one.defence else []), digest(self.key)[:12]]
+        network = self.network
+        parts = [
+            network.net,
+            _variant_name(network.variant),
+            *([network.defence] if network.defence else []),
+            digest(self.key)[:12],
+        ]
         return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
     @property
     def title(self) -> str:
         """For people: "ResNet-18 0.3-Bottom (source)"."""
-        one = self.network
-        defence = next((f" + {mark}" for mark, name in DEFENCES.items() if name == one.defence), "")
-        member = f", member {self.member + 1}" if one.variant.members > 1 else ""
-        run = f" ({one.run})" if one.run != TARGET else ""
-        own = " own defects" if one.defects else ""
-        return f"{NETS[one.net]} {_variant_name(one.variant)}{own}{defence}{run}{member}"
+        network = self.network
+        defence = next((f" + {mark}" for mark, name in DEFENCES.items() if name == network.defence), "")
+        member = f", member {self.member + 1}" if network.variant.members > 1 else ""
+        run = f" ({network.run})" if network.run != TARGET else ""
+        defects = " own defects" if network.defects else ""
+        return f"{NETS[network.net]} {_variant_name(network.variant)}{defects}{defence}{run}{member}"
 
     @property
     def weights_seed(self) -> int:

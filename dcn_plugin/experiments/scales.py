@@ -74,8 +74,8 @@ class Scale:
 
     def to_json(self) -> dict[str, Any]:
         """All settings as JSON values."""
-        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "training"}
-        return own | {"training": self.training_json}
+        settings = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "training"}
+        return settings | {"training": self.training_json}
 
 
 _NUMBERS = tuple(item.name for item in dataclasses.fields(Scale) if item.name not in ("name", "training", "data"))
@@ -130,7 +130,7 @@ def scale_for(name: str, data: str, changes: Mapping[str, Any] | None = None) ->
     used = changes.get("data")
     training = _training(name, str(used or data), {key: changes.pop(key) for key in _TRAINING if key in changes})
     if name == "smoke":
-        made = {
+        settings = {
             "data": "digits",
             "width": 8,
             "train_images": 128,
@@ -144,7 +144,7 @@ def scale_for(name: str, data: str, changes: Mapping[str, Any] | None = None) ->
             "members": 2,
         }
     elif name == "small":
-        made = {
+        settings = {
             "width": 16,
             "images": 1000,
             "cw_images": 100,
@@ -154,8 +154,8 @@ def scale_for(name: str, data: str, changes: Mapping[str, Any] | None = None) ->
             "cw_steps": 100,
         }
     else:
-        made = {}
-    return Scale(name=name, training=training, **{**made, **changes})  # type: ignore[arg-type]
+        settings = {}
+    return Scale(name=name, training=training, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def _training(scale: str, data: str, changes: Mapping[str, Any]) -> TrainConfig:
@@ -163,10 +163,10 @@ def _training(scale: str, data: str, changes: Mapping[str, Any]) -> TrainConfig:
         check_known("data set of the full scale", data, _PAPER)
         config = _PAPER[data]()
     elif scale == "small":
-        moved = data != "mnist"  # a mirrored digit is another one
+        mirrors = data != "mnist"  # a mirrored digit is another one
         # bfloat16 halves the hours where the CPU has it; elsewhere amp computes in float32.
         config = TrainConfig(
-            epochs=8, batch_size=128, lr=0.2, shift=4 if moved else 2, flip=moved, amp=True, channels_last=True
+            epochs=8, batch_size=128, lr=0.2, shift=4 if mirrors else 2, flip=mirrors, amp=True, channels_last=True
         )
     else:
         config = TrainConfig(epochs=1, batch_size=32, lr=0.05)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from dcn_plugin.evaluate.predictions import device_of
 from dcn_plugin.experiments.datasets import DATA
-from dcn_plugin.experiments.measurements import Cell
+from dcn_plugin.experiments.measurements import Measurement
 from dcn_plugin.experiments.network_store import PUBLIC_STEPS, build, public_jobs
 from dcn_plugin.experiments.networks import Job
 from dcn_plugin.training.baselines import BASELINES
@@ -29,28 +29,28 @@ class Estimate:
 
     Args:
         training: of the networks that are missing.
-        measuring: of the cells that are missing; attacks that stop early, or find it hard, take less or more.
+        measuring: of the measurements that are missing; attacks that stop early, or find it hard, take less or more.
     """
 
     training: float
     measuring: float
 
     def __str__(self) -> str:
-        whole = self.training + self.measuring
-        return f"about {_time(whole)} (training {_time(self.training)}, measuring {_time(self.measuring)})"
+        both = _time(self.training + self.measuring)
+        return f"about {both} (training {_time(self.training)}, measuring {_time(self.measuring)})"
 
 
-def estimate(jobs: Sequence[Job], cells: Iterable[Cell], device: torch.device) -> Estimate:
+def estimate(jobs: Sequence[Job], measurements: Iterable[Measurement], device: torch.device) -> Estimate:
     """Time a few training steps of every kind of network, and count the steps.
 
     Args:
         jobs: the networks that have to be trained.
-        cells: the cells that have to be measured.
+        measurements: that have to run.
         device: where they compute.
     """
     seconds = _StepTimes(device)
     training = sum(_training(job, seconds) for job in jobs)
-    measuring = sum(_measuring(cell, seconds) for cell in cells)
+    measuring = sum(_measuring(measurement, seconds) for measurement in measurements)
     return Estimate(training, measuring)
 
 
@@ -59,13 +59,13 @@ class _StepTimes:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._known: dict[tuple[str, str, int, str], float] = {}
+        self._times: dict[tuple[str, str, int, str], float] = {}
 
     def __getitem__(self, job: Job) -> float:
         kind = (job.network.net, job.network.variant.kind, job.scale.width, job.data)
-        if kind not in self._known:
-            self._known[kind] = _time_step(job, self._device)
-        return self._known[kind]
+        if kind not in self._times:
+            self._times[kind] = _time_step(job, self._device)
+        return self._times[kind]
 
 
 def _time_step(job: Job, device: torch.device) -> float:
@@ -105,20 +105,21 @@ def _training(job: Job, seconds: _StepTimes) -> float:
     return images * (passes * seconds[job] + attacked)
 
 
-def _measuring(cell: Cell, seconds: _StepTimes) -> float:
-    scale, one = cell.scale, cell.measure
-    images = min(cell.images or DATA[cell.data].test_images, DATA[cell.data].test_images)
-    targets = sum(seconds[job] for jobs in cell.rows.values() for job in jobs)
-    passes = sum(attack.gradients(scale) for attack in cell.attacks.values())
-    if one.protocol == "distance":
+def _measuring(measurement: Measurement, seconds: _StepTimes) -> float:
+    scale, attacks, sources = measurement.scale, measurement.attacks, measurement.sources
+    test_images = DATA[measurement.data].test_images
+    images = min(measurement.images or test_images, test_images)
+    targets = sum(seconds[job] for jobs in measurement.rows.values() for job in jobs)
+    passes = sum(attack.gradients(scale) for attack in attacks.values())
+    if measurement.protocol.takes("count"):
         return min(images, scale.count) * passes * FORWARD * targets
-    if cell.sources:
-        attacked = sum(seconds[job] for jobs in cell.sources.values() for job in jobs)
-        shown = (1 + len(cell.attacks) * len(cell.sources)) * FORWARD * targets
-        return images * (passes * attacked + shown)
-    if cell.attacks:
+    if sources:
+        attacked = sum(seconds[job] for jobs in sources.values() for job in jobs)
+        forward = (1 + len(attacks) * len(sources)) * FORWARD * targets
+        return images * (passes * attacked + forward)
+    if attacks:
         return images * passes * targets
-    changes = len(one.levels) + len(one.ks) or 1
+    changes = len(measurement.strengths) or 1
     return images * (1 + changes) * FORWARD * targets
 
 

@@ -18,16 +18,19 @@ __all__ = ["code_hash", "device_of", "hardware", "package_versions"]
 # torchvision and Pillow decode and resize images.
 _PACKAGES = ("dcn-plugin", "torch", "timm", "numpy", "torchvision", "pillow")
 
+NOT_HASHED = ("cli", "experiments", "pretrained", "report")
+"""Folders of the package that choose, name and show what is measured, but compute no image and no answer."""
+
 
 @functools.cache
 def _package_versions() -> tuple[tuple[str, str], ...]:
-    found = [("python", platform.python_version())]
+    versions = [("python", platform.python_version())]
     for package in _PACKAGES:
         try:
-            found.append((package, metadata.version(package)))
+            versions.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
-            found.append((package, "not installed"))  # run from a source folder
-    return tuple(found)
+            versions.append((package, "not installed"))  # run from a source folder
+    return tuple(versions)
 
 
 def package_versions() -> dict[str, str]:
@@ -71,10 +74,16 @@ def hardware(device: torch.device | None = None) -> dict[str, str | int | None]:
 
 
 @functools.cache
-def code_hash() -> str:
-    """SHA-256 over this package's Python files: results of other code are not taken for those of this one."""
+def code_hash(*wings: str) -> str:
+    """SHA-256 over the Python files of this package that compute: results of other code are not taken for those of it.
+
+    Args:
+        wings: folders of :data:`NOT_HASHED` whose files count too.
+    """
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+        name = path.relative_to(root)
+        if name.parts[0] not in NOT_HASHED or name.parts[0] in wings:
+            digest.update(f"{name.as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -2,8 +2,9 @@
 
 ``import dcn_plugin`` loads the whole package and registers the timm models. In the process of the command
 (``defective ...`` or ``python -m dcn_plugin.cli ...``) that waits for :func:`finish`, which the command calls as
-soon as its arguments are right: ``--help``, ``--version`` and a misspelt option answer at once. Where a process is
-not known to be the command's, everything is loaded, as anywhere else.
+soon as its arguments are right, or names ``evaluate``, whose protocols describe their own arguments: ``--help``,
+``--version`` and a misspelt option of every other subcommand answer at once. Where a process is not known to be the
+command's, everything is loaded, as anywhere else.
 """
 
 from __future__ import annotations

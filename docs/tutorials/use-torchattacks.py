@@ -64,7 +64,7 @@ print(one.status, one.queries.tolist())
 
 # %%
 images = digits.test.subset(torch.arange(200))
-results = list(transfer(sources, targets, attacks, images, seed=0))
+results = list(transfer(sources, targets, attacks, images, training_seed=0))
 for result in results:
     print(
         f"{result.source:<9} {result.attack:<7} -> {result.target:<10} {result.relation:<14} "
@@ -82,7 +82,7 @@ for result in results:
 # and attack on it, and with the adaptive source among them it is the figure to quote.
 
 # %%
-worst = list(tapm(sources, targets, attacks, images, seed=0))
+worst = list(tapm(sources, targets, attacks, images, training_seed=0))
 for result in worst:
     print(f"{result.target:<10} holds {result.n_correct} of {result.n_total}")
 

@@ -56,7 +56,11 @@ def peak(count: int) -> float:
             models[f"net {seed}"] = cifar_resnet((1, 1, 1, 1), width=4).eval()
     with tempfile.TemporaryDirectory() as folder:
         attack = PGD(8 / 255, steps=1)
-        list(transfer(models, models, [attack], Endless(count), seed=0, batch_size=BATCH, store=RunDirectory(folder)))
+        list(
+            transfer(
+                models, models, [attack], Endless(count), training_seed=0, batch_size=BATCH, store=RunDirectory(folder)
+            )
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

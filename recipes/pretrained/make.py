@@ -162,8 +162,8 @@ def measure(stored: Mapping[str, nn.Module], test: ImageSet, steps: int) -> list
     targets = {name: net for name, net in stored.items() if name != source}
     made = AdversarialSet(source, stored[source], PGD(EPS, steps=steps), test)
     return [
-        *measure_targets(made, targets, seed=SHIPPED_SEED),
-        *gaussian(targets, test, [SIGMA], seed=SHIPPED_SEED),
+        *measure_targets(made, targets, training_seed=SHIPPED_SEED),
+        *gaussian(targets, test, [SIGMA], training_seed=SHIPPED_SEED),
     ]
 
 

@@ -96,6 +96,36 @@ def test_pubdef_trains_its_public_networks_first(networks: TrainedNetworks) -> N
     assert networks.missing([job]) == []
 
 
+def test_other_code_keeps_trained_networks_and_whatever_decides_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = jobs("0.3-Bottom + AT")
+    name = job.name
+    network, scale = job.network, job.scale
+    training = dataclasses.replace(scale.training, lr=0.01)
+    others = [
+        dataclasses.replace(job, network=dataclasses.replace(network, **{field: value}))
+        for field, value in (
+            ("net", "vgg19"),
+            ("variant", dataclasses.replace(network.variant, bottom=0.5)),
+            ("defence", None),
+            ("run", "source"),
+            ("masks", "source"),
+            ("defects", {"mode": "nm"}),
+        )
+    ]
+    others += [
+        dataclasses.replace(job, scale=dataclasses.replace(scale, **{field: value}))
+        for field, value in (("width", 16), ("train_images", 33), ("max_steps", 1), ("training", training))
+    ]
+    others += [
+        dataclasses.replace(job, **{field: value})  # type: ignore[arg-type]
+        for field, value in (("member", 1), ("seed", 1), ("data", "cifar10"), ("copy", "JPEG"))
+    ]
+    assert len({name, *(other.name for other in others)}) == 1 + len(others)
+    monkeypatch.setattr("dcn_plugin.support.environment.code_hash", lambda *_: "another")
+    monkeypatch.setattr("dcn_plugin.evaluate.cache_keys.code_hash", lambda *_: "another")
+    assert job.name == name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("net", ["resnet18", "resnet50", "densenet121", "senet18", "vgg19"])
 def test_networks_for_imagenet_are_timms_with_masks_at_224_pixels(net: str) -> None:

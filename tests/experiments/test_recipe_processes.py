@@ -150,9 +150,9 @@ def test_two_launched_processes_train_together_and_measure_what_one_measures(tmp
     assert done.returncode == 0, done.stderr
     assert "0 of 3 networks to train, 2 of 2 cells to measure" in done.stderr
     assert kept(own) == kept(shared)
-    # What fails on one ends all: only the first looks for finished cells.
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "cells").write_text("a file")
+    # What fails on one ends all: only the first looks for finished measurements.
+    (tmp_path / "broken" / "store").mkdir(parents=True)
+    (tmp_path / "broken" / "store" / "units").write_text("a file")
     done = launch(recipe, "--out", str(tmp_path / "broken"))
     assert done.returncode != 0
     assert "Not a directory" in done.stderr

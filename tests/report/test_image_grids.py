@@ -35,7 +35,7 @@ def run(data: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     attacks = [PGD(EPS, steps=5), PGD(EPS / 1000, steps=1)]
     list(
         transfer(
-            {"linear": linear(0)}, {"other": linear(1)}, attacks, data, seed=0, rounding="8bit", batch_size=4,
+            {"linear": linear(0)}, {"other": linear(1)}, attacks, data, training_seed=0, rounding="8bit", batch_size=4,
             store=RunDirectory(folder),
         )
     )  # fmt: skip

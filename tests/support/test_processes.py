@@ -83,10 +83,10 @@ def test_several_processes_have_the_shape_bias_of_one(tmp_path: Path) -> None:
             )
     data = CueConflict(tmp_path, class_names=CUE_CLASSES[:3])
     models = {"a": linear_model(48, 3)}
-    alone = list(cue_conflict(models, data, seed=0, batch_size=2))
+    alone = list(cue_conflict(models, data, training_seed=0, batch_size=2))
     assert (alone[0].n_counted or 0) > 0
     shared = together(
-        2, lambda team: list(cue_conflict(copy.deepcopy(models), data, seed=0, batch_size=2, accelerator=team))
+        2, lambda team: list(cue_conflict(copy.deepcopy(models), data, training_seed=0, batch_size=2, accelerator=team))
     )
     assert shared == [alone, alone]
 
@@ -124,7 +124,9 @@ def test_one_process_writes_the_records_and_finished_ones_are_not_measured_again
     def work(team: Team) -> tuple[int, int, int]:
         models, store = two_models(), RunDirectory(tmp_path / "shared")
         calls = [count_calls(model) for model in models.values()]
-        results = list(transfer(models, models, ATTACKS, DATA, seed=0, batch_size=16, store=store, accelerator=team))
+        results = list(
+            transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=store, accelerator=team)
+        )
         if team.leads:
             store.finish({"name": "test"}, results)
         return store.measured, store.reused, sum(map(len, calls))
@@ -133,14 +135,18 @@ def test_one_process_writes_the_records_and_finished_ones_are_not_measured_again
     assert together(2, work) == [(0, 8, 0), (0, 0, 0)]
 
     alone, models = RunDirectory(tmp_path / "alone"), two_models()
-    alone.finish({"name": "test"}, list(transfer(models, models, ATTACKS, DATA, seed=0, batch_size=16, store=alone)))
+    alone.finish(
+        {"name": "test"}, list(transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=alone))
+    )
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
     # One process goes on from what several have made, image batches included.
     for unit in (tmp_path / "shared" / "units").iterdir():
         unit.unlink()
     gradients: list[bool] = []
     models["a"].register_forward_pre_hook(lambda _, args: gradients.append(args[0].requires_grad))
-    list(transfer(models, models, ATTACKS, DATA, seed=0, batch_size=16, store=RunDirectory(tmp_path / "shared")))
+    list(
+        transfer(models, models, ATTACKS, DATA, training_seed=0, batch_size=16, store=RunDirectory(tmp_path / "shared"))
+    )
     assert gradients and not any(gradients)
 
 
@@ -156,7 +162,7 @@ def files(folder: Path) -> dict[str, Any]:
 def test_processes_with_other_weights_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
     def work(team: Team) -> None:
         models = {"a": linear_model(64, seed=team.rank)}
-        list(whitebox(models, ATTACKS, DATA, seed=0, accelerator=team, store=RunDirectory(tmp_path / "run")))
+        list(whitebox(models, ATTACKS, DATA, training_seed=0, accelerator=team, store=RunDirectory(tmp_path / "run")))
 
     with pytest.raises(SpecError, match=r"processes do not measure the same.*set\.source\.state"):
         together(2, work)

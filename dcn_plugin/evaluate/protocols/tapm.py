@@ -179,5 +179,6 @@ PROTOCOL = Protocol(
     options=(ROUNDING,),
     column="tapm",
     better="higher",
+    joint=True,
     figures=("worst_single_accuracy", "worst_single"),
 )
