@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, InputSizeError, MaskLostError
 from dcn_plugin.layers import DefectMask2d
+from dcn_plugin.support.model_state import dummy_image, eval_mode
 from dcn_plugin.surgery.follow import Follower
 from dcn_plugin.surgery.queries import check_model, defect_spec, expected_sites, masks_of, owner_path
-from dcn_plugin.surgery.trace import ExampleInputs, ModelInputs, dummy_image, eval_mode, explain
+from dcn_plugin.surgery.trace import ExampleInputs, ModelInputs, explain
 from dcn_plugin.surgery.wrappers import on_bare_network
 
 __all__ = ["Summary", "SummaryRow", "summary", "verify"]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.surgery.trace import eval_mode
+from dcn_plugin.support.model_state import eval_mode
 from dcn_plugin.training.data import Batch
 
 __all__ = ["StepImages", "describe", "madry"]

@@ -19,10 +19,9 @@ from dcn_plugin.errors import (
     SpecError,
 )
 from dcn_plugin.evaluate.data_checks import refusals
-from dcn_plugin.support.environment import device_of
+from dcn_plugin.support.model_state import device_of, dummy_image, eval_mode
 from dcn_plugin.surgery import is_defective, masks_of
 from dcn_plugin.surgery.inspection import verify
-from dcn_plugin.surgery.trace import dummy_image, eval_mode
 from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.data import TrainData
 

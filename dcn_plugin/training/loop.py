@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from torch import Generator, Tensor, nn
 from dcn_plugin.checkpoint.class_names import name_classes, telling
 from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError, SpecError
-from dcn_plugin.evaluate.predictions import correct_on, device_of
+from dcn_plugin.evaluate.predictions import correct_on
 from dcn_plugin.support.atomic_file import check_output
-from dcn_plugin.support.log_lines import log_line
-from dcn_plugin.support.progress import progress_bar
+from dcn_plugin.support.model_state import device_of, training_flags
+from dcn_plugin.support.progress import log_line, progress_bar
 from dcn_plugin.support.randomness import derived_seed, isolated_rng
 from dcn_plugin.training.adversarial import StepImages, describe
 from dcn_plugin.training.checks import (
@@ -153,7 +153,9 @@ def train(
     run = _Run(model, source, config, processes, step_images, History(plan, selected_by), head)
     folder = None if out is None else TrainFolder(out, plan, writes=processes.shard.rank == 0)
     start = time.perf_counter()
-    with _flags_restored(model):
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(training_flags(model))
+        undo.callback(model.zero_grad)
         found = None if folder is None else folder.read()
         if found is not None:
             run.snapshot.restore(found[0])
@@ -351,14 +353,3 @@ def _line(record: EpochRecord, epochs: int, name: str) -> str:
     return (
         f"{name} epoch {record.epoch + 1} of {epochs}: loss {record.loss:.4f}{right}, {record.seconds:.1f} s".lstrip()
     )
-
-
-@contextlib.contextmanager
-def _flags_restored(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        model.zero_grad()
-        for module, training in flags:
-            module.training = training

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.errors import BlockError, DcnError, InputSizeError, SiteError, SpecError, TraceError
+from dcn_plugin.support.model_state import dummy_image, eval_mode
 from dcn_plugin.surgery.norm_slots import is_norm
-from dcn_plugin.surgery.trace import Trace, dummy_image, eval_mode, trace_model
+from dcn_plugin.surgery.trace import Trace, trace_model
 from tests.nets import SmallNet, same, snapshot
 
 SIZE = (3, 16, 16)
