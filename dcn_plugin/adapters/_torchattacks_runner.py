@@ -10,13 +10,13 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from dcn_plugin.adapters._global_rngs import isolated_global_rngs
 from dcn_plugin.adapters._torchattacks_sizes import check_diversity, check_square_l2
 from dcn_plugin.adapters._torchattacks_table import Option, look_up, resolve_options
 from dcn_plugin.attacks import Attack, AttackResult, AttackRun, SampleStreams, check_logits
 from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.attacks.base import Rows
 from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError, warn_caller
+from dcn_plugin.support.randomness import isolated_global_rngs
 
 __all__ = ["TorchAttack"]
 

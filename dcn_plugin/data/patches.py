@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.randomness import raw_draws
 
 __all__ = ["patch_permutations", "patch_shuffle"]
 

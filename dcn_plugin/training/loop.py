@@ -35,7 +35,7 @@ from dcn_plugin.training.checks import (
     structure,
 )
 from dcn_plugin.training.config import TrainConfig
-from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
+from dcn_plugin.training.data import Batch, TrainData, as_train_data, files_hash
 from dcn_plugin.training.heads import main_head
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
@@ -131,27 +131,27 @@ def train(
     processes: Processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)
     if out is not None:
         check_output(out)
-    check_arguments(config, len(data), processes.shard.size, test)
+    check_arguments(config, len(data), processes.team.size, test)
     check_fit(model, data.shape, data.num_classes)
     check_parts(data, val=val, test=test)
     head = main_head(model, data.shape)
-    if head is not None and processes.shard.size > 1:
+    if head is not None and processes.team.size > 1:
         raise SpecError(
             "A network with auxiliary heads is trained with its main head alone, and several processes cannot share "
             "a network of which parts get no gradient.",
-            processes.shard.size,
+            processes.team.size,
             "one process",
             "switch its auxiliary heads off, e.g. aux_logits=False",
         )
     masks = masks_hash(model)
-    check_masks(masks, processes.gather(masks))
+    check_masks(masks, processes.team.gather([masks]))
     source = as_train_data(data, config, workers=workers)
     chosen_on = {"val": val, "test": test if config.select == "test" else None}
     plan = {} if out is None else _plan(config, model, masks, source, chosen_on, step_images, processes, about or {})
     selected_by = config.select if chosen_on.get(config.select) is not None else None
     name_classes(model, telling(getattr(data, "class_names", None)))  # before the copies that _Run makes
     run = _Run(model, source, config, processes, step_images, History(plan, selected_by), head)
-    folder = None if out is None else TrainFolder(out, plan, writes=processes.shard.rank == 0)
+    folder = None if out is None else TrainFolder(out, plan, writes=processes.team.leads)
     start = time.perf_counter()
     with contextlib.ExitStack() as undo:
         undo.enter_context(training_flags(model))
@@ -162,7 +162,7 @@ def train(
             run.history = found[1]
         if len(run.history.epochs) < config.epochs:
             run.history.begin(processes.device, compute_dtype(config.amp, processes.device))
-        bar = progress_bar(run.steps, name, show=progress and processes.shard.rank == 0, unit="step")
+        bar = progress_bar(run.steps, name, show=progress, unit="step", team=processes.team)
         with bar:
             bar.update(len(run.history.epochs) * run.steps_per_epoch)
             while len(run.history.epochs) < config.epochs:
@@ -170,9 +170,7 @@ def train(
                 if folder is not None:
                     folder.write(run.snapshot, run.history, run.network)
                 _tell(run.history.epochs[-1], bar, processes, name)
-                log_line(
-                    _line(run.history.epochs[-1], config.epochs, name), show=progress and processes.shard.rank == 0
-                )
+                log_line(_line(run.history.epochs[-1], config.epochs, name), show=progress and processes.team.leads)
         processes.release(model)
         if run.network is not model:
             model.load_state_dict(run.network.state_dict())
@@ -254,7 +252,7 @@ class _Run:
     def _train_epoch(self, number: int, done: Callable[[], object]) -> tuple[float, float]:
         """Train for one epoch; returns the mean loss and the share of images that were right."""
         config, processes, device = self.config, self._processes, self._processes.device
-        optimizer, rank = self.snapshot.optimizer, processes.shard.rank
+        optimizer, rank = self.snapshot.optimizer, processes.team.rank
         own_draws, noise = (derived_seed(config.seed, what, number, rank) for what in ("model", "step_images"))
         generator = Generator().manual_seed(noise)
         # Sums stay on the device: reading one would wait for it.
@@ -263,7 +261,7 @@ class _Run:
         self._model.train()
         with isolated_rng(own_draws, device=device):
             for batch in self._source.epoch(
-                config.batch_size, generator=self.snapshot.generator, device=device, shard=processes.shard
+                config.batch_size, generator=self.snapshot.generator, device=device, shard=processes.team
             ):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, self.steps_per_epoch)
@@ -290,13 +288,13 @@ class _Run:
                     seen += len(batch.labels)
                 done()
         sums = processes.total(torch.stack([loss_sum, right, seen])).tolist()
-        return sums[0] / (self.steps_per_epoch * processes.shard.size), sums[1] / sums[2]
+        return sums[0] / (self.steps_per_epoch * processes.team.size), sums[1] / sums[2]
 
     def _accuracy(self, data: ImageSet | ImageFiles) -> float:
         """Share of the images that the network has right, measured by all processes together."""
-        shard: Shard = self._processes.shard
-        own = torch.arange(len(data))[shard.rows]
-        part = data if shard.size == 1 else part_of(data, own)
+        team = self._processes.team
+        own = torch.arange(len(data))[team.rows]
+        part = data if team.size == 1 else part_of(data, own)
         right = correct_on(self.network, part).sum() if len(own) else torch.zeros((), dtype=torch.int64)
         return float(self._processes.total(right.to(self._processes.device))) / len(data)
 
@@ -325,7 +323,7 @@ def _plan(
         "data": {"name": source.name, "images": len(source), "fingerprint": source.fingerprint},
         **{kind: None if data is None else _described(data) for kind, data in chosen_on.items()},
         "step_images": describe(step_images),
-        "processes": {"count": processes.shard.size, "precision": processes.precision},
+        "processes": {"count": processes.team.size, "precision": processes.precision},
         "about": dict(about),
     }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.training.data import Shard
+from dcn_plugin.support.processes import ALONE, Team
 
 __all__ = ["Accelerated", "Alone", "Processes"]
 
@@ -17,7 +17,7 @@ __all__ = ["Accelerated", "Alone", "Processes"]
 class Processes(Protocol):
     """What the loop asks of whoever carries devices and processes."""
 
-    shard: Shard
+    team: Team
     device: torch.device
     precision: str
 
@@ -35,10 +35,6 @@ class Processes(Protocol):
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over processes."""
-        ...
-
-    def gather(self, text: str) -> list[str]:
-        """The text of every process."""
         ...
 
     def align(self, model: nn.Module) -> None:
@@ -61,7 +57,7 @@ class Alone:
         device: of the model.
     """
 
-    shard = Shard()
+    team = ALONE
     precision = "no"
 
     def __init__(self, device: torch.device) -> None:
@@ -82,10 +78,6 @@ class Alone:
     def total(self, value: Tensor) -> Tensor:
         """Its own."""
         return value
-
-    def gather(self, text: str) -> list[str]:
-        """Its own."""
-        return [text]
 
     def align(self, model: nn.Module) -> None:
         """There is nobody to agree with."""
@@ -117,7 +109,7 @@ class Accelerated:
             if got not in allowed:
                 raise SpecError(f"This Accelerator's {what} is not supported.", got, ", ".join(map(str, allowed)))
         self._accelerator = accelerator
-        self.shard = Shard(accelerator.process_index, accelerator.num_processes)
+        self.team = Team.of(accelerator)
         self.device: torch.device = accelerator.device
         self.precision: str = accelerator.mixed_precision
         self._before: set[str] = set()
@@ -141,17 +133,11 @@ class Accelerated:
         summed: Tensor = self._accelerator.reduce(value, reduction="sum")
         return summed
 
-    def gather(self, text: str) -> list[str]:
-        """The text of every process."""
-        from accelerate.utils import gather_object
-
-        return list(gather_object([text]))
-
     def align(self, model: nn.Module) -> None:
         """Copy the first process's floating-point buffers to the others."""
         from accelerate.utils import broadcast
 
-        if self.shard.size > 1:
+        if self.team.size > 1:
             for buffer in model.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(broadcast(buffer))
