@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import SpecError
 from dcn_plugin.support.suggestions import check_known
-from dcn_plugin.training.config import TrainConfig
+from dcn_plugin.training import TrainConfig
 
 __all__ = ["SCALES", "Scale", "ScaleName", "scale_for"]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.errors import InputSizeError, PretrainedError, SpecError
 from dcn_plugin.specs import DefectSpec, check_chw
 from dcn_plugin.support.atomic_file import write_atomic
-from dcn_plugin.training import TrainConfig
 
 __all__ = ["CARD_SCHEMA", "PretrainedCard"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.checkpoint import load_checkpoint
+from dcn_plugin.checkpoint.network_file import load_network, save_network
 from dcn_plugin.checkpoint.sealed_file import is_archive, read_archive
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.support.copies import copy_of
 from dcn_plugin.surgery.wrappers import bare
-from dcn_plugin.training import load_network, save_network
 
 __all__ = ["load_half", "save_half"]
 

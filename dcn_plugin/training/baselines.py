@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dcn_plugin.checkpoint.train_config import TrainConfig, smoothing_for
 from dcn_plugin.errors import SpecError
 from dcn_plugin.models import regularize
 from dcn_plugin.training.adversarial import StepImages, madry
-from dcn_plugin.training.config import TrainConfig, smoothing_for
 from dcn_plugin.training.pubdef import pubdef
 
 __all__ = ["BASELINES", "Baseline", "apply_baseline", "training_config", "training_hook"]

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.data import EvalTransform, ImageFiles, LabelledImages
 from dcn_plugin.data.augment import Moves, draw_moves
 from dcn_plugin.data.decode import decode
@@ -19,7 +20,6 @@ from dcn_plugin.errors import SpecError
 from dcn_plugin.support.processes import Team
 from dcn_plugin.support.randomness import isolated_rng
 from dcn_plugin.training.color import check_colored, draw_colors, shift_colors
-from dcn_plugin.training.config import TrainConfig
 
 __all__ = ["Batch", "HeldImages", "Shard", "StreamedImages", "TrainData", "as_train_data", "files_hash", "plan_epoch"]
 

@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Generator, Tensor, nn
 
 from dcn_plugin.checkpoint.class_names import name_classes, telling
+from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError, SpecError
 from dcn_plugin.evaluate.predictions import correct_on
@@ -34,7 +35,6 @@ from dcn_plugin.training.checks import (
     masks_hash,
     structure,
 )
-from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.data import Batch, TrainData, as_train_data, files_hash
 from dcn_plugin.training.heads import main_head
 from dcn_plugin.training.history import EpochRecord, History

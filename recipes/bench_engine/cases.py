@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import dcn_plugin.models  # noqa: F401  registers the defective models
+from dcn_plugin import MaskSpec, sample_mask  # registers the defective models, too
 from dcn_plugin.attacks import PGD
 from dcn_plugin.engine import compact, ops
 from dcn_plugin.engine.bench import Speed, alternate, inference, relative_error
@@ -20,8 +20,6 @@ from dcn_plugin.engine.capture import capture
 from dcn_plugin.engine.dense_twin import dense_twin
 from dcn_plugin.engine.native import native_problem
 from dcn_plugin.engine.row_layout import Geometry, number_rows
-from dcn_plugin.masks import sample_mask
-from dcn_plugin.specs import MaskSpec
 from dcn_plugin.surgery import defect_spec, insert_masks, undefectify
 from dcn_plugin.training import isolated_rng
 
