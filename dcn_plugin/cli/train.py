@@ -248,18 +248,20 @@ def _check_channels(text: str, model: nn.Module, channels: int) -> None:
 def _report(args: argparse.Namespace, result: TrainResult, model: nn.Module, data: _Data) -> str:
     """The table of the last and the best epoch, and how to open the networks."""
     from dcn_plugin.evaluate.predictions import correct_on
+    from dcn_plugin.support.table import aligned
     from dcn_plugin.training import load_network
 
     rows = {"last": (result.history.epochs[-1], Path(args.out) / "last.safetensors")}
     if result.history.best is not None and result.best is not None:
         rows["best"] = (result.history.best, result.best)
-    lines = [f"{'network':8}{'epoch':>6}{'loss':>9}{'train':>9}{'val':>9}{'test':>9}"]
+    cells = [["network", "epoch", *(f"{figure:>7}" for figure in ("loss", "train", "val", "test"))]]
     for name, (record, path) in rows.items():
         load_network(model, path)
         test = None if data.test is None else float(correct_on(model, data.test).double().mean())
-        cells = [record.train_accuracy, record.val_accuracy, test]
-        shown = "".join(f"{'-' if cell is None else f'{cell:.2%}':>9}" for cell in cells)
-        lines.append(f"{name:8}{record.epoch + 1:>6}{record.loss:>9.4f}{shown}")
+        shares = [record.train_accuracy, record.val_accuracy, test]
+        shown = ["-" if share is None else f"{share:.2%}" for share in shares]
+        cells.append([name, str(record.epoch + 1), f"{record.loss:.4f}", *shown])
+    lines = aligned(cells, "lrrrrr")
     by = result.history.selected_by
     if by is not None:
         lines.append(f"The best epoch is chosen on the {'validation' if by == 'val' else by} set.")

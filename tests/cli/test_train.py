@@ -86,16 +86,16 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(LINEAR, tmp_path / "alone") == 0
-    write = training.folder.write_archive
+    write = training.run_folder.write_archive
 
     def interrupted(*args: object) -> None:
         write(*args)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.folder, "write_archive", interrupted)
+    monkeypatch.setattr(training.run_folder, "write_archive", interrupted)
     assert run(LINEAR, tmp_path / "killed") == 130
     assert "goes on from there" in capsys.readouterr().err
-    monkeypatch.setattr(training.folder, "write_archive", write)
+    monkeypatch.setattr(training.run_folder, "write_archive", write)
     assert run(LINEAR, tmp_path / "killed") == 0
     kept = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("alone", "killed")]
     assert kept[0] == kept[1]
