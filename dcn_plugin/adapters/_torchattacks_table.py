@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import torchattacks
 
 from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import similar
 
 __all__ = ["KNOWN", "Known", "Norm", "Option", "look_up", "resolve_options"]
 
@@ -148,7 +148,7 @@ def look_up(name: str) -> Known:
     """
     if isinstance(name, str) and name in KNOWN:
         return KNOWN[name]
-    close = difflib.get_close_matches(str(name).upper(), {key.upper(): key for key in KNOWN}, n=1)
+    close = similar(str(name).upper(), [key.upper() for key in KNOWN], most=1)
     meant = [key for key in KNOWN if key.upper() in close]
     fix = _REFUSED.get(str(name)) or (f"did you mean {meant[0]!r}" if meant else None)
     raise SpecError("This attack of torchattacks is not run here.", name, ", ".join(KNOWN), fix)
@@ -169,7 +169,7 @@ def resolve_options(name: str, given: Mapping[str, Option]) -> dict[str, Option]
     given = {key: plain(value) for key, value in given.items()}
     for key, value in given.items():
         if key not in defaults:
-            close = difflib.get_close_matches(key, defaults, n=1)
+            close = similar(key, defaults, most=1)
             raise SpecError(
                 f"torchattacks' {name} has no such option.",
                 key,

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from dcn_plugin.cli.named_options import Spec, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:
     from dcn_plugin.attacks import Attack
@@ -58,7 +59,7 @@ def _near(name: str) -> str | None:
         theirs = {known.lower(): known for known in KNOWN}
     if name in theirs:
         return f"did you mean {theirs[name]}?"
-    return nearest(name, [*_own(), "paper", "modern", *theirs.values()])
+    return closest(name, [*_own(), "paper", "modern", *theirs.values()])
 
 
 def _own() -> dict[str, Callable[..., Attack]]:

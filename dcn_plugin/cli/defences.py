@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import open_models
-from dcn_plugin.cli.named_options import Spec, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
 
     spec = parse_spec(args.baseline or "standard")
     if spec.head not in BASELINES:
-        raise SpecError("Unknown baseline.", spec.head, ", ".join(BASELINES), nearest(spec.head, BASELINES))
+        raise SpecError("Unknown baseline.", spec.head, ", ".join(BASELINES), closest(spec.head, BASELINES))
     baseline = BASELINES[spec.head]
     own = baseline.madry or baseline.pubdef
     if unknown := sorted(spec.options.keys() - own.keys()):

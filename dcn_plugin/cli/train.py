@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive, size
 from dcn_plugin.cli.defences import add_defence, open_defence
 from dcn_plugin.cli.models import MODELS, WEIGHT_FILES, open_model
-from dcn_plugin.cli.named_options import Spec, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -163,7 +164,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     changes = dict(parse_spec(",".join(["set", *args.set])).options)
     for key in changes:
         if key not in known:
-            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(known), nearest(key, known))
+            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(known), closest(key, known))
     changes |= {f: getattr(args, name) for name, f in _FIELDS.items() if getattr(args, name) is not None}
     if args.min_scale is not None:
         changes.setdefault("shift", 0)  # the presets shift; a random resized crop does that already

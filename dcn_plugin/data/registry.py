@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from dcn_plugin.data.imageset import ImageSet
 from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.data.source import IndexedImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["DATA_SPECS", "DataPart", "folder_options", "open_images", "parts_of", "split_options"]
 
@@ -185,10 +185,7 @@ def folder_options(spec: str, known: Sequence[str]) -> tuple[str, dict[str, Any]
 def _check_options(known: Sequence[str], head: str, options: Mapping[str, str]) -> None:
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise SpecError(
-                f"{head} has no option {key!r}.", key, ", ".join(known), f"did you mean {near[0]}?" if near else None
-            )
+            raise SpecError(f"{head} has no option {key!r}.", key, ", ".join(known), closest(key, known))
 
 
 def _channels(given: str | int | None) -> Literal[1, 3] | None:
