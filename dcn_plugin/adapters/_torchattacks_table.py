@@ -10,8 +10,8 @@ from typing import Literal
 
 import torchattacks
 
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count, is_number, plain
 from dcn_plugin.support.suggestions import similar
 
 __all__ = ["KNOWN", "Known", "Norm", "Option", "look_up", "resolve_options"]
@@ -200,7 +200,7 @@ def _check_option(name: str, key: str, value: object, default: Option) -> None:
     elif isinstance(default, bool):
         fits, allowed = isinstance(value, bool), "True, False"
     elif isinstance(default, int) and key not in _REAL:
-        fits, allowed = is_whole(value, least=1), "an int >= 1"
+        fits, allowed = is_count(value, least=1), "an int >= 1"
     else:
         fits, allowed = is_number(value) and math.isfinite(value) and value >= 0, "a finite number >= 0"  # type: ignore[arg-type, operator]
     if fits and (limit := _RANGES.get(f"{name}.{key}", _RANGES.get(key))) is not None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcn_plugin.attacks.arguments import as_labels, check_model, check_types, is_number, is_whole, plain
+from dcn_plugin.attacks.arguments import as_labels, check_model, check_types
 from dcn_plugin.attacks.batch_independence import warn_if_mixed
 from dcn_plugin.attacks.checks import (
     check_answers,
@@ -31,6 +31,7 @@ from dcn_plugin.attacks.checks import (
 from dcn_plugin.attacks.dtypes import as_input, model_dtype, rounded, walking_dtype
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning, warn_caller
+from dcn_plugin.support.arguments import check_count, is_number, plain
 from dcn_plugin.support.model_state import eval_mode, frozen_weights
 from dcn_plugin.support.progress import progress_bar
 
@@ -302,11 +303,8 @@ class Attack(ABC):
         if starting_points is not None:
             check_types(starting_points)
             self._check_output(images, starting_points, name="The starting points")
-        batch_size, first_index = plain(batch_size), plain(first_index)
-        if not is_whole(batch_size, least=1):
-            raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
-        if not is_whole(first_index, least=0):
-            raise SpecError("The place of the first image is not usable.", first_index, "an int >= 0")
+        batch_size = check_count(batch_size, "batch size")
+        first_index = check_count(first_index, "place of the first image", least=0)
         self._warn_if_weak()
         # Tensors made in inference mode cannot carry gradients; clone() under this context makes normal ones.
         with (

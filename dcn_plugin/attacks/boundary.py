@@ -8,11 +8,11 @@ from typing import Literal, Self
 import numpy as np
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import Asker, Bools, DecisionAttack, Floats, StartSearch, at, column, row_sums
 from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, check_coarse
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count, is_number, plain
 
 __all__ = ["BoundaryAttack"]
 
@@ -117,7 +117,7 @@ class BoundaryAttack(DecisionAttack):
         )
         directions, check_every, coarse = map(plain, (directions, check_every, coarse))
         spherical_step, source_step, step_adaptation = map(plain, (spherical_step, source_step, step_adaptation))
-        if not (is_whole(directions, least=1) and is_whole(check_every, least=1)):
+        if not (is_count(directions, least=1) and is_count(check_every, least=1)):
             raise SpecError("A number of candidates or steps is not usable.", (directions, check_every), "ints >= 1")
         check_coarse(coarse)
         lengths = (spherical_step, source_step)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import (
     Asker,
@@ -24,6 +23,7 @@ from dcn_plugin.attacks.decision import (
 )
 from dcn_plugin.attacks.noise import LowPassNoise, NoiseTable, OrthogonalNoise, check_coarse
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count, is_number, plain
 
 __all__ = ["HopSkipJump"]
 
@@ -152,7 +152,7 @@ class HopSkipJump(DecisionAttack):
         if probes not in ("tangent", "sphere"):
             raise SpecError("Unknown kind of probes.", probes, "'tangent', 'sphere'")
         counts = (initial_probes, max_probes)
-        if not (all(is_whole(count, least=2) for count in counts) and initial_probes <= max_probes):
+        if not (all(is_count(count, least=2) for count in counts) and initial_probes <= max_probes):
             raise SpecError("The numbers of probes are not usable.", counts, "2 <= first <= most")
         if coarse is not None:
             check_coarse(coarse)

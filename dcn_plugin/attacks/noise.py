@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count
 from dcn_plugin.support.randomness import philox
 
 __all__ = ["CoarseNoise", "LowPassNoise", "NoiseTable", "OrthogonalNoise", "check_coarse", "row_sums"]
@@ -169,7 +170,7 @@ def check_coarse(factor: object) -> None:
     Raises:
         SpecError: it is no int >= 1.
     """
-    if not isinstance(factor, int) or isinstance(factor, bool) or factor < 1:
+    if not is_count(factor, least=1):
         raise SpecError("The coarse resolution is not usable.", factor, "an int >= 1", "1 = full resolution, try 2")
 
 

@@ -12,7 +12,7 @@ from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import open_models
 from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.errors import SpecError
-from dcn_plugin.support.suggestions import closest
+from dcn_plugin.support.suggestions import check_known
 
 if TYPE_CHECKING:
     import torch
@@ -130,8 +130,7 @@ def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
     from dcn_plugin.training import BASELINES
 
     spec = parse_spec(args.baseline or "standard")
-    if spec.head not in BASELINES:
-        raise SpecError("Unknown baseline.", spec.head, ", ".join(BASELINES), closest(spec.head, BASELINES))
+    check_known("baseline", spec.head, BASELINES)
     baseline = BASELINES[spec.head]
     own = baseline.madry or baseline.pubdef
     if unknown := sorted(spec.options.keys() - own.keys()):
