@@ -12,7 +12,7 @@ import torchattacks
 
 from dcn_plugin.errors import SpecError
 from dcn_plugin.support.arguments import is_count, is_number, plain
-from dcn_plugin.support.suggestions import similar
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["KNOWN", "Known", "Norm", "Option", "look_up", "resolve_options"]
 
@@ -148,9 +148,7 @@ def look_up(name: str) -> Known:
     """
     if isinstance(name, str) and name in KNOWN:
         return KNOWN[name]
-    close = similar(str(name).upper(), [key.upper() for key in KNOWN], most=1)
-    meant = [key for key in KNOWN if key.upper() in close]
-    fix = _REFUSED.get(str(name)) or (f"did you mean {meant[0]!r}" if meant else None)
+    fix = _REFUSED.get(str(name)) or closest(name, KNOWN)
     raise SpecError("This attack of torchattacks is not run here.", name, ", ".join(KNOWN), fix)
 
 
@@ -169,13 +167,8 @@ def resolve_options(name: str, given: Mapping[str, Option]) -> dict[str, Option]
     given = {key: plain(value) for key, value in given.items()}
     for key, value in given.items():
         if key not in defaults:
-            close = similar(key, defaults, most=1)
-            raise SpecError(
-                f"torchattacks' {name} has no such option.",
-                key,
-                ", ".join([*defaults, "seed"]),
-                f"did you mean {close[0]!r}" if close else None,
-            )
+            options = ", ".join([*defaults, "seed"])
+            raise SpecError(f"torchattacks' {name} has no such option.", key, options, closest(key, defaults))
         _check_option(name, key, value, defaults[key])
     resolved = defaults | given
     if "alpha" in defaults and "alpha" not in given:

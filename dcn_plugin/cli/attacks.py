@@ -51,15 +51,13 @@ def _open(spec: Spec) -> list[Attack]:
 
 
 def _near(name: str) -> str | None:
-    """The question "did you mean ...?"; torchattacks' names have capitals, and are meant where only those are wrong."""
-    theirs = {}
+    """The question "did you mean ...?" with our names, and torchattacks' where it is installed."""
+    known = [*_own(), "paper", "modern"]
     with contextlib.suppress(ImportError):
         from dcn_plugin.adapters._torchattacks_table import KNOWN
 
-        theirs = {known.lower(): known for known in KNOWN}
-    if name in theirs:
-        return f"did you mean {theirs[name]}?"
-    return closest(name, [*_own(), "paper", "modern", *theirs.values()])
+        known += KNOWN
+    return closest(name, known)
 
 
 def _own() -> dict[str, Callable[..., Attack]]:

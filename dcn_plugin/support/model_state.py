@@ -1,17 +1,22 @@
-"""The state of a model: where it lies, an image that suits it, and flags that come back as they were."""
+"""The state of a model: where it lies, an image that suits it, copies, and flags that come back as they were."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dcn_plugin.errors import TraceError
 
-__all__ = ["device_of", "dummy_image", "eval_mode", "frozen_weights", "training_flags"]
+__all__ = ["copy_of", "device_of", "dummy_image", "eval_mode", "frozen_weights", "training_flags"]
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -77,3 +82,23 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def copy_of(model: _Module, *, share_parameters: bool = False) -> _Module:
+    """A deep copy of a network.
+
+    ``copy.deepcopy`` refuses tensors that belong to a graph of gradients. Networks hold such: the weight that
+    ``torch.nn.utils.weight_norm`` computes, or activations that somebody kept on a module. The copy has their values.
+
+    Args:
+        model: the network.
+        share_parameters: the copy has the same parameters, not copies of them.
+    """
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for value in tree_leaves({name: value for name, value in vars(module).items() if not name.startswith("_")}):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    if share_parameters:
+        memo |= {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, memo)

@@ -7,18 +7,17 @@ from collections.abc import Collection, Iterable
 
 from dcn_plugin.errors import SpecError
 
-__all__ = ["check_known", "closest", "similar"]
+__all__ = ["check_known", "closest"]
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
-    """The question "did you mean ...?" with the names closest to one that does not exist; None if none is close."""
-    near = similar(name, names)
-    return f"did you mean {', '.join(near)}?" if near else None
+    """The question "did you mean ...?" with the at most three names closest to one that does not exist.
 
-
-def similar(name: str, names: Iterable[str], *, most: int = 3) -> list[str]:
-    """The names most similar to one that does not exist, the most similar first; often none."""
-    return difflib.get_close_matches(str(name), list(names), n=most)
+    Small and capital letters are the same. None if no name is close.
+    """
+    by_small = {text.lower(): text for text in reversed(list(names))}  # of two the first
+    near = difflib.get_close_matches(str(name).lower(), by_small, n=3)
+    return f"did you mean {', '.join(by_small[text] for text in near)}?" if near else None
 
 
 def check_known(what: str, name: str, names: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """Training: one loop in plain PyTorch, resumable to the bit. Accelerate, when present, carries several processes."""
 
-from dcn_plugin.checkpoint.network_file import load_network, save_network
 from dcn_plugin.checkpoint.train_config import TrainConfig, smoothing_for
+from dcn_plugin.checkpoint.weights import load_network, save_network
 from dcn_plugin.support.randomness import isolated_rng
 from dcn_plugin.training.adversarial import StepImages, madry
 from dcn_plugin.training.baselines import BASELINES, Baseline, apply_baseline, training_config, training_hook

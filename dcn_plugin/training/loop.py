@@ -39,7 +39,7 @@ from dcn_plugin.training.data import Batch, TrainData, as_train_data, files_hash
 from dcn_plugin.training.heads import main_head
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
-from dcn_plugin.training.processes import Accelerated, Alone, Processes
+from dcn_plugin.training.processes import Accelerated, Alone
 from dcn_plugin.training.run_folder import Snapshot, TrainFolder
 from dcn_plugin.training.schedule import learning_rate
 from dcn_plugin.training.split import part_of
@@ -128,7 +128,7 @@ def train(
         DataError, OutputError: ``out`` is a file, or files cannot be written into it.
     """
     config = config or TrainConfig()
-    processes: Processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)
+    processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)
     if out is not None:
         check_output(out)
     check_arguments(config, len(data), processes.team.size, test)
@@ -189,7 +189,7 @@ class _Run:
         model: nn.Module,
         source: TrainData,
         config: TrainConfig,
-        processes: Processes,
+        processes: Alone,
         step_images: StepImages | None,
         history: History,
         head: Callable[[Any], Tensor] | None,
@@ -313,7 +313,7 @@ def _plan(
     source: TrainData,
     chosen_on: Mapping[str, ImageSet | ImageFiles | None],
     step_images: StepImages | None,
-    processes: Processes,
+    processes: Alone,
     about: Mapping[str, str],
 ) -> dict[str, Any]:
     """What the run depends on, as JSON values; two runs with the same plan are one."""
@@ -334,7 +334,7 @@ def _described(data: ImageSet | ImageFiles) -> dict[str, Any]:
     return {"name": data.name, "images": len(data), "fingerprint": content}
 
 
-def _tell(record: EpochRecord, bar: Any, processes: Processes, name: str) -> None:
+def _tell(record: EpochRecord, bar: Any, processes: Alone, name: str) -> None:
     values = {"loss": record.loss, "train_accuracy": record.train_accuracy, "lr": record.lr, "seconds": record.seconds}
     for key in ("val_accuracy", "test_accuracy"):
         if getattr(record, key) is not None:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from dcn_plugin.checkpoint.network_file import save_network
 from dcn_plugin.checkpoint.sealed_file import read_archive, write_archive
+from dcn_plugin.checkpoint.weights import save_network
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.training.history import History

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.checkpoint.network_file import load_network, save_network
+from dcn_plugin.checkpoint.weights import load_network, save_network
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.support.randomness import isolated_rng
