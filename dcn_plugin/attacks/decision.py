@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun, Rows
 from dcn_plugin.attacks.noise import row_sums
 from dcn_plugin.errors import SpecError
-from dcn_plugin.support.arguments import check_count, is_count, plain
+from dcn_plugin.support.arguments import check_choice, check_count, is_count, plain
 
 __all__ = ["Asker", "Bools", "DecisionAttack", "Floats", "StartSearch", "at", "blend", "column", "row_sums"]
 
@@ -170,16 +170,14 @@ class DecisionAttack(Attack):
             raise SpecError("The query budget is too small.", max_queries, f"an int >= {MIN_QUERIES}, or None")
         if max_queries is None and steps is None:
             raise SpecError("The attack has no end.", (max_queries, steps), "max_queries, steps, or both")
-        if steps is not None:
-            check_count(steps, "number of steps")
+        steps = None if steps is None else check_count(steps, "number of steps")
         if not (is_count(scouts, least=1) and is_count(restarts, least=0)):
             raise SpecError(
                 "The number of walks is not usable.", (scouts, restarts), "scouts >= 1 and restarts >= 0, both ints"
             )
         if not (is_count(start_draws, least=1) and is_count(start_grid, least=1)):
             raise SpecError("The search for a start needs a try.", (start_draws, start_grid), "ints >= 1")
-        if start_search not in ("bisection", "linear"):
-            raise SpecError("Unknown search for a start.", start_search, "'bisection', 'linear'")
+        check_choice("search for a start", start_search, StartSearch)
         self.max_queries, self.steps, self.scouts, self.restarts = max_queries, steps, scouts, restarts
         self.start_draws, self.start_grid, self.start_search = start_draws, start_grid, start_search
 
