@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dcn_plugin.errors import MaskShapeError, SpecError
 from dcn_plugin.specs import MaskSpec, Mode, check_chw, plain_number
+from dcn_plugin.support.randomness import philox
 
 __all__ = ["sample_mask"]
 
@@ -48,7 +49,7 @@ def sample_mask(spec: MaskSpec, shape: tuple[int, int, int], *, site: int) -> Te
     site = plain_number(site)
     if isinstance(site, bool) or not isinstance(site, int) or not 0 <= site < 2**64:
         raise SpecError("The site's ordinal is not usable.", site, "an int in [0, 2**64)")
-    words = np.random.Philox(key=np.array([spec.seed, site], dtype=np.uint64)).random_raw
+    words = philox(spec.seed, site).random_raw
     return torch.from_numpy(_MODES[spec.mode](spec, shape, words)).expand(shape).contiguous()
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from dcn_plugin.adapters._art_classifier import DefectiveClassifier, dtype_of
 from dcn_plugin.attacks import CW, PGD, Attack, AttackResult, BoundaryAttack, HopSkipJump, check_labels
-from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
+from dcn_plugin.support.arguments import check_count
 
 __all__ = ["DcnAttack", "DcnBoundaryAttack", "DcnCW", "DcnHopSkipJump", "DcnPGD"]
 
@@ -105,9 +105,7 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
     def _check_params(self) -> None:
         super()._check_params()
         _ = self.attack  # checks the settings
-        self.batch_size = plain(self.batch_size)
-        if not is_whole(self.batch_size, least=1):
-            raise SpecError("The batch size is not usable.", self.batch_size, "an int >= 1")
+        self.batch_size = check_count(self.batch_size, "batch size")
 
     def generate(self, x: Any, y: Any = None, *, x_adv_init: Any = None) -> Floats:
         """Attack every sample.

@@ -11,9 +11,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from dcn_plugin.errors import InputSizeError, MaskLostError
+from dcn_plugin.support.model_state import dummy_image
 from dcn_plugin.surgery import defect_spec, expected_sites, is_defective
 from dcn_plugin.surgery.inspection import verify
-from dcn_plugin.surgery.trace import dummy_image
 
 __all__ = ["DefectiveClassifier", "dtype_of"]
 

@@ -12,7 +12,7 @@ from torchattacks.attack import Attack as TheirAttack
 from dcn_plugin import attacks as ours
 from dcn_plugin.attacks.arguments import check_types
 from dcn_plugin.errors import LabelError, SpecError
-from dcn_plugin.surgery.trace import eval_mode
+from dcn_plugin.support.model_state import eval_mode
 
 __all__ = ["CW", "BoundaryAttack", "DcnAttack", "HopSkipJump"]
 

@@ -10,13 +10,13 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from dcn_plugin.adapters._global_rngs import isolated_global_rngs
 from dcn_plugin.adapters._torchattacks_sizes import check_diversity, check_square_l2
 from dcn_plugin.adapters._torchattacks_table import Option, look_up, resolve_options
 from dcn_plugin.attacks import Attack, AttackResult, AttackRun, SampleStreams, check_logits
-from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.attacks.base import Rows
 from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError, warn_caller
+from dcn_plugin.support.arguments import check_count, plain
+from dcn_plugin.support.randomness import isolated_global_rngs
 
 __all__ = ["TorchAttack"]
 
@@ -75,9 +75,7 @@ class TorchAttack(Attack):
         resolved = resolve_options(attack, options)
         norm: Any = known.norm or resolved.pop("norm")
         eps = float(resolved.pop("eps"))
-        batch = plain(batch)
-        if not is_whole(batch, least=1):
-            raise SpecError("The batch of a random attack is not usable.", batch, "an int >= 1")
+        batch = check_count(batch, "batch of a random attack")
         if norm == "L2" and not 0 < eps < math.inf:
             raise SpecError("eps is not usable.", eps, "a number > 0: the radius of the L2 ball")
         super().__init__(eps=eps if norm == "Linf" else None, seed=seed)

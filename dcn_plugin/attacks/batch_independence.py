@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_plugin.errors import MixedBatchWarning, warn_caller
-from dcn_plugin.support.copies import copy_of
-from dcn_plugin.surgery.trace import eval_mode
+from dcn_plugin.support.model_state import copy_of, eval_mode
 from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = ["mixes_batch", "warn_if_mixed"]

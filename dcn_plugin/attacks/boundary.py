@@ -8,11 +8,11 @@ from typing import Literal, Self
 import numpy as np
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import Asker, Bools, DecisionAttack, Floats, StartSearch, at, column, row_sums
 from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, check_coarse
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_choice, is_count, is_number, plain
 
 __all__ = ["BoundaryAttack"]
 
@@ -117,7 +117,7 @@ class BoundaryAttack(DecisionAttack):
         )
         directions, check_every, coarse = map(plain, (directions, check_every, coarse))
         spherical_step, source_step, step_adaptation = map(plain, (spherical_step, source_step, step_adaptation))
-        if not (is_whole(directions, least=1) and is_whole(check_every, least=1)):
+        if not (is_count(directions, least=1) and is_count(check_every, least=1)):
             raise SpecError("A number of candidates or steps is not usable.", (directions, check_every), "ints >= 1")
         check_coarse(coarse)
         lengths = (spherical_step, source_step)
@@ -125,8 +125,7 @@ class BoundaryAttack(DecisionAttack):
             raise SpecError("A step is not usable.", lengths, "numbers in (0, 1)", "try 0.01")
         if not (is_number(step_adaptation) and 1 < step_adaptation <= 10):
             raise SpecError("The step adaptation is not usable.", step_adaptation, "a factor in (1, 10]", "try 1.25")
-        if adaptation not in ("smooth", "window"):
-            raise SpecError("Unknown adaptation.", adaptation, "'smooth', 'window'")
+        check_choice("adaptation", adaptation, Adaptation)
         self.directions = directions
         self.spherical_step, self.source_step = spherical_step, source_step
         self.step_adaptation, self.adaptation, self.check_every = step_adaptation, adaptation, check_every

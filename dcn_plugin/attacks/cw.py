@@ -9,10 +9,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import check_flag, is_number, is_whole, plain
+from dcn_plugin.attacks.arguments import check_flag
 from dcn_plugin.attacks.base import Attack, AttackRun
 from dcn_plugin.attacks.checks import check_logits
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count, is_number, plain
 
 __all__ = ["CW"]
 
@@ -70,7 +71,7 @@ class CW(Attack):
         c_factor, c_max, bisections, early_stop = map(plain, (c_factor, c_max, bisections, early_stop))
         if not (is_number(confidence) and 0 <= confidence < math.inf):
             raise SpecError("The confidence is not usable.", confidence, "a number >= 0")
-        if not (is_whole(steps, least=1) and is_whole(bisections, least=0)):
+        if not (is_count(steps, least=1) and is_count(bisections, least=0)):
             raise SpecError("A number of steps is not usable.", (steps, bisections), "steps >= 1, bisections >= 0")
         if not (is_number(step_size) and 0 < step_size <= 1):
             raise SpecError("The step size is not usable.", step_size, "a number in (0, 1]", "try 0.005")

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun, Rows
 from dcn_plugin.attacks.noise import row_sums
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_choice, check_count, is_count, plain
 
 __all__ = ["Asker", "Bools", "DecisionAttack", "Floats", "StartSearch", "at", "blend", "column", "row_sums"]
 
@@ -166,20 +166,18 @@ class DecisionAttack(Attack):
         super().__init__(eps=None, seed=seed)
         max_queries, steps, scouts, restarts = map(plain, (max_queries, steps, scouts, restarts))
         start_draws, start_grid = map(plain, (start_draws, start_grid))
-        if max_queries is not None and not is_whole(max_queries, least=MIN_QUERIES):
+        if max_queries is not None and not is_count(max_queries, least=MIN_QUERIES):
             raise SpecError("The query budget is too small.", max_queries, f"an int >= {MIN_QUERIES}, or None")
         if max_queries is None and steps is None:
             raise SpecError("The attack has no end.", (max_queries, steps), "max_queries, steps, or both")
-        if steps is not None and not is_whole(steps, least=1):
-            raise SpecError("The number of steps is not usable.", steps, "an int >= 1")
-        if not (is_whole(scouts, least=1) and is_whole(restarts, least=0)):
+        steps = None if steps is None else check_count(steps, "number of steps")
+        if not (is_count(scouts, least=1) and is_count(restarts, least=0)):
             raise SpecError(
                 "The number of walks is not usable.", (scouts, restarts), "scouts >= 1 and restarts >= 0, both ints"
             )
-        if not (is_whole(start_draws, least=1) and is_whole(start_grid, least=1)):
+        if not (is_count(start_draws, least=1) and is_count(start_grid, least=1)):
             raise SpecError("The search for a start needs a try.", (start_draws, start_grid), "ints >= 1")
-        if start_search not in ("bisection", "linear"):
-            raise SpecError("Unknown search for a start.", start_search, "'bisection', 'linear'")
+        check_choice("search for a start", start_search, StartSearch)
         self.max_queries, self.steps, self.scouts, self.restarts = max_queries, steps, scouts, restarts
         self.start_draws, self.start_grid, self.start_search = start_draws, start_grid, start_search
 

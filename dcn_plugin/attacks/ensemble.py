@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.attacks.arguments import is_number, plain
 from dcn_plugin.attacks.checks import check_logits
 from dcn_plugin.attacks.dtypes import as_input, model_dtype, walking_dtype
 from dcn_plugin.errors import ModelOutputError, SpecError
+from dcn_plugin.support.arguments import is_number, plain
 
 __all__ = ["EnsembleSource"]
 

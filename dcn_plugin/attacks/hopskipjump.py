@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import (
     Asker,
@@ -24,6 +23,7 @@ from dcn_plugin.attacks.decision import (
 )
 from dcn_plugin.attacks.noise import LowPassNoise, NoiseTable, OrthogonalNoise, check_coarse
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_choice, is_count, is_number, plain
 
 __all__ = ["HopSkipJump"]
 
@@ -145,14 +145,12 @@ class HopSkipJump(DecisionAttack):
             seed=seed,
         )
         coarse, initial_probes, max_probes, theta = map(plain, (coarse, initial_probes, max_probes, theta))
-        if norm not in ("l2", "linf"):
-            raise SpecError("Unknown norm.", norm, "'l2', 'linf'")
+        check_choice("norm", norm, Norm)
         if probes is None:
             probes = "tangent" if norm == "l2" else "sphere"
-        if probes not in ("tangent", "sphere"):
-            raise SpecError("Unknown kind of probes.", probes, "'tangent', 'sphere'")
+        check_choice("kind of probes", probes, Probes)
         counts = (initial_probes, max_probes)
-        if not (all(is_whole(count, least=2) for count in counts) and initial_probes <= max_probes):
+        if not (all(is_count(count, least=2) for count in counts) and initial_probes <= max_probes):
             raise SpecError("The numbers of probes are not usable.", counts, "2 <= first <= most")
         if coarse is not None:
             check_coarse(coarse)

@@ -26,7 +26,7 @@ from dcn_plugin.checkpoint.sealed_file import RESERVED, Pathish, read_archive, t
 from dcn_plugin.errors import CheckpointError, DcnError, MaskLostError, MaskStateError, NotDefectiveError, SpecError
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.specs import DefectSpec, SiteSpec
-from dcn_plugin.support.copies import copy_of
+from dcn_plugin.support.model_state import copy_of
 from dcn_plugin.surgery import defect_spec, insert_masks, is_defective
 from dcn_plugin.surgery.wrappers import Constants, bare, bare_name, bare_path, network_in, unwrap
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,12 +18,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.checkpoint.class_names import class_names_in, name_classes
+from dcn_plugin.checkpoint.class_names import class_names_in, class_names_of, name_classes
+from dcn_plugin.checkpoint.network import load_checkpoint, save_checkpoint
 from dcn_plugin.checkpoint.sealed_file import Pathish, is_archive, read_archive
 from dcn_plugin.errors import CheckpointError, DcnError
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.surgery import is_defective
 from dcn_plugin.surgery.wrappers import bare, bare_name
 
-__all__ = ["fitting", "load_weights", "read_weights"]
+__all__ = ["fitting", "load_network", "load_weights", "read_weights", "save_network"]
 
 # Where training programs keep the state dict; an average comes first, as in timm.
 _NESTS = (
@@ -52,6 +56,47 @@ def load_weights(network: nn.Module, path: Pathish) -> None:
             inner.load_state_dict(state)
     if (names := class_names_in(path)) is not None:
         name_classes(network, names)
+
+
+def save_network(network: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str]) -> None:
+    """Save a trained network: a defective one with :func:`dcn_plugin.save_checkpoint`, a plain one as safetensors.
+
+    Both hold the network inside a :class:`dcn_plugin.Normalized`, not the wrapper. Equal content gives equal bytes.
+
+    Args:
+        network: on any device.
+        path: of the file; it is replaced as a whole.
+        metadata: text to text.
+    """
+    if is_defective(network):
+        save_checkpoint(network, path, metadata=metadata)
+        return
+    with bare(network) as inner:
+        state_dict = inner.state_dict()
+    names = class_names_of(network)
+    entry = dict(metadata) if names is None else {**metadata, "class_names": list(names)}
+    # Copies, for safetensors refuses tensors that share memory.
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
+    # One entry, for safetensors writes several in a new order each time.
+    write_atomic(path, safetensors.torch.save(state, {"training": json.dumps(entry, sort_keys=True)}))
+
+
+def load_network(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load what :func:`save_network` wrote, or weights from elsewhere, in place.
+
+    Args:
+        network: of the same architecture, wrapped or not; one that is to be defective already is.
+        path: of the file; see :func:`dcn_plugin.checkpoint.read_weights` for the kinds of files. Nothing in it is
+            unpickled that could run code.
+
+    Raises:
+        CheckpointError: the file is damaged or does not fit.
+        OSError: it cannot be read.
+    """
+    if is_defective(network) and is_archive(path):
+        load_checkpoint(path, network, inplace=True)
+    else:
+        load_weights(network, path)
 
 
 def read_weights(path: Pathish, *, names: Iterable[str] | None = None) -> dict[str, Tensor]:

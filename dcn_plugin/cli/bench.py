@@ -68,8 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.engine.sweep import sweep_speed
     from dcn_plugin.report import speed_png, speed_table
     from dcn_plugin.support.atomic_file import check_output, write_atomic
-    from dcn_plugin.support.log_lines import log_line
-    from dcn_plugin.support.progress import progress_bar
+    from dcn_plugin.support.progress import log_line, progress_bar
 
     out = Path(args.out)
     check_output(out)

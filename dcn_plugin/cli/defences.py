@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import open_models
-from dcn_plugin.cli.named_options import Spec, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import check_known
 
 if TYPE_CHECKING:
     import torch
@@ -131,8 +132,7 @@ def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
     from dcn_plugin.training import BASELINES
 
     spec = parse_spec(args.baseline or "standard")
-    if spec.head not in BASELINES:
-        raise SpecError("Unknown baseline.", spec.head, ", ".join(BASELINES), nearest(spec.head, BASELINES))
+    check_known("baseline", spec.head, BASELINES)
     baseline = BASELINES[spec.head]
     attack_settings = baseline.madry or baseline.pubdef
     if unknown := sorted(spec.options.keys() - attack_settings.keys()):

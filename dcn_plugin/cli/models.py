@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.named_options import Spec, named, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, named, parse_spec
 from dcn_plugin.errors import CheckpointError, DcnError, SpecError
+from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -155,7 +156,7 @@ def _instead_of(name: str, names: list[str]) -> str:
             f"returns dcn_plugin.defectify(timm.create_model({base!r}), ...), and name it module:function"
         )
     listed = "all names: import dcn_plugin, timm; timm.list_models(), or timm.list_models('defective_*')"
-    near = nearest(name, names)
+    near = closest(name, names)
     return f"{near} {listed}" if near else listed
 
 

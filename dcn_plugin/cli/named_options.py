@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import closest
 
-__all__ = ["Spec", "named", "nearest", "parse_spec"]
+__all__ = ["Spec", "named", "parse_spec"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Spec:
         for key in self.options:
             if key not in known and not open_ended:
                 names = [name for name in known if name != "self"]
-                raise SpecError(f"{self.head} has no option {key!r}.", key, ", ".join(names), nearest(key, names))
+                raise SpecError(f"{self.head} has no option {key!r}.", key, ", ".join(names), closest(key, names))
         try:
             return make(**more, **self.options)
         except TypeError as error:  # a missing argument, or a value of another type
@@ -77,12 +77,6 @@ def named(texts: Iterable[str], what: str) -> dict[str, str]:
             raise SpecError(f"Two {what} have the same name.", name, "NAME=SPEC with different names")
         found[name] = spec
     return found
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The question "did you mean ...?" with the names closest to one that does not exist; None if none is close."""
-    near = difflib.get_close_matches(name, list(names), n=3)
-    return f"did you mean {', '.join(near)}?" if near else None
 
 
 def _split(text: str) -> list[str]:

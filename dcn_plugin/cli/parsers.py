@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dcn_plugin.cli.named_options import nearest
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["Formatter", "Parser", "wrapped"]
 
@@ -69,12 +69,12 @@ class Parser(argparse.ArgumentParser):
         return [text for text in looks if not any(name.startswith(text) for name in self._option_string_actions)]
 
     def _hint(self, text: str) -> str | None:
-        near = nearest(text, self._option_string_actions)
+        near = closest(text, self._option_string_actions)
         return None if near is None else f"{text}: {near}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices: Sequence[str] = [str(choice) for choice in action.choices or ()]
         if action.choices is not None and value not in action.choices:
-            near = nearest(str(value), choices)
+            near = closest(str(value), choices)
             more = f"; {near}" if near is not None else ""
             raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {', '.join(choices)}){more}")

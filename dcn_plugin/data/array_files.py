@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from dcn_plugin.data.imageset import ImageSet
 from dcn_plugin.data.labels import class_numbers
 from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.errors import DataError, DcnError, ImageRangeError, MissingExtraError, SpecError
+from dcn_plugin.support.arguments import check_choice
 
 __all__ = [
     "Layout",
@@ -95,8 +96,7 @@ def load_npz(
         LabelError: labels that are no whole numbers, or too few or too many of them.
         SpecError: an unknown layout, a part that has to be named, or class names that do not fit.
     """
-    if layout not in get_args(Layout):
-        raise SpecError("Unknown image layout.", layout, ", ".join(map(repr, get_args(Layout))))
+    check_choice("image layout", layout, Layout)
     file = Path(path)
     # NumPy leaves a file open that it cannot read.
     with _npz_errors(file), open(file, "rb") as stream:
@@ -234,8 +234,7 @@ def load_torchvision(name: TorchvisionName, root: str | os.PathLike[str], *, tra
         MissingExtraError: SVHN needs scipy, which is not installed.
         SpecError: an unknown data set.
     """
-    if name not in get_args(TorchvisionName):
-        raise SpecError("Unknown torchvision data set.", name, ", ".join(map(repr, get_args(TorchvisionName))))
+    check_choice("torchvision data set", name, TorchvisionName)
     split = "train" if train else "test"
     title = f"{name.lower()}/{split}"
     if name in ("MNIST", "FashionMNIST"):

@@ -17,6 +17,7 @@ from torch import Tensor
 from dcn_plugin.checkpoint.class_names import check_class_names
 from dcn_plugin.data.decode import EvalTransform, decode, image_size
 from dcn_plugin.errors import DataError, SpecError
+from dcn_plugin.support.arguments import check_count
 
 __all__ = ["EXTENSIONS", "ImageFiles", "LabelledFile", "evenly_spaced", "images_under"]
 
@@ -56,8 +57,7 @@ class ImageFiles:
         name: str,
         threads: int = 4,
     ) -> None:
-        if threads < 1:
-            raise SpecError("The number of threads is not usable.", threads, "an int >= 1")
+        check_count(threads, "number of threads")
         assert files
         self.root = Path(root)
         self.files = tuple(files)
@@ -110,8 +110,7 @@ class ImageFiles:
             SpecError: ``batch_size`` is below 1.
             DataError: a file that cannot be read.
         """
-        if batch_size < 1:
-            raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
+        check_count(batch_size, "batch size")
         chunks = torch.arange(len(self)).split(batch_size)
         pool = ThreadPoolExecutor(self._threads)
         try:

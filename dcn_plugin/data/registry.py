@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from dcn_plugin.data.imageset import ImageSet
 from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.data.source import IndexedImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_choice
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["DATA_SPECS", "DataPart", "folder_options", "open_images", "parts_of", "split_options"]
 
@@ -96,8 +97,7 @@ def open_images(
         DataError: the data are not there; the message shows the layout.
         ClassesError: its classes are not those of ``class_names``.
     """
-    if part not in get_args(DataPart):
-        raise SpecError("Unknown part of a data set.", part, ", ".join(map(repr, get_args(DataPart))))
+    check_choice("part of a data set", part, DataPart)
     if limit is not None and limit < 1:
         raise SpecError("The limit leaves no image.", limit, "an int >= 1, or None for all")
     head, options = split_options(spec)
@@ -185,10 +185,7 @@ def folder_options(spec: str, known: Sequence[str]) -> tuple[str, dict[str, Any]
 def _check_options(known: Sequence[str], head: str, options: Mapping[str, str]) -> None:
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise SpecError(
-                f"{head} has no option {key!r}.", key, ", ".join(known), f"did you mean {near[0]}?" if near else None
-            )
+            raise SpecError(f"{head} has no option {key!r}.", key, ", ".join(known), closest(key, known))
 
 
 def _channels(given: str | int | None) -> Literal[1, 3] | None:

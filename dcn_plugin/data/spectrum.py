@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.errors import DataError, SpecError
+from dcn_plugin.support.randomness import raw_draws
 
 __all__ = ["AmplitudeSwap", "amplitude_partners", "amplitude_swap"]
 

@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dcn_plugin.errors import CompactError, TraceError
+from dcn_plugin.support.model_state import device_of
 
-__all__ = ["Constants", "capture", "shape_of", "target_of"]
+__all__ = ["Constants", "capture", "shape_of"]
 
 _aten = torch.ops.aten
 
@@ -44,7 +45,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
             into a view of another tensor.
         CompactError: its outputs are neither a tensor nor a tuple of tensors.
     """
-    example = torch.zeros(2, *input_size, dtype=_dtype(model), device=_device(model))
+    example = torch.zeros(2, *input_size, dtype=_dtype(model), device=device_of(model))
     shapes = ({0: torch.export.Dim.AUTO},)
     try:
         with _quiet():
@@ -112,11 +113,6 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
         return None
     rest = value.shape[1:]
     return tuple(map(int, rest)) if all(isinstance(size, int) for size in rest) else None
-
-
-def target_of(node: fx.Node) -> Any:
-    """The operation that a node calls, in its functional form; None where it calls none."""
-    return node.target if node.op == "call_function" else None
 
 
 def instance_norm(*args: Any, **kwargs: Any) -> Tensor:
@@ -342,7 +338,3 @@ def _unwrap(graph: fx.Graph) -> None:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((one.dtype for one in model.parameters()), torch.float32)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((one.device for one in model.parameters()), torch.device("cpu"))

@@ -26,7 +26,7 @@ from dcn_plugin.engine.partition import Choice, Counted, choose, multiply_adds
 from dcn_plugin.engine.plan import LayerPlan, Plan, Way
 from dcn_plugin.engine.steps import Step, find_steps
 from dcn_plugin.errors import CompactError, InputSizeError, NotDefectiveError, SpecError
-from dcn_plugin.support.copies import copy_of
+from dcn_plugin.support.model_state import copy_of
 from dcn_plugin.surgery import defect_spec, image_size, is_defective
 
 __all__ = ["compact"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dcn_plugin.support.table import aligned
+
 __all__ = ["LayerPlan", "Plan", "Way"]
 
 Way = Literal["compact", "images", "model"]
@@ -95,32 +97,22 @@ class Plan:
             "runs on",
             "why",
         )
-        rows = [head]
-        for layer in self.layers:
-            rows.append(
-                (
-                    layer.name,
-                    "x".join(map(str, layer.shape)),
-                    f"{layer.dense / 1e6:.2f}",
-                    f"{layer.live / 1e6:.2f}",
-                    f"{layer.live / max(layer.dense, 1):.3f}",
-                    f"{layer.packed_bytes / 1024:.0f}",
-                    _ms(layer.dense_ms),
-                    _ms(layer.rows_ms),
-                    layer.backend,
-                    layer.reason,
-                )
+        cells = [
+            (
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                f"{layer.dense / 1e6:.2f}",
+                f"{layer.live / 1e6:.2f}",
+                f"{layer.live / max(layer.dense, 1):.3f}",
+                f"{layer.packed_bytes / 1024:.0f}",
+                _ms(layer.dense_ms),
+                _ms(layer.rows_ms),
+                layer.backend,
+                layer.reason,
             )
-        widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
-        left = (0, 1, 8, 9)
-        lines = [
-            "  ".join(
-                cell.ljust(width) if at in left else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
+            for layer in self.layers
         ]
-        return "\n".join([*lines, "", *self._summary()])
+        return "\n".join([*aligned([head, *cells], "llrrrrrrll"), "", *self._summary()])
 
     def _summary(self) -> list[str]:
         on_images = sum(layer.packed_bytes for layer in self.layers if layer.backend == "dense")

@@ -24,12 +24,11 @@ from dcn_plugin.evaluate.arguments import (
 )
 from dcn_plugin.evaluate.cache_keys import Key, attack_key, data_key, model_key, surroundings
 from dcn_plugin.evaluate.data_checks import check_fit
-from dcn_plugin.evaluate.predictions import device_of
 from dcn_plugin.evaluate.records import Rounding
 from dcn_plugin.evaluate.run_directory import RunDirectory
 from dcn_plugin.evaluate.sharding import own_batches
+from dcn_plugin.support.model_state import device_of, eval_mode
 from dcn_plugin.support.processes import ALONE, Team, whole
-from dcn_plugin.surgery.trace import eval_mode
 
 __all__ = ["AdversarialBatch", "AdversarialSet"]
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.engine import CompactModel
-from dcn_plugin.evaluate.predictions import device_of
 from dcn_plugin.evaluate.relations import hidden_modules
 from dcn_plugin.support.environment import code_hash, hardware, package_versions
+from dcn_plugin.support.model_state import device_of
 
 __all__ = ["Key", "ModelKeys", "attack_key", "data_key", "digest", "model_key", "surroundings"]
 

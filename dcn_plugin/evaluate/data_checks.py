@@ -15,8 +15,7 @@ from dcn_plugin.attacks.dtypes import as_input, model_dtype
 from dcn_plugin.checkpoint.class_names import check_same_names, class_names_of
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import ClassesError, DcnError, ImageRangeError, InputSizeError
-from dcn_plugin.support.environment import device_of
-from dcn_plugin.surgery.trace import eval_mode
+from dcn_plugin.support.model_state import device_of, eval_mode
 from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = ["check_all_names", "check_count", "check_fit", "check_fits", "check_names", "refusals"]

@@ -15,11 +15,11 @@ from dcn_plugin.data import LabelledImages
 from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.data_checks import check_count, check_names, refusals
 from dcn_plugin.evaluate.sharding import own_batches
-from dcn_plugin.support.environment import device_of, hardware
+from dcn_plugin.support.environment import hardware
+from dcn_plugin.support.model_state import device_of, eval_mode
 from dcn_plugin.support.processes import ALONE, Part, Team, whole
-from dcn_plugin.surgery.trace import eval_mode
 
-__all__ = ["correct", "correct_on", "device_of", "logits_of", "predict", "ran_on"]
+__all__ = ["correct", "correct_on", "logits_of", "predict", "ran_on"]
 
 
 def ran_on(model: nn.Module, *, source: nn.Module | None = None) -> Mapping[str, str | int | None]:

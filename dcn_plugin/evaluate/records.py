@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import RecordError
+from dcn_plugin.support.arguments import is_count, is_number
 from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.support.environment import hardware, package_versions
 from dcn_plugin.support.number_format import Scalar
@@ -278,14 +279,6 @@ def _interval(part: int | None, whole: int) -> tuple[float, float] | None:
     return wilson(part, whole) if part is not None and whole else None
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_scalars(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(key, str) and (item is None or isinstance(item, str | int | float)) for key, item in value.items()
@@ -296,9 +289,9 @@ def _is_scalars(value: object) -> bool:
 _CHECKS: dict[str, Callable[[object], bool]] = {
     "str": lambda value: isinstance(value, str),
     "str | None": lambda value: value is None or isinstance(value, str),
-    "int": _is_count,
-    "int | None": lambda value: value is None or _is_count(value),
-    "float | None": lambda value: value is None or _is_number(value),
+    "int": is_count,
+    "int | None": lambda value: value is None or is_count(value),
+    "float | None": lambda value: value is None or is_number(value),
     "Mapping[str, Scalar]": _is_scalars,
     "bool | None": lambda value: value is None or isinstance(value, bool),
     "Rounding": lambda value: value in get_args(Rounding),

@@ -143,7 +143,7 @@ class Session:
         with progress_bar(count * size, what, show=self.progress, unit=unit, team=self.team) as bar:
             for number, one in enumerate(units, 1):
                 yield from self.recall(one, bar)
-                bar.update(number * size - bar.n)
+                bar.reach(number * size)
                 if one.title:
                     bar.cell(one.title, number, count)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcn_plugin.data import IndexedImages, LabelledImages
-from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_count
 from dcn_plugin.support.processes import Team
 
 __all__ = ["own_batches"]
@@ -32,8 +32,7 @@ def own_batches(
     Raises:
         SpecError: ``batch_size`` is below 1.
     """
-    if batch_size < 1:
-        raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
+    check_count(batch_size, "batch size")
     total = len(data) if count is None else min(count, len(data))
     if team.size > 1 and hasattr(data, "take") and hasattr(data, "labels"):
         indexed = cast(IndexedImages, data)

@@ -12,6 +12,7 @@ from dcn_plugin.experiments.measurements import Entry
 from dcn_plugin.experiments.paper_tables import CLEAN
 from dcn_plugin.experiments.recipe import RecipeSpec, is_rate
 from dcn_plugin.experiments.scales import PAPER_WIDTH, Scale
+from dcn_plugin.support.table import markdown
 
 __all__ = ["Number", "compare", "to_markdown"]
 
@@ -131,14 +132,15 @@ def to_markdown(
     marked = {number.row for number in numbers if number.inferred and _row_inferred(spec, number.row)}
     heads = [f"{column}{'*' if _column_inferred(spec, column) else ''}" for column in columns]
     lines = [f"# {spec.name}: {spec.title}", "", f"{spec.reproduces}. In each cell: ours (paper's, difference)."]
-    lines += ["", _line(["", *heads]), _line([":--", *["--:"] * len(columns)])]
-    for row in dict.fromkeys(number.row for number in numbers):
-        cells = [_cell(by_place.get((row, column))) for column in columns]
-        lines.append(_line([f"{row}{'*' if row in marked else ''}".replace("|", "\\|"), *cells]))
+    rows = [
+        [f"{row}{'*' if row in marked else ''}", *(_cell(by_place.get((row, column))) for column in columns)]
+        for row in dict.fromkeys(number.row for number in numbers)
+    ]
     for label, why in spec.skip.items():
         known = None if spec.numbers is None else spec.numbers.row(label)
         shown = [f"({known.values[c]:g})" if known and known.values.get(c) is not None else "" for c in columns]
-        lines.append(_line([f"{label}: {why}", *shown]))
+        rows.append([f"{label}: {why}", *shown])
+    lines += ["", *markdown(["", *heads], rows)]
     lines += ["", verdict] if verdict else []
     lines += ["", caveats(spec, scale)]
     if any(number.inferred for number in numbers):
@@ -192,7 +194,3 @@ def _shown(value: float | None, percent: bool) -> str:
 
 def _signed(value: float, percent: bool) -> str:
     return f"{value:+.2f}" if percent else f"{value:+.2g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from dcn_plugin.data import ImageFiles, ImageFolder, ImageSet, load_digits, load_torchvision, paired_folders
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.errors import DataError
+from dcn_plugin.support.randomness import raw_draws
 from dcn_plugin.support.suggestions import check_known
 from dcn_plugin.training.split import part_of
 

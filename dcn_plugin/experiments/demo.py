@@ -49,7 +49,7 @@ from dcn_plugin.experiments.finished_seeds import FinishedSeed, fixed_threads, n
 from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.pretrained import pretrained_card
 from dcn_plugin.support.atomic_file import check_output
-from dcn_plugin.support.log_lines import log_line
+from dcn_plugin.support.progress import log_line, progress_bar
 from dcn_plugin.training import TrainConfig
 
 __all__ = ["BASELINE", "DemoOutcome", "DemoSpec", "run_demo"]
@@ -154,8 +154,6 @@ def run_demo(
         OutputError: files cannot be written into it.
         SpecError: no seed, a seed twice, or a negative one; with ``pretrained``, seeds or settings of other networks.
     """
-    from tqdm import tqdm
-
     spec = spec or (SHIPPED_SPEC if pretrained else DemoSpec())
     seeds = _checked(seeds, pretrained=pretrained)
     folder = Path(out)
@@ -166,9 +164,7 @@ def run_demo(
     finished: dict[int, FinishedSeed] = {}
     reused = []
     stages = (0 if pretrained else len(network_names(spec))) + len(spec.eps) + 1
-    bar = tqdm(
-        total=stages * len(seeds), disable=None if progress else True, unit="stage", leave=False, dynamic_ncols=True
-    )
+    bar = progress_bar(stages * len(seeds), "", show=progress, unit="stage")
     with fixed_threads(spec.threads), bar:
         for number, seed in enumerate(seeds, 1):
             settings = spec.to_json([seed], shipped=hashes)

@@ -11,19 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dcn_plugin.evaluate import Result, wilson
+from dcn_plugin.evaluate import Result
 from dcn_plugin.experiments.comparison import Number
 from dcn_plugin.experiments.networks import Network
 from dcn_plugin.experiments.recipe import RecipeSpec, is_rate
+from dcn_plugin.support.statistics import Interval, difference_interval, newcombe, student_quantile
 
-__all__ = ["Effect", "Unit", "effects_of", "newcombe", "references"]
+__all__ = ["Effect", "Unit", "effects_of", "references"]
 
 Unit = Literal["points", "factor"]
 
-Interval = tuple[float, float]
 _ANYTHING: Interval = (-math.inf, math.inf)
-# 97.5 % quantiles of Student's t, by degrees of freedom; more of them use the last, which is a little too wide.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -123,28 +121,6 @@ def _less(value: float | None, base: float | None, unit: Unit) -> float | None:
     return value - base if unit == "points" else math.log(value / base)
 
 
-def newcombe(one: tuple[int, int], other: tuple[int, int]) -> Interval:
-    """95 % interval of the difference of two independent proportions, ``one`` less ``other``.
-
-    Args:
-        one: (successes, trials).
-        other: likewise.
-
-    Returns:
-        (low, high) in [-1, 1].
-
-    Source: Newcombe 1998, method 10: the Wilson intervals of both, combined by squares.
-    """
-    shares = (one[0] / one[1], other[0] / other[1])
-    return _combined(shares, (wilson(*one), wilson(*other)))
-
-
-def _combined(values: tuple[float, float], intervals: tuple[Interval, Interval]) -> Interval:
-    """Interval of a difference from those of its two parts, which are independent."""
-    (a, b), ((a_low, a_high), (b_low, b_high)) = values, intervals
-    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
-
-
 def _difference(one: Number, base: Number) -> Interval:
     assert one.ours is not None and base.ours is not None
     low, high = (100 * end for end in newcombe(_counts(one), _counts(base)))
@@ -172,7 +148,7 @@ def _ratio(one: Number, base: Number, results: Sequence[Result]) -> Interval:
     intervals = _median_interval(one, results), _median_interval(base, results)
     if intervals[0] is None or intervals[1] is None:
         return _ANYTHING
-    return _combined((math.log(one.ours), math.log(base.ours)), (intervals[0], intervals[1]))
+    return difference_interval((math.log(one.ours), math.log(base.ours)), (intervals[0], intervals[1]))
 
 
 def _median_interval(number: Number, results: Sequence[Result]) -> Interval | None:
@@ -190,6 +166,5 @@ def _student(one: tuple[float | None, int], other: tuple[float | None, int]) -> 
     """Half the 95 % interval of a difference of two means over seeds; None where one is of a single seed."""
     if one[0] is None or other[0] is None:
         return None
-    freedom = min(one[1], other[1]) - 1
-    quantile = _STUDENT[min(freedom, len(_STUDENT)) - 1]
+    quantile = student_quantile(0.975, min(one[1], other[1]) - 1)
     return quantile * math.hypot(one[0] / math.sqrt(one[1]), other[0] / math.sqrt(other[1]))

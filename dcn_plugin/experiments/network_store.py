@@ -19,10 +19,9 @@ from dcn_plugin.experiments.networks import PUBLIC, Job, Network
 from dcn_plugin.layers import Normalized
 from dcn_plugin.models.paper_variants import build_variant
 from dcn_plugin.support.atomic_file import write_atomic
-from dcn_plugin.training import isolated_rng, load_network, public_images, train
+from dcn_plugin.training import TrainConfig, isolated_rng, load_network, public_images, train
 from dcn_plugin.training.adversarial import StepImages
 from dcn_plugin.training.baselines import BASELINES, apply_baseline, training_config, training_hook
-from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.history import History
 
 __all__ = ["TrainedNetworks", "build", "public_jobs"]

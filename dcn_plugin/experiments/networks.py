@@ -11,7 +11,8 @@ from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.cache_keys import digest
 from dcn_plugin.experiments.scales import Scale
 from dcn_plugin.models.paper_variants import Variant, paper_variant
-from dcn_plugin.support.suggestions import check_known, derived
+from dcn_plugin.support.randomness import derived_seed
+from dcn_plugin.support.suggestions import check_known
 
 __all__ = ["DEFENCES", "NETS", "Job", "Network", "jobs_of", "read_network"]
 
@@ -172,17 +173,17 @@ class Job:
     @property
     def weights_seed(self) -> int:
         """Of the initial weights: shared by all variants of a run."""
-        return derived("weights", self.seed, self.network.run, self.member)
+        return derived_seed("weights", self.seed, self.network.run, self.member)
 
     @property
     def masks_seed(self) -> int:
         """Of the masks."""
-        return derived("masks", self.seed, self.network.masks or self.network.run, self.member)
+        return derived_seed("masks", self.seed, self.network.masks or self.network.run, self.member)
 
     @property
     def order_seed(self) -> int:
         """Of order and augmentation."""
-        return derived("order", self.seed, self.network.run, self.member)
+        return derived_seed("order", self.seed, self.network.run, self.member)
 
 
 def jobs_of(networks: Sequence[Network], *, seed: int, scale: Scale, data: str, copy: str = "") -> list[Job]:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import ImageFiles, ImageSet
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.evaluate import AdversarialSet, RunDirectory, predict
 from dcn_plugin.experiments.recipe import Measure
 from dcn_plugin.experiments.scales import Scale
 from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.randomness import raw_draws
 
 __all__ = ["write_pictures"]
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count
 from dcn_plugin.support.suggestions import check_known
-from dcn_plugin.training.config import TrainConfig
+from dcn_plugin.training import TrainConfig
 
 __all__ = ["SCALES", "Scale", "ScaleName", "scale_for"]
 
@@ -62,7 +63,7 @@ class Scale:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if item.name in _NUMBERS and value is not None and not _natural(value):
+            if item.name in _NUMBERS and value is not None and not is_count(value, least=1):
                 raise SpecError(f"The {item.name} of a scale is not usable.", value, "an int >= 1")
 
     @property
@@ -176,7 +177,3 @@ def _training(scale: str, data: str, changes: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(
         config, select="last", **{names[key]: value for key, value in changes.items() if key in names}
     )
-
-
-def _natural(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from dcn_plugin.evaluate.predictions import device_of
 from dcn_plugin.experiments.datasets import DATA
 from dcn_plugin.experiments.measurements import Measurement
 from dcn_plugin.experiments.network_store import PUBLIC_STEPS, build, public_jobs
 from dcn_plugin.experiments.networks import Job
+from dcn_plugin.support.model_state import device_of
 from dcn_plugin.training.baselines import BASELINES
 from dcn_plugin.training.precision import autocast
 

@@ -17,7 +17,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from dcn_plugin.errors import BlockError, SpecError
-from dcn_plugin.support.copies import copy_of
+from dcn_plugin.support.model_state import copy_of
 
 __all__ = ["ConvThenDrop2d", "Regularizer", "regularize"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 
@@ -20,6 +19,7 @@ from dcn_plugin.pretrained.card import PretrainedCard
 from dcn_plugin.pretrained.registry import find_entry
 from dcn_plugin.pretrained.storage import load_half
 from dcn_plugin.specs import DefectSpec
+from dcn_plugin.support.suggestions import closest
 from dcn_plugin.surgery import defect_spec
 
 __all__ = ["build_network", "load_pretrained"]
@@ -72,12 +72,12 @@ def build_network(card: PretrainedCard) -> nn.Module:
     """
     build = _BUILDERS.get(card.architecture)
     if build is None and not timm.is_model(card.architecture):
-        near = difflib.get_close_matches(card.architecture, [*_BUILDERS, *timm.list_models()], n=3)
         raise PretrainedError(
             f"The card of {card.name} names an architecture that is not known here.",
             card.architecture,
             f"{', '.join(_BUILDERS)}, or a name of timm's registry",
-            f"did you mean {', '.join(near)}?" if near else "install the package that registers it with timm",
+            closest(card.architecture, [*_BUILDERS, *timm.list_models()])
+            or "install the package that registers it with timm",
         )
     try:
         with torch.random.fork_rng(devices=[]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from dcn_plugin.errors import PretrainedError
 from dcn_plugin.pretrained.card import PretrainedCard
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["Entry", "find_entry", "list_pretrained", "pretrained_card", "register_pretrained"]
 
@@ -92,12 +92,11 @@ def find_entry(name: str) -> Entry:
     """
     entries = _entries()
     if name not in entries:
-        near = difflib.get_close_matches(str(name), entries, n=3)
         raise PretrainedError(
             "There is no pretrained network of this name.",
             name,
             ", ".join(sorted(entries)),
-            f"did you mean {', '.join(near)}?" if near else "register a card of yours with register_pretrained()",
+            closest(name, entries) or "register a card of yours with register_pretrained()",
         )
     return entries[name]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import nn
 
-__all__ = ["code_hash", "device_of", "hardware", "package_versions"]
+__all__ = ["code_hash", "hardware", "package_versions"]
 
 # torchvision and Pillow decode and resize images.
 _PACKAGES = ("dcn-plugin", "torch", "timm", "numpy", "torchvision", "pillow")
@@ -46,12 +44,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU if it has none."""
-    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def hardware(device: torch.device | None = None) -> dict[str, str | int | None]:

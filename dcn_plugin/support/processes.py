@@ -1,4 +1,4 @@
-"""Who measures: this process alone, or several that share the images of every measurement.
+"""Who works: this process alone, or several that share the images of every measurement or training step.
 
 The images are dealt out by whole batches, so that an attack which draws for a batch at once draws the same. What
 became of each image is then put together in the order of the data, on every process: they all end with the records
@@ -8,8 +8,7 @@ that one process would have.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +22,8 @@ Part = tuple[int, tuple[Tensor, ...]]
 """Place of a batch's first image in the data, and columns (B, ...) on the CPU."""
 
 
-@dataclass(frozen=True)
-class Team:
-    """The processes that measure together; the first of them writes the records.
+class Team(NamedTuple):
+    """The processes that measure or train together; the first of them writes.
 
     A subclass with a :meth:`gather` of its own carries processes that something else than Accelerate started.
 
@@ -45,6 +43,11 @@ class Team:
         if isinstance(accelerator, Team):
             return accelerator
         return Team(accelerator.process_index, accelerator.num_processes)
+
+    @property
+    def rows(self) -> slice:
+        """This process's part of a batch: rows ``rank``, ``rank + size``, ..."""
+        return slice(self.rank, None, self.size)
 
     @property
     def leads(self) -> bool:

@@ -1,20 +1,23 @@
-"""Names in recipes: what to suggest for one that does not exist, and seeds that follow from names."""
+"""What to suggest for a name that does not exist."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Collection, Iterable
 
 from dcn_plugin.errors import SpecError
 
-__all__ = ["check_known", "closest", "derived"]
+__all__ = ["check_known", "closest"]
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
-    """The question "did you mean ...?" with the names closest to one that does not exist; None if none is close."""
-    near = difflib.get_close_matches(name, list(names), n=3)
-    return f"did you mean {', '.join(near)}?" if near else None
+    """The question "did you mean ...?" with the at most three names closest to one that does not exist.
+
+    Small and capital letters are the same. None if no name is close.
+    """
+    by_small = {text.lower(): text for text in reversed(list(names))}  # of two the first
+    near = difflib.get_close_matches(str(name).lower(), by_small, n=3)
+    return f"did you mean {', '.join(by_small[text] for text in near)}?" if near else None
 
 
 def check_known(what: str, name: str, names: Collection[str]) -> None:
@@ -25,9 +28,3 @@ def check_known(what: str, name: str, names: Collection[str]) -> None:
     """
     if name not in names:
         raise SpecError(f"Unknown {what}.", name, ", ".join(names), closest(name, names))
-
-
-def derived(*parts: object) -> int:
-    """A seed in [0, 2**62) that follows from its parts and from nothing else."""
-    text = "|".join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2

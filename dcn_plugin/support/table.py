@@ -1,4 +1,4 @@
-"""A table of ready-made texts, and how it is written: for the terminal, as Markdown, as LaTeX."""
+"""Tables of ready-made texts, and how they are written: for the terminal, as Markdown, as LaTeX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dcn_plugin.errors import SpecError
 
-__all__ = ["LATEX_PREAMBLE", "Table", "latex_document"]
+__all__ = ["LATEX_PREAMBLE", "Table", "aligned", "latex_document", "markdown"]
 
 LATEX_PREAMBLE = "% In the preamble: \\usepackage{booktabs,longtable}\n"
 
@@ -67,21 +67,13 @@ class Table:
 
     def to_text(self) -> str:
         """For a terminal: aligned columns."""
-        widths = [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
-        lines = [self.title]
-        for row in (self.headers, tuple("-" * width for width in widths), *self.rows):
-            aligned = [
-                cell.ljust(width) if side == "l" else cell.rjust(width)
-                for cell, width, side in zip(row, widths, self.align, strict=True)
-            ]
-            lines.append("  ".join(aligned).rstrip())
+        rule = ["-" * max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
+        lines = [self.title, *aligned([self.headers, rule, *self.rows], self.align)]
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
     def to_markdown(self) -> str:
         """As GitHub's Markdown."""
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in (self.headers, *self.rows)]
-        rule = [{"l": ":--", "r": "--:"}[side] for side in self.align]
-        lines = ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
+        lines = markdown(self.headers, self.rows, self.align)
         return "\n".join([f"### {self.title}", "", *lines, *(["", self.note] if self.note else [])])
 
     def to_latex(self) -> str:
@@ -98,6 +90,34 @@ class Table:
             lines = [r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{self.align}}}", r"\toprule",
                      head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *note, r"\end{table}"]  # fmt: skip
         return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]], align: str = "") -> list[str]:
+    """The rows of a table as lines for a terminal.
+
+    Args:
+        rows: of texts, all of the same length.
+        align: "l" or "r" a column; by default all to the left.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.rjust if side == "r" else str.ljust for side in align.ljust(len(widths), "l")]
+    return [
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> list[str]:
+    """A table as lines of GitHub's Markdown.
+
+    Args:
+        headers: one a column.
+        rows: each as long as ``headers``.
+        align: "l" or "r" a column; by default the first to the left, the others to the right.
+    """
+    rule = [":--" if side == "l" else "--:" for side in align or "l".ljust(len(headers), "r")]
+    head, *body = ([cell.replace("|", "\\|") for cell in row] for row in (headers, *rows))
+    return ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
 
 
 def latex_document(tables: Sequence[Table]) -> str:

@@ -21,7 +21,7 @@ from dcn_plugin.errors import (
 )
 from dcn_plugin.layers import DefectMask2d, owns_output
 from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, SiteSpec, check_chw, freeze_p
-from dcn_plugin.support.copies import copy_of
+from dcn_plugin.support.model_state import copy_of
 from dcn_plugin.surgery.blocks import BlocksArg, find_blocks
 from dcn_plugin.surgery.masked_conv import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
 from dcn_plugin.surgery.norm_slots import is_norm, remove_slot, slot_of, with_slot

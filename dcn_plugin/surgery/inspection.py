@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, InputSizeError, MaskLostError
 from dcn_plugin.layers import DefectMask2d
+from dcn_plugin.support.model_state import dummy_image, eval_mode
+from dcn_plugin.support.table import aligned
 from dcn_plugin.surgery.follow import Follower
 from dcn_plugin.surgery.queries import check_model, defect_spec, expected_sites, masks_of, owner_path
-from dcn_plugin.surgery.trace import ExampleInputs, ModelInputs, dummy_image, eval_mode, explain
+from dcn_plugin.surgery.trace import ExampleInputs, ModelInputs, explain
 from dcn_plugin.surgery.wrappers import on_bare_network
 
 __all__ = ["Summary", "SummaryRow", "summary", "verify"]
@@ -52,13 +54,9 @@ class Summary:
     def __str__(self) -> str:
         head = ("site", "block", "shape", "mode", "p", "kept")
         cells = [(r.name, r.block, "x".join(map(str, r.shape)), r.mode, f"{r.p:g}", r.kept_text) for r in self.rows]
-        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *cells]
-        ]
         share = self.kept / self.neurons if self.neurons else 1.0
-        lines.append(f"{len(self.rows)} sites, {self.kept:,} of {self.neurons:,} neurons kept ({share:.2%})")
-        return "\n".join(lines)
+        last = f"{len(self.rows)} sites, {self.kept:,} of {self.neurons:,} neurons kept ({share:.2%})"
+        return "\n".join([*aligned([head, *cells]), last])
 
 
 @on_bare_network

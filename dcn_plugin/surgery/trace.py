@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dcn_plugin.errors import DcnError, InputSizeError, TraceError
+from dcn_plugin.support.model_state import dummy_image, eval_mode
 
 __all__ = [
     "NORM_OPS",
@@ -30,8 +31,6 @@ __all__ = [
     "ModelInputs",
     "Node",
     "Trace",
-    "dummy_image",
-    "eval_mode",
     "explain",
     "trace_model",
 ]
@@ -268,22 +267,6 @@ def trace_model(
     return recorder.trace
 
 
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode and give every submodule its own training flag back afterwards."""
-    # Flag by flag: model.train() alone would thaw batch norms that their owner has frozen. It is called all the same,
-    # so that modules which do more than set a flag undo it (merged LoRA weights, cached attention biases).
-    flags = [(module, module.training) for module in model.modules()]
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        for module, training in flags:
-            module.training = training
-
-
 def _address(value: Tensor) -> int:
     """What tensors that share memory have in common."""
     return value.untyped_storage()._cdata if value.layout == torch.strided else -id(value)
@@ -319,29 +302,6 @@ def _watch(recorder: _Recorder, path: str, module: nn.Module, *, folds: bool) ->
 def _plain(out: Any) -> Any:
     # torchvision and transformers return dict-likes and named tuples that pytree may not know.
     return dict(out) if hasattr(out, "items") else out
-
-
-def dummy_image(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
-    """A (1, C, H, W) image on the model's device and of its dtype, the same at every call.
-
-    Raises:
-        TraceError: the model's parameters are lazy or on the meta device.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(nn.parameter.is_lazy(t) for t in tensors):
-        raise TraceError(
-            "The model has lazy parameters that have no size yet.", fix="run it once on an image before this call"
-        )
-    if any(t.is_meta for t in tensors):
-        raise TraceError(
-            "The model is on the meta device, where masks would have no bits.",
-            fix="materialise it (model.to_empty(device=...)) before this call",
-        )
-    like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
-    # Not all equal, so that no branch on the data sees a degenerate image; no generator is touched.
-    ramp = torch.linspace(0, 1, steps=input_size[1] * input_size[2], dtype=torch.float32)
-    image = ramp.view(1, 1, *input_size[1:]).expand(1, *input_size)
-    return image.to(device=like.device, dtype=like.dtype).contiguous()
 
 
 def explain(error: Exception, input_size: tuple[int, ...]) -> Exception:

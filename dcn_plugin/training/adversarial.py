@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from dcn_plugin.errors import SpecError
-from dcn_plugin.surgery.trace import eval_mode
+from dcn_plugin.support.arguments import check_rules
+from dcn_plugin.support.model_state import eval_mode
 from dcn_plugin.training.data import Batch
 
 __all__ = ["StepImages", "describe", "madry"]
@@ -59,9 +59,7 @@ class Madry:
             "steps": (self.steps >= 1, "an int >= 1"),
             "step_size": (0 < self.step_size <= 2, "a number in (0, 2]"),
         }
-        for name, (fine, allowed) in rules.items():
-            if not fine:
-                raise SpecError(f"The {name} of adversarial training is not usable.", asdict(self)[name], allowed)
+        check_rules("The {name} of adversarial training is not usable.", vars(self), rules)
 
     def __call__(self, model: nn.Module, batch: Batch, generator: Generator) -> Batch:
         low, high = (batch.images - self.eps).clamp(min=0), (batch.images + self.eps).clamp(max=1)

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dcn_plugin.checkpoint.train_config import TrainConfig, smoothing_for
 from dcn_plugin.errors import SpecError
 from dcn_plugin.models import regularize
+from dcn_plugin.support.suggestions import check_known
 from dcn_plugin.training.adversarial import StepImages, madry
-from dcn_plugin.training.config import TrainConfig, smoothing_for
 from dcn_plugin.training.pubdef import pubdef
 
 __all__ = ["BASELINES", "Baseline", "apply_baseline", "training_config", "training_hook"]
@@ -120,6 +121,5 @@ def training_hook(
 
 
 def _named(name: str) -> Baseline:
-    if name not in BASELINES:
-        raise SpecError("Unknown baseline.", name, ", ".join(map(repr, BASELINES)))
+    check_known("baseline", name, BASELINES)
     return BASELINES[name]

@@ -11,6 +11,7 @@ from torch import nn
 
 from dcn_plugin.attacks import check_logits
 from dcn_plugin.checkpoint.class_names import check_same_names
+from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import (
     ClassesError,
@@ -19,11 +20,9 @@ from dcn_plugin.errors import (
     SpecError,
 )
 from dcn_plugin.evaluate.data_checks import refusals
-from dcn_plugin.support.environment import device_of
+from dcn_plugin.support.model_state import device_of, dummy_image, eval_mode
 from dcn_plugin.surgery import is_defective, masks_of
 from dcn_plugin.surgery.inspection import verify
-from dcn_plugin.surgery.trace import dummy_image, eval_mode
-from dcn_plugin.training.config import TrainConfig
 from dcn_plugin.training.data import TrainData
 
 __all__ = ["check_arguments", "check_fit", "check_masks", "check_parts", "masks_hash", "structure"]

@@ -12,13 +12,14 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.data import EvalTransform, ImageFiles, LabelledImages
 from dcn_plugin.data.augment import Moves, draw_moves
 from dcn_plugin.data.decode import decode
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.processes import Team
 from dcn_plugin.support.randomness import isolated_rng
 from dcn_plugin.training.color import check_colored, draw_colors, shift_colors
-from dcn_plugin.training.config import TrainConfig
 
 __all__ = ["Batch", "HeldImages", "Shard", "StreamedImages", "TrainData", "as_train_data", "files_hash", "plan_epoch"]
 
@@ -44,16 +45,8 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
 
 
-class Shard(NamedTuple):
-    """Which part of every batch is this process's: rows ``rank``, ``rank + size``, ..."""
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def rows(self) -> slice:
-        """The part, as a slice of the batch."""
-        return slice(self.rank, None, self.size)
+Shard = Team
+"""The processes that train together, and with ``rows`` which part of every batch is this one's."""
 
 
 class TrainData(Protocol):

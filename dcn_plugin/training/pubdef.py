@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, SpecError
+from dcn_plugin.support.arguments import check_rules
 from dcn_plugin.training.adversarial import StepImages
 from dcn_plugin.training.data import Batch
 
@@ -68,14 +69,12 @@ class PubDef:
                 "(N, C, H, W) each",
             )
         rules = {
-            "weight": (weight, 0 < weight < float("inf"), "a number > 0"),
-            "sampling": (sampling, sampling in get_args(PairSampling), ", ".join(map(repr, get_args(PairSampling)))),
-            "eps": (eps, 0 < eps <= 1, "a number in (0, 1]"),
+            "weight": (0 < weight < float("inf"), "a number > 0"),
+            "sampling": (sampling in get_args(PairSampling), ", ".join(map(repr, get_args(PairSampling)))),
+            "eps": (0 < eps <= 1, "a number in (0, 1]"),
         }
-        for name, (got, fine, allowed) in rules.items():
-            if not fine:
-                raise SpecError(f"The {name} of PubDef is not usable.", got, allowed)
         self.weight, self.sampling, self.eps = weight, sampling, eps
+        check_rules("The {name} of PubDef is not usable.", vars(self), rules)
         if any(images.dtype != torch.uint8 for images in adversarial):  # one for all, for they are mixed
             adversarial = [images.float() / 255 if images.dtype == torch.uint8 else images for images in adversarial]
         self._adversarial, self._checked = adversarial, False

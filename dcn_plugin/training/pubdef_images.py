@@ -68,5 +68,5 @@ def public_images(
                 parts.append((batch.first, ((batch.images * 255).round().to(torch.uint8),)))
                 bar.update(len(batch.images) * team.size)
             found += whole(parts, team)
-            bar.update(number * len(data) - bar.n)
+            bar.reach(number * len(data))
     return found

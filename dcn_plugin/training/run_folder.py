@@ -13,27 +13,21 @@ so that a run killed in between makes the same files again.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
-from dcn_plugin.checkpoint.class_names import class_names_of
-from dcn_plugin.checkpoint.sealed_file import is_archive, read_archive, write_archive
-from dcn_plugin.checkpoint.weights import load_weights
+from dcn_plugin.checkpoint.sealed_file import read_archive, write_archive
+from dcn_plugin.checkpoint.weights import save_network
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.support.atomic_file import write_atomic
-from dcn_plugin.surgery import is_defective
-from dcn_plugin.surgery.wrappers import bare
 from dcn_plugin.training.history import History
 
-__all__ = ["Snapshot", "TrainFolder", "load_network", "save_network"]
+__all__ = ["Snapshot", "TrainFolder"]
 
 _HISTORY = "dcn_plugin.training"
 
@@ -147,47 +141,6 @@ class TrainFolder:
             self.path / f"{name}.safetensors",
             metadata={"epoch": str(history.epochs[-1].epoch), "selected_by": str(by)},
         )
-
-
-def save_network(network: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str]) -> None:
-    """Save a trained network: a defective one with :func:`dcn_plugin.save_checkpoint`, a plain one as safetensors.
-
-    Both hold the network inside a :class:`dcn_plugin.Normalized`, not the wrapper. Equal content gives equal bytes.
-
-    Args:
-        network: on any device.
-        path: of the file; it is replaced as a whole.
-        metadata: text to text.
-    """
-    if is_defective(network):
-        save_checkpoint(network, path, metadata=metadata)
-        return
-    with bare(network) as inner:
-        own = inner.state_dict()
-    names = class_names_of(network)
-    entry = dict(metadata) if names is None else {**metadata, "class_names": list(names)}
-    # Copies, for safetensors refuses tensors that share memory.
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in own.items()}
-    # One entry, for safetensors writes several in a new order each time.
-    write_atomic(path, safetensors.torch.save(state, {"training": json.dumps(entry, sort_keys=True)}))
-
-
-def load_network(network: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load what :func:`save_network` wrote, or weights from elsewhere, in place.
-
-    Args:
-        network: of the same architecture, wrapped or not; one that is to be defective already is.
-        path: of the file; see :func:`dcn_plugin.checkpoint.read_weights` for the kinds of files. Nothing in it is
-            unpickled that could run code.
-
-    Raises:
-        CheckpointError: the file is damaged or does not fit.
-        OSError: it cannot be read.
-    """
-    if is_defective(network) and is_archive(path):
-        load_checkpoint(path, network, inplace=True)
-    else:
-        load_weights(network, path)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

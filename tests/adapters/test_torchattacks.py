@@ -20,8 +20,8 @@ from dcn_plugin import attacks as ours
 from dcn_plugin.adapters.torchattacks import CW, BoundaryAttack, DcnAttack, HopSkipJump
 from dcn_plugin.errors import ImageRangeError, LabelError, MissingExtraError, SpecError
 from dcn_plugin.layers import Normalized
-from tests.adapters.test_global_rngs import states
 from tests.adapters.toy_rgb import RgbNet, examples
+from tests.support.test_randomness import states
 
 MEAN, STD = [0.48, 0.46, 0.41], [0.25, 0.24, 0.26]
 

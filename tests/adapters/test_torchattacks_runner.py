@@ -14,9 +14,9 @@ from dcn_plugin.adapters._torchattacks_table import KNOWN
 from dcn_plugin.adapters.torchattacks import TorchAttack
 from dcn_plugin.attacks import Attack, AttackResult, AttackRun, EnsembleSource
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
-from tests.adapters.test_global_rngs import states
 from tests.adapters.toy_rgb import RgbNet, examples
 from tests.attack_oracles import Counting
+from tests.support.test_randomness import states
 from tests.toys import images
 
 # APGD sums losses that still carry their graph; torch says so once a process.

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import weight_norm
 
 import dcn_plugin as dcn
-from dcn_plugin.support.copies import copy_of
+from dcn_plugin.support.model_state import copy_of
 
 IMAGES = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

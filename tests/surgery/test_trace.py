@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.errors import BlockError, DcnError, InputSizeError, SiteError, SpecError, TraceError
+from dcn_plugin.support.model_state import eval_mode
 from dcn_plugin.surgery.norm_slots import is_norm
-from dcn_plugin.surgery.trace import Trace, dummy_image, eval_mode, trace_model
+from dcn_plugin.surgery.trace import Trace, trace_model
 from tests.nets import SmallNet, same, snapshot
 
 SIZE = (3, 16, 16)
@@ -71,13 +72,6 @@ def test_a_blur_filter_is_no_convolution_but_a_frozen_convolution_is_one() -> No
     model = nn.Sequential(timm.layers.BlurPool2d(3), nn.Conv2d(3, 3, 1).requires_grad_(False))
     kinds = [(n.kind, n.op) for n in trace(model).nodes if n.module]
     assert kinds == [("op", "reflection_pad2d"), ("op", "fixed_filter"), ("conv", "convolution")]
-
-
-def test_the_dummy_image_is_the_same_at_every_call_and_not_constant() -> None:
-    model = SmallNet().double()
-    image = dummy_image(model, SIZE)
-    assert image.shape == (1, *SIZE) and image.dtype == torch.float64
-    assert torch.equal(image, dummy_image(model, SIZE)) and image.std() > 0
 
 
 # What cannot be read is a named error.
@@ -164,47 +158,6 @@ def test_the_model_and_the_random_state_are_bit_unchanged(
         with pytest.raises(error):
             act(model)
     assert same(before, snapshot(model))
-
-
-def test_eval_mode_restores_every_flag_and_lets_modules_undo_what_they_do_on_eval() -> None:
-    class Merging(nn.Module):
-        merged = False
-
-        def train(self, mode: bool = True) -> nn.Module:
-            self.merged = not mode
-            return super().train(mode)
-
-    model = nn.Sequential(Merging(), nn.BatchNorm2d(3), nn.BatchNorm2d(3))
-    model[1].eval()
-    with pytest.raises(KeyError), eval_mode(model):
-        assert model[0].merged and not any(module.training for module in model.modules())
-        raise KeyError
-    assert not model[0].merged
-    assert [module.training for module in model] == [True, False, True]
-
-
-def test_a_cache_that_a_module_drops_on_eval_is_dropped() -> None:
-    class Cached(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(()))
-            self.cache: Tensor | None = None
-
-        def train(self, mode: bool = True) -> nn.Module:
-            self.cache = None
-            return super().train(mode)
-
-        def forward(self, x: Tensor) -> Tensor:
-            if self.training:
-                return x * self.weight
-            self.cache = self.weight.detach().clone() if self.cache is None else self.cache
-            return x * self.cache
-
-    model = Cached()
-    for value in (1.0, 2.0):
-        nn.init.constant_(model.weight, value)
-        with eval_mode(model):
-            assert model(torch.ones(())) == value
 
 
 def test_functional_networks_are_read_as_well() -> None:

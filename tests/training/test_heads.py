@@ -130,7 +130,7 @@ def test_looking_for_it_changes_nothing() -> None:
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Alone, "shard", Alone.shard._replace(size=2))
+    monkeypatch.setattr(Alone, "team", Alone.team._replace(size=2))
     with pytest.raises(SpecError, match=r"auxiliary heads.*one process"):
         train(net(TOGETHER["tuple"]), DATA, CONFIG)
 

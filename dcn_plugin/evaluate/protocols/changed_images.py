@@ -24,11 +24,12 @@ from dcn_plugin.evaluate.arguments import (
 )
 from dcn_plugin.evaluate.cache_keys import Key, data_key, surroundings
 from dcn_plugin.evaluate.data_checks import check_all_names, check_fits
-from dcn_plugin.evaluate.predictions import device_of, logits_of, predict, ran_on
+from dcn_plugin.evaluate.predictions import logits_of, predict, ran_on
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.run_directory import RunDirectory
 from dcn_plugin.evaluate.session import Session, Unit
 from dcn_plugin.evaluate.sharding import own_batches
+from dcn_plugin.support.model_state import device_of
 from dcn_plugin.support.processes import whole
 
 __all__ = ["Change", "Changed", "changes_in", "measure_changes"]

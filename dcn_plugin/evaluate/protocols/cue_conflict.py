@@ -18,12 +18,13 @@ from dcn_plugin.evaluate.arguments import (
 )
 from dcn_plugin.evaluate.cache_keys import Key, data_key, digest, surroundings
 from dcn_plugin.evaluate.data_checks import check_all_names, check_fit
-from dcn_plugin.evaluate.predictions import device_of, logits_of, ran_on
+from dcn_plugin.evaluate.predictions import logits_of, ran_on
 from dcn_plugin.evaluate.protocol import Option, Protocol
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.run_directory import RunDirectory
 from dcn_plugin.evaluate.session import Session, Unit
 from dcn_plugin.evaluate.sharding import own_batches
+from dcn_plugin.support.model_state import device_of
 from dcn_plugin.support.processes import whole
 from dcn_plugin.support.statistics import wilson
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dcn_plugin.evaluate.records import Scalar
+from dcn_plugin.support.statistics import sign_test
 
-__all__ = ["LEVEL", "Verdict", "not_weaker", "only_one", "sign_test", "stronger"]
+__all__ = ["LEVEL", "Verdict", "not_weaker", "only_one", "stronger"]
 
 LEVEL = 0.05
 """A difference counts if chance alone would bring it at most this often."""
@@ -29,16 +30,6 @@ class Verdict:
 
     passed: bool | None
     figures: Mapping[str, Scalar]
-
-
-def sign_test(more: int, fewer: int) -> float:
-    """One-sided exact sign test: the probability that of ``more + fewer`` fair coins at least ``more`` show heads."""
-    coins = more + fewer
-    ways = tail = 1  # all heads
-    for heads in range(coins, more, -1):
-        ways = ways * heads // (coins - heads + 1)
-        tail += ways
-    return tail / (1 << coins)  # integers up to here: exact for any count
 
 
 def only_one(first: Tensor, second: Tensor) -> tuple[int, int]:

@@ -25,14 +25,16 @@ from dcn_plugin.evaluate.arguments import (
 )
 from dcn_plugin.evaluate.cache_keys import Key, data_key, surroundings
 from dcn_plugin.evaluate.data_checks import check_all_names
-from dcn_plugin.evaluate.predictions import device_of, ran_on
+from dcn_plugin.evaluate.predictions import ran_on
 from dcn_plugin.evaluate.protocol import Option, Protocol, Request
-from dcn_plugin.evaluate.protocols.paired_tests import LEVEL, Verdict, not_weaker, only_one, sign_test, stronger
+from dcn_plugin.evaluate.protocols.paired_tests import LEVEL, Verdict, not_weaker, only_one, stronger
 from dcn_plugin.evaluate.protocols.sanity_attacks import Attempts, Outcome
 from dcn_plugin.evaluate.records import Result, Scalar
 from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.evaluate.run_directory import RunDirectory
 from dcn_plugin.evaluate.session import Session, Unit
+from dcn_plugin.support.model_state import device_of
+from dcn_plugin.support.statistics import sign_test
 from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = ["PROTOCOL", "sanity"]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import PGD, Attack, AttackRun, HopSkipJump
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.evaluate.data_checks import check_fits
-from dcn_plugin.evaluate.predictions import correct, device_of, logits_of
+from dcn_plugin.evaluate.predictions import correct, logits_of
 from dcn_plugin.evaluate.sharding import own_batches
+from dcn_plugin.support.model_state import device_of
 from dcn_plugin.support.processes import ALONE, Team, whole
 
 __all__ = ["Attempts", "Outcome", "RandomCorners"]

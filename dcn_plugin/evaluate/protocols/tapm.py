@@ -122,7 +122,7 @@ def _measure(
             ]
             parts.append((batch.first, (batch.change, *still_right)))
             bar.update(len(batch.images) * session.team.size)
-        bar.update(number * len(data) - bar.n)
+        bar.reach(number * len(data))
         bar.cell(images.title, number, len(sets))
         change, *kept = whole(parts, session.team)
         furthest = max(furthest, float(change.max()))

@@ -1,32 +1,17 @@
 from __future__ import annotations
 
-from math import comb
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from dcn_plugin.evaluate.protocols.paired_tests import not_weaker, only_one, sign_test, stronger
+from dcn_plugin.evaluate.protocols.paired_tests import not_weaker, only_one, stronger
+from dcn_plugin.support.statistics import sign_test
 
 
 def attacks(both: int, only_first: int, only_second: int, neither: int) -> tuple[Tensor, Tensor, Tensor]:
     """Which images count (all), and which the first and the second attack wins."""
     groups = torch.repeat_interleave(torch.arange(4), torch.tensor([both, only_first, only_second, neither]))
     return torch.ones(len(groups), dtype=torch.bool), groups < 2, (groups == 0) | (groups == 2)
-
-
-@given(more=st.integers(0, 40), fewer=st.integers(0, 40))
-def test_the_sign_test_is_the_tail_of_the_binomial_distribution(more: int, fewer: int) -> None:
-    coins = more + fewer
-    assert sign_test(more, fewer) == pytest.approx(sum(comb(coins, k) for k in range(more, coins + 1)) / 2**coins)
-
-
-def test_the_sign_test_stays_exact_for_counts_whose_powers_of_two_are_no_floats() -> None:
-    assert sign_test(2500, 2500) == pytest.approx(0.5056, abs=1e-4)
-    assert sign_test(0, 5000) == 1
-    assert sign_test(5000, 0) == 0
 
 
 def test_only_one_counts_the_images_on_which_two_attacks_differ() -> None:

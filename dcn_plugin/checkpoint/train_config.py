@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_rules
 
 __all__ = ["Schedule", "Select", "TrainConfig", "smoothing_for"]
 
@@ -111,9 +112,7 @@ class TrainConfig:
             "select": (self.select in get_args(Select), ", ".join(map(repr, get_args(Select)))),
             "seed": (0 <= self.seed < 2**63, "an int in [0, 2**63)"),
         }
-        for name, (fine, allowed) in rules.items():
-            if not fine:
-                raise SpecError(f"The training option {name} is not usable.", getattr(self, name), allowed)
+        check_rules("The training option {name} is not usable.", vars(self), rules)
 
     @classmethod
     def paper_cifar(cls) -> TrainConfig:
