@@ -12,17 +12,19 @@ from typing import Any, Literal, get_args
 from dcn_plugin.errors import InputSizeError, MaskShapeError, SpecError
 
 __all__ = [
+    "MASK_OPTIONS",
     "MASK_SCHEME",
     "DefectSpec",
     "Layout",
     "MaskOrigin",
     "MaskSpec",
+    "Masks",
     "Mode",
     "Sampling",
     "SiteSpec",
     "Slot",
     "check_chw",
-    "freeze_p",
+    "mask_specs",
     "plain_number",
 ]
 
@@ -100,6 +102,13 @@ class MaskSpec:
             n, m = self.pattern
             return f"{self.mode} {n}:{m}"
         return self.mode if self.span is None else f"{self.mode} {self.span}x{self.span}"
+
+
+MASK_OPTIONS = tuple(field.name for field in dataclasses.fields(MaskSpec))
+"""How a mask is drawn, as the keywords of :func:`dcn_plugin.defectify` name it: p, mode and so on."""
+
+Masks = MaskSpec | Mapping[str | int, MaskSpec]
+"""How all masks of a network are drawn; or those of each block, by number, name or glob: they differ in p alone."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +212,12 @@ class DefectSpec:
         return spec
 
     @property
+    def options(self) -> dict[str, Any]:
+        """``blocks`` and the :data:`MASK_OPTIONS`, as keyword arguments of :func:`dcn_plugin.defectify`."""
+        options = {name: getattr(self, name) for name in ("blocks", *MASK_OPTIONS)}
+        return {**options, "p": dict(self.p)} if isinstance(self.p, tuple) else options
+
+    @property
     def p_text(self) -> str:
         """``p`` as a person would write it."""
         return f"{self.p:g}" if isinstance(self.p, float) else ", ".join(f"{b}: {p:g}" for b, p in self.p)
@@ -291,24 +306,21 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def freeze_p(
-    p: float | Mapping[str | int, float], *, like: MaskSpec | None = None
-) -> float | tuple[tuple[str | int, float], ...]:
-    """Validate ``p`` as :func:`dcn_plugin.defectify` takes it, and make it hashable.
+def mask_specs(p: float | Mapping[str | int, float], **options: Any) -> Masks:
+    """Validate the options of masks as :func:`dcn_plugin.defectify` takes them.
 
     Args:
         p: keep probability, or a mapping block -> p.
-        like: the other options of the masks, which may restrict p (a pattern n:m does).
+        options: the other fields of :class:`MaskSpec`, the same for all blocks.
 
     Raises:
-        SpecError: a keep probability is not in (0, 1] or does not go with ``like``, or the mapping is empty.
+        SpecError: an option is not allowed, two of them do not go together, or the mapping is empty.
     """
-    like = MaskSpec() if like is None else like
-    if isinstance(p, Mapping):
-        if not p:
-            raise SpecError("The mapping block -> p is empty.", {}, "at least one block", "pass e.g. p={'layer1': 0.3}")
-        return tuple((_as_block(block), dataclasses.replace(like, p=value).p) for block, value in p.items())
-    return dataclasses.replace(like, p=p).p
+    if not isinstance(p, Mapping):
+        return MaskSpec(p, **options)
+    if not p:
+        raise SpecError("The mapping block -> p is empty.", {}, "at least one block", "pass e.g. p={'layer1': 0.3}")
+    return {_as_block(block): MaskSpec(value, **options) for block, value in p.items()}
 
 
 def _as_block(block: object) -> str | int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from dcn_plugin.errors import (
     warn_caller,
 )
 from dcn_plugin.layers import DefectMask2d, owns_output
-from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, SiteSpec, check_chw, freeze_p
+from dcn_plugin.specs import DefectSpec, Masks, MaskSpec, Mode, Sampling, SiteSpec, check_chw, mask_specs
 from dcn_plugin.support.copies import copy_of
 from dcn_plugin.surgery.blocks import BlocksArg, find_blocks
 from dcn_plugin.surgery.masked_conv import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
@@ -103,18 +104,8 @@ def defectify(
 
     Source: paper, section 3.1, eq. (3)-(5); position and "bottom" as in the authors' code.
     """
-    spec = plan_defects(
-        model,
-        blocks,
-        p,
-        mode,
-        input_size=input_size,
-        sampling=sampling,
-        seed=seed,
-        span=span,
-        filter_fn=filter_fn,
-        example_inputs=example_inputs,
-    )
+    masks = mask_specs(p, mode=mode, sampling=sampling, seed=seed, span=span)
+    spec = plan_defects(model, blocks, masks, input_size=input_size, filter_fn=filter_fn, example_inputs=example_inputs)
     return insert_masks(model if inplace else copy_of(model), spec)
 
 
@@ -122,20 +113,19 @@ def defectify(
 def plan_defects(
     model: nn.Module,
     blocks: BlocksArg = "bottom",
-    p: float | Mapping[str | int, float] = 0.3,
-    mode: Mode = "neuron",
+    masks: Masks | None = None,
     *,
     input_size: tuple[int, int, int] | None = None,
-    sampling: Sampling = "bernoulli",
-    seed: int = 0,
-    span: int | None = None,
     filter_fn: FilterFn | None = None,
     example_inputs: ExampleInputs | None = None,
 ) -> DefectSpec:
-    """What :func:`defectify` would do, without touching ``model``. Arguments, errors and warnings are its own."""
+    """What :func:`defectify` would do, without touching ``model``. Other arguments, errors and warnings are its own.
+
+    Args:
+        masks: how they are drawn, or block -> how those of that block are drawn; None: as defectify's defaults say.
+    """
     check_model(model)
-    template = MaskSpec(1.0, mode, sampling, seed, span)
-    frozen_p = freeze_p(p, like=template)
+    masks = MaskSpec() if masks is None else masks
     chosen = freeze_blocks(blocks)
     if filter_fn is not None and not callable(filter_fn):
         raise SpecError("filter_fn is not a function.", filter_fn, "(module, name) -> bool, or None")
@@ -146,28 +136,14 @@ def plan_defects(
     trace = trace_model(model, size, is_norm=is_norm, inputs=inputs)
     # The authors also mask norms that no convolution owns; no other choice reaches those.
     candidates = find_sites(model, trace, unowned=chosen == "paper")
-    sites = choose_sites(
-        model,
-        candidates,
-        find_blocks(model, trace),
-        chosen=chosen,
-        p=frozen_p,
-        template=template,
-        filter_fn=filter_fn,
-    )
+    sites = choose_sites(model, candidates, find_blocks(model, trace), chosen=chosen, masks=masks, filter_fn=filter_fn)
     if len(candidates) == 1:
         _warn_if_only_an_embedding(model, trace, candidates[0].conv)
     _warn_of_three_dimensions(model)
-    return DefectSpec(
-        blocks=chosen,
-        p=frozen_p,
-        mode=template.mode,
-        sampling=template.sampling,
-        seed=template.seed,
-        input_size=size,
-        sites=sites,
-        span=template.span,
-    )
+    options = dataclasses.asdict(sites[0].mask)
+    if not isinstance(masks, MaskSpec):
+        options["p"] = tuple((block, mask.p) for block, mask in masks.items())
+    return DefectSpec(blocks=chosen, input_size=size, sites=sites, **options)
 
 
 def insert_masks(model: nn.Module, spec: DefectSpec) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from dcn_plugin.errors import BlockError, SiteError, SpecError
-from dcn_plugin.specs import MaskSpec, SiteSpec, plain_number
+from dcn_plugin.specs import Masks, MaskSpec, SiteSpec, plain_number
 from dcn_plugin.surgery.blocks import Blocks
 from dcn_plugin.surgery.sites import Site
 
@@ -72,16 +71,15 @@ def choose_sites(
     blocks: Blocks,
     *,
     chosen: str | tuple[str | int, ...],
-    p: float | tuple[tuple[str | int, float], ...],
-    template: MaskSpec,
+    masks: Masks,
     filter_fn: FilterFn | None = None,
 ) -> tuple[SiteSpec, ...]:
-    """The sites that ``chosen`` names, each with the keep probability of its block.
+    """The sites that ``chosen`` names, each with the mask of its block.
 
     Raises:
         BlockError: ``chosen`` (or a part of it) names nothing, or "bottom" / "top" mean nothing here.
         SiteError: nothing is left, or a chosen place cannot carry a mask.
-        SpecError: ``p`` is a mapping that leaves a chosen block without a keep probability.
+        SpecError: ``masks`` is a mapping that leaves a chosen block without a keep probability.
     """
     name = type(model).__name__
     # What the network returns are no neurons of its own, unless it has no others (a single layer, a cut-off backbone).
@@ -106,7 +104,7 @@ def choose_sites(
             "batch, group, layer, RMS, instance norms of torch, timm or torchvision, and convolutions without a norm",
             "use one of these norms there, leave the places out with filter_fn=, or choose other blocks",
         )
-    return tuple(_specify(site, blocks, p, template) for site in picked)
+    return tuple(_specify(site, blocks, masks) for site in picked)
 
 
 def _match(
@@ -183,19 +181,19 @@ def _matches(glob: str, path: str) -> bool:
     return any(fnmatch.fnmatchcase(".".join(parts[: i + 1]), glob) for i in range(len(parts)))
 
 
-def _specify(site: Site, blocks: Blocks, p: float | tuple[tuple[str | int, float], ...], spec: MaskSpec) -> SiteSpec:
+def _specify(site: Site, blocks: Blocks, masks: Masks) -> SiteSpec:
     block = blocks.of(site)
-    if isinstance(p, tuple):
-        matching = [value for part, value in p if _is_in(part, site, blocks)]
+    if isinstance(masks, MaskSpec):
+        mask = masks
+    else:
+        matching = [spec for part, spec in masks.items() if _is_in(part, site, blocks)]
         if not matching:
             raise SpecError(
                 f"The mapping p gives no keep probability for block {block.name!r} (number {block.index}).",
-                dict(p),
+                {part: spec.p for part, spec in masks.items()},
                 "an entry for every chosen block, by number, name or glob",
             )
-        value = matching[0]
-    else:
-        value = p
+        mask = matching[0]
     return SiteSpec(
         name=site.owner,
         conv=site.conv,
@@ -205,5 +203,5 @@ def _specify(site: Site, blocks: Blocks, p: float | tuple[tuple[str | int, float
         shape=site.shape,
         slot=site.slot,
         layout=site.layout,
-        mask=dataclasses.replace(spec, p=value),
+        mask=mask,
     )
