@@ -24,7 +24,9 @@ __all__ = [
     "SiteSpec",
     "Slot",
     "check_chw",
+    "freeze_p",
     "mask_specs",
+    "p_of",
     "plain_number",
 ]
 
@@ -321,6 +323,26 @@ def mask_specs(p: float | Mapping[str | int, float], **options: Any) -> Masks:
     if not p:
         raise SpecError("The mapping block -> p is empty.", {}, "at least one block", "pass e.g. p={'layer1': 0.3}")
     return {_as_block(block): MaskSpec(value, **options) for block, value in p.items()}
+
+
+def freeze_p(
+    p: float | Mapping[str | int, float], *, like: MaskSpec | None = None
+) -> float | tuple[tuple[str | int, float], ...]:
+    """The keep probability of a :class:`DefectSpec`: ``p`` as :func:`mask_specs` takes it, validated and hashable.
+
+    Args:
+        p: keep probability, or a mapping block -> p.
+        like: the other options of the masks, which may restrict p (a pattern n:m does).
+
+    Raises:
+        SpecError: as :func:`mask_specs` does.
+    """
+    return p_of(mask_specs(p, **{name: getattr(like or MaskSpec(), name) for name in MASK_OPTIONS if name != "p"}))
+
+
+def p_of(masks: Masks) -> float | tuple[tuple[str | int, float], ...]:
+    """What a :class:`DefectSpec` says of the keep probability of its masks."""
+    return masks.p if isinstance(masks, MaskSpec) else tuple((block, mask.p) for block, mask in masks.items())
 
 
 def _as_block(block: object) -> str | int:

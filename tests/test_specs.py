@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcn_plugin.errors import DcnError, InputSizeError, SpecError
-from dcn_plugin.specs import DefectSpec, MaskSpec, SiteSpec, check_chw, mask_specs
+from dcn_plugin.specs import DefectSpec, MaskSpec, SiteSpec, check_chw, freeze_p, mask_specs
 
 keep = st.floats(min_value=0, max_value=1, exclude_min=True, allow_subnormal=False)
 modes = st.sampled_from(["neuron", "channel", "shared"])  # those without a span
@@ -152,6 +152,7 @@ def test_every_keep_probability_of_a_mapping_has_to_go_with_the_mode() -> None:
     options = {"mode": "nm", "span": 4, "seed": 3}
     specs = mask_specs({"stem": 0.5, 1: 0.25}, **options)
     assert specs == {"stem": MaskSpec(0.5, **options), 1: MaskSpec(0.25, **options)}
+    assert freeze_p({"stem": 0.5, 1: 0.25}, like=MaskSpec(1, **options)) == (("stem", 0.5), (1, 0.25))
     with pytest.raises(SpecError, match=r"whole number.*Got: 0.3"):
         mask_specs({"stem": 0.5, 1: 0.3}, **options)
 

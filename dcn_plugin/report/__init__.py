@@ -10,6 +10,7 @@ from dcn_plugin.report.plots import ImageGrid, distance_png, examples_png, grid_
 from dcn_plugin.report.tables import LATEX_PREAMBLE, Table, latex_document, records_csv, result_tables, speed_table
 from dcn_plugin.report.warnings_for import cautions
 from dcn_plugin.support.number_format import percent
+from dcn_plugin.support.old_paths import keep_old_paths
 
 __all__ = [
     "LATEX_PREAMBLE",
@@ -41,3 +42,6 @@ __all__ = [
     "speed_table",
     "write_report",
 ]
+
+keep_old_paths(__name__, cautions="dcn_plugin.report.warnings_for", findings="dcn_plugin.report.conclusions")
+keep_old_paths("dcn_plugin.report.tables", table="dcn_plugin.support.table")

@@ -21,7 +21,7 @@ from dcn_plugin.errors import (
     warn_caller,
 )
 from dcn_plugin.layers import DefectMask2d, owns_output
-from dcn_plugin.specs import DefectSpec, Masks, MaskSpec, Mode, Sampling, SiteSpec, check_chw, mask_specs
+from dcn_plugin.specs import DefectSpec, Masks, MaskSpec, Mode, Sampling, SiteSpec, check_chw, mask_specs, p_of
 from dcn_plugin.support.copies import copy_of
 from dcn_plugin.surgery.blocks import BlocksArg, find_blocks
 from dcn_plugin.surgery.masked_conv import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
@@ -140,9 +140,7 @@ def plan_defects(
     if len(candidates) == 1:
         _warn_if_only_an_embedding(model, trace, candidates[0].conv)
     _warn_of_three_dimensions(model)
-    options = dataclasses.asdict(sites[0].mask)
-    if not isinstance(masks, MaskSpec):
-        options["p"] = tuple((block, mask.p) for block, mask in masks.items())
+    options = {**dataclasses.asdict(sites[0].mask), "p": p_of(masks)}
     return DefectSpec(blocks=chosen, input_size=size, sites=sites, **options)
 
 

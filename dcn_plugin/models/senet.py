@@ -19,7 +19,7 @@ from timm.models.resnetv2 import PreActBasic, ResNetStage, ResNetV2
 from torch import Tensor, nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.models.cifar_parts import check_sizes, default_init
+from dcn_plugin.models.parts import check_sizes, default_init
 
 __all__ = ["SEPreActBasic", "cifar_senet"]
 

@@ -7,7 +7,7 @@ from timm.layers import ClassifierHead
 from timm.models.vgg import VGG, cfgs
 from torch import nn
 
-from dcn_plugin.models.cifar_parts import check_sizes, default_init
+from dcn_plugin.models.parts import check_sizes, default_init
 
 __all__ = ["cifar_vgg"]
 

@@ -9,7 +9,7 @@ from timm.models.densenet import DenseNet
 from torch import nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.models.cifar_parts import check_sizes, default_init
+from dcn_plugin.models.parts import check_sizes, default_init
 
 __all__ = ["cifar_densenet"]
 

@@ -12,7 +12,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv, 
 from torch import Tensor, nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.models.cifar_parts import check_sizes, default_init
+from dcn_plugin.models.parts import check_sizes, default_init
 
 __all__ = ["cifar_resnet"]
 
