@@ -63,6 +63,17 @@ def test_normalisation_that_no_state_dict_holds_is_part_of_the_key() -> None:
     assert model_key(one) != model_key(other)
 
 
+@pytest.mark.parametrize("change", [{"__module__": "another"}, {"__qualname__": "Another.Net"}], ids=str)
+def test_networks_that_print_alike_and_are_of_different_classes_have_different_keys(change: dict[str, str]) -> None:
+    keys = []
+    for names in ({}, {}, change):
+        module = type("Net", (nn.Linear,), {"__module__": "a_module", **names})(2, 2)
+        nn.init.ones_(module.weight)
+        nn.init.ones_(module.bias)
+        keys.append(model_key(module))
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_a_model_that_prints_an_address_or_has_no_weights_yet_has_no_key() -> None:
     class Secret(nn.Module):
         def extra_repr(self) -> str:
