@@ -202,17 +202,17 @@ class DefectiveConv2d(nn.Conv2d):
     Put the activation behind it: ``relu(DefectiveConv2d(...)(x))``.
 
     Args:
-        in_channels: as in ``nn.Conv2d``, like all arguments up to ``dtype``.
-        out_channels: see above.
-        kernel_size: see above.
-        stride: see above.
-        padding: see above.
-        dilation: see above.
-        groups: see above.
-        bias: see above.
-        padding_mode: see above.
-        device: see above.
-        dtype: see above.
+        in_channels: as in ``nn.Conv2d``, like all arguments up to ``dtype``: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: side of the kernel, or (height, width).
+        stride: of the kernel, in pixels.
+        padding: pixels around the input, "valid" or "same".
+        dilation: distance of the kernel's entries, in pixels.
+        groups: of channels that are convolved apart from each other.
+        bias: add a learned number to every channel.
+        padding_mode: what the padding holds.
+        device: where the parameters lie.
+        dtype: of the parameters.
         output_size: (H, W) of the layer's output, or the side of a square one; masks have a size.
         p: keep probability in (0, 1].
         mode: "neuron", "channel", "shared", "hole" or "nm".

@@ -31,13 +31,13 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
 
     Args:
         classifier: ART's ``PyTorchClassifier``; it is left as it is. Masks are made for its ``input_shape``.
-        blocks: as in :func:`dcn_plugin.defectify`, like all that follow.
-        p: see there.
-        mode: see there.
-        sampling: see there.
-        seed: see there.
-        span: see there.
-        filter_fn: see there.
+        blocks: which blocks to mask. All options mean what they mean to :func:`dcn_plugin.defectify`.
+        p: keep probability, or block -> keep probability.
+        mode: "neuron", "channel", "shared", "hole" or "nm".
+        sampling: "bernoulli" or "exact".
+        seed: of the masks.
+        span: size of a hole, or of a group of channels.
+        filter_fn: ``(module, name) -> bool``, asked for every chosen site.
 
     Raises:
         SpecError: an option is not allowed, or the classifier is none that can be rebuilt.
@@ -71,11 +71,11 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
 
         Args:
             x: ART's interface passes a training set here. Masks do not depend on data, so it may be left out.
-            transformed_classifier: the one to make a defective copy of; by default the transformer's own, trained if
+            transformed_classifier: to make a defective copy of; by default the transformer's own, trained if
                 :meth:`fit` has been called.
 
         Raises:
-            As :func:`dcn_plugin.defectify` does; see there.
+            As :func:`dcn_plugin.defectify` does.
         """
         if transformed_classifier is not None:
             return self._transform(transformed_classifier)

@@ -88,7 +88,7 @@ class CW(Attack):
 
         At most 1,000 Adam steps of 5e-4, c from 1e-3 times 10 up to 1e10.
 
-        Source: the authors' code (FACTS, section "Attacks").
+        Source: the authors' code (docs: concepts/authors-code).
         """
         return cls(confidence=confidence, steps=1000, step_size=5e-4, c_start=1e-3, c_factor=10.0, c_max=1e10)
 

@@ -28,7 +28,8 @@ class PGD(Attack):
     Raises:
         SpecError: a setting is out of range.
 
-    Source: Madry et al. 2018, arXiv 1706.06083; the paper's settings: FACTS, section "Attacks".
+    Source: Madry et al. 2018, arXiv 1706.06083; the paper's settings: the authors' code
+    (docs: concepts/authors-code).
     """
 
     eps: float

@@ -1,4 +1,8 @@
-"""The model as a graph of ATen operations: constants computed, batch norm folded in, nothing in place."""
+"""The model as a graph of ATen operations: constants computed, batch norm folded in, nothing in place.
+
+``torch.export`` reads it: the engine needs a program that runs, at any batch size and with every constant. The trace of
+:mod:`dcn_plugin.surgery.trace` says where tensors flow in one forward, and cannot be run.
+"""
 
 from __future__ import annotations
 

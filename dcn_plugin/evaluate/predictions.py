@@ -90,15 +90,15 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
     """Tell which images a model classifies correctly: bool (N,) on the CPU.
 
     Args:
-        model: see :func:`predict`, as all that is not named here.
-        images: see there.
+        model: images in [0, 1] -> logits.
+        images: float (N, C, H, W) in [0, 1].
         labels: int64 (N,), the true classes.
-        batch_size: see there.
-        name: see there.
+        batch_size: images at a time.
+        name: of the model, for messages.
 
     Raises:
         LabelError: a label is beyond the model's classes.
-        ModelOutputError: see :func:`predict`.
+        ModelOutputError: the model does not return finite (N, classes) logits.
     """
     said, num_classes = predict(model, images, batch_size=batch_size, name=name)
     check_labels(labels, count=len(images), num_classes=num_classes)
@@ -111,13 +111,14 @@ def correct_on(
     """Tell which images of a set a model classifies correctly: bool (N,) on the CPU, one batch in memory at a time.
 
     Args:
-        model: see :func:`correct`, as all that is not named here, and the errors.
+        model: images in [0, 1] -> logits.
         data: the images with their classes.
-        batch_size: see there.
-        name: see there.
+        batch_size: images at a time.
+        name: of the model, for messages.
         team: processes that share the images; each gets the whole answer.
 
     Raises:
+        LabelError, ModelOutputError: as :func:`correct` does.
         ClassesError: the model's classes are not those of the data, by name, order or number.
         InputSizeError: it does not take such images.
     """

@@ -164,7 +164,7 @@ def build_variant(
     Raises:
         SpecError: the label is unknown, or the paper has this variant for ``resnet18_cifar`` only.
 
-    Source: paper, section 4.2, appendix A.10; FACTS of the authors' code.
+    Source: paper, section 4.2, appendix A.10; the authors' code (docs: concepts/authors-code).
     """
     chosen = paper_variant(variant) if isinstance(variant, str) else variant
     options = chosen.options(net, width=width)

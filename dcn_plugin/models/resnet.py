@@ -63,7 +63,7 @@ def cifar_resnet(
     Raises:
         SpecError: a size is too small, an option unknown, or ``layers`` and ``widths`` do not fit together.
 
-    Source: paper, appendix C.1, C.2, C.6; FACTS of the authors' code (kuangliu-style ResNet).
+    Source: paper, appendix C.1, C.2, C.6; the authors' code (docs: concepts/authors-code).
     """
     check_sizes("ResNet", num_classes=num_classes, in_chans=in_chans, width=width)
     if len(layers) not in (3, 4) or min(layers) < 1:

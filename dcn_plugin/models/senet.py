@@ -81,7 +81,7 @@ def cifar_senet(
     Raises:
         SpecError: a size is too small, ``layers`` is not four numbers, or the width is no multiple of 8.
 
-    Source: paper, appendix C.4; FACTS of the authors' code.
+    Source: paper, appendix C.4; the authors' code (docs: concepts/authors-code).
     """
     check_sizes("SENet", num_classes=num_classes, in_chans=in_chans, width=width, multiple=8)
     if len(layers) != 4 or min(layers) < 1:

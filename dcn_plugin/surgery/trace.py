@@ -5,6 +5,10 @@ and normalisation modules are folded into one node each, so that the rules in :m
 can ask which convolution's output reaches which norm. A convolution with a buffer for its weight (a blur pool)
 is a filter like any pooling. A tensor that was overwritten through a view of it (``x[:, :8] = conv(y)``)
 depends on what was written.
+
+``torch.export`` would read the network, too, as :mod:`dcn_plugin.engine.capture` does. It has to understand all of the
+model's code, control flow included, and takes longer, most of all on networks of many layers. Masks need one forward
+that runs, and names of modules instead of a program.
 """
 
 from __future__ import annotations

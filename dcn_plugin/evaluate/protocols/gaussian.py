@@ -43,7 +43,7 @@ def add_noise(images: Tensor, level: float, *, noise: Noise = "plain", seed: int
     Raises:
         SpecError: the level is not positive and finite, or ``noise`` is unknown.
 
-    Source: "clipped": the authors' code (figure 4).
+    Source: "clipped": the authors' code, for figure 4 (docs: concepts/authors-code).
     """
     level = _check_level(level, noise)
     indices = range(first_index, first_index + len(images))
