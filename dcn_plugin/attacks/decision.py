@@ -37,7 +37,7 @@ BLOBS, BLOB_RANGE = 4, 2.0
 #: A sample whose walk has ended starts again if it has at least this share of the queries left that the walk took.
 WORTH_A_RESTART = 0.5
 #: Results are moved away from the clean image, if they stay adversarial: nearer to the boundary the rounding of another
-#: batch size or device would decide on them. Each moves by a share of their distance, by at least this much a pixel (root
+#: batch size or device would decide on them. Each moves by a share of its distance, at least by this much a pixel (root
 #: mean square, in units of [0, 1] images), and at most by their distance.
 PUSH, LEAST_PUSH = 1e-4, 2e-6
 UNLIMITED = np.iinfo(np.int64).max

@@ -46,7 +46,7 @@ FIRST_SLOW = 0.05
 FINER = 1.6
 #: Probes that have more than 1 / NEARLY_ALL of the frequencies are not worth a level of their own.
 NEARLY_ALL = 1.5
-#: Where nothing else is said, the first probes have 1 / COARSEST of the frequencies, but at least this many a side: with
+#: By default the first probes have 1 / COARSEST of the frequencies, but at least this many a side: with
 #: fewer there are too few ways to go.
 COARSEST, LEAST_SIDE = 4, 8
 #: The bisection ends at this share of what is published: a point farther inside would see no other class around it.

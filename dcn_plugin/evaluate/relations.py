@@ -176,7 +176,7 @@ class _Part:
         return f"{kind.__module__}.{kind.__qualname__}({about})[{', '.join(inner)}]"
 
     def smallest_with(self, wanted: Mapping[frozenset[int], int]) -> list[_Part]:
-        """The smallest parts that hold this many tensors of each of some sets, given by their ids; none: not even all."""
+        """The smallest parts that hold this many tensors of each set of ids; none if the whole network does not."""
         if not all(len(ids & self.tensors.keys()) >= count for ids, count in wanted.items()):
             return []
         return [found for part in self.parts for found in part.smallest_with(wanted)] or [self]

@@ -1,4 +1,4 @@
-"""The paper's six networks: sizes, arithmetic against plain functions written from docs/concepts/authors-code.md, and timm's registry."""
+"""The paper's six networks: sizes, arithmetic against plain functions written from the page "The authors' code", and timm's registry."""
 
 from __future__ import annotations
 

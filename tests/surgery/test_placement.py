@@ -1,4 +1,4 @@
-"""``blocks="paper"``: every mask of the paper's networks, against lists written by hand from docs/concepts/authors-code.md."""
+"""``blocks="paper"``: every mask of the paper's networks, against lists written by hand from the page on the authors' code."""
 
 from __future__ import annotations
 
