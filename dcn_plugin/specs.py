@@ -67,6 +67,10 @@ class MaskSpec:
     Raises:
         SpecError: a value is not allowed, or two do not go together.
 
+    Example:
+        >>> dcn.MaskSpec(p=0.25, mode="nm", span=4).mode_text
+        'nm 1:4'
+
     Source: paper, section 3.1, eq. (3)-(5); section 4.2 for its modes.
     """
 
@@ -157,6 +161,11 @@ class DefectSpec:
         mask_origin: "sampled": the masks are those that the seed gives; "loaded": a state dict brought others.
         mask_scheme: version of the sampling rule.
         span: see :class:`MaskSpec`.
+
+    Example:
+        >>> spec = dcn.defect_spec(dcn.defectify(timm.create_model("resnet18"), input_size=(3, 64, 64)))
+        >>> len(spec.sites), spec == dcn.DefectSpec.from_json(spec.to_json())
+        (10, True)
     """
 
     blocks: str | tuple[str | int, ...]

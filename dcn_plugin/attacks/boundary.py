@@ -81,6 +81,11 @@ class BoundaryAttack(DecisionAttack):
     Raises:
         SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
 
+    Example:
+        >>> result = BoundaryAttack(max_queries=100)(net, images, labels)
+        >>> int(result.queries.max()) <= 100
+        True
+
     Source: Brendel, Rauber, Bethge 2018, arXiv 1712.04248. The adaptation "smooth" is the success rule of evolution
     strategies (Rechenberg 1973) in place of the trust region with windows. Coarse directions: Guo, Frank, Weinberger
     2018, "Low frequency adversarial perturbation", arXiv 1809.08758.

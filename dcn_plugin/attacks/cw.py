@@ -49,6 +49,11 @@ class CW(Attack):
     Raises:
         SpecError: a setting is out of range.
 
+    Example:
+        >>> result = CW(steps=5, bisections=1)(net, images, labels)
+        >>> result.distance.shape
+        torch.Size([8])
+
     Source: Carlini and Wagner 2017, arXiv 1608.04644, sections V and VI. Theirs lets pixels reach 0 and 1 only in the
     limit w -> +-infinity, where the slope is 0 and pixels that start there never move; here they lie at finite w.
     """

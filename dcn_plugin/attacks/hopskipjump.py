@@ -109,6 +109,11 @@ class HopSkipJump(DecisionAttack):
     Raises:
         SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
 
+    Example:
+        >>> result = HopSkipJump(max_queries=100, norm="linf")(net, images, labels)
+        >>> int(result.queries.max()) <= 100
+        True
+
     Source: Chen, Jordan, Wainwright 2020, arXiv 1904.02144, algorithm 2, with the authors' released choice of theta
     and of the radius (0.01). Low frequencies first: Guo, Frank, Weinberger 2018, arXiv 1809.08758; Li et al. 2020,
     QEBA, arXiv 2005.14137.

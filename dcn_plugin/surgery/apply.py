@@ -102,6 +102,11 @@ def defectify(
         PlacementWarning: the network is a transformer or mixer, and only its patch embedding is masked.
         DeadSiteWarning: a site keeps none of its neurons.
 
+    Example:
+        >>> net = dcn.defectify(timm.create_model("resnet18", num_classes=10), p=0.3, input_size=(3, 64, 64))
+        >>> len(dcn.summary(net).rows)
+        10
+
     Source: paper, section 3.1, eq. (3)-(5); position and "bottom" as in the authors' code.
     """
     masks = mask_specs(p, mode=mode, sampling=sampling, seed=seed, span=span)
@@ -184,6 +189,11 @@ def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
     Raises:
         NotDefectiveError: ``model`` carries no masks that surgery put there.
+
+    Example:
+        >>> plain = dcn.undefectify(net)
+        >>> dcn.is_defective(net), dcn.is_defective(plain)
+        (True, False)
     """
     defect_spec(model)
     plain = model if inplace else copy_of(model)

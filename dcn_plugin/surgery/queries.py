@@ -43,6 +43,10 @@ def is_defective(model: nn.Module) -> bool:
 
     Raises:
         SpecError: it is not a network.
+
+    Example:
+        >>> dcn.is_defective(timm.create_model("defective_resnet18_cifar", p=0.3))
+        True
     """
     check_model(model)
     return any(isinstance(module, DefectMask2d) for module in model.modules())
@@ -54,6 +58,10 @@ def defect_spec(model: nn.Module) -> DefectSpec:
     Raises:
         NotDefectiveError: surgery has not been here.
         SpecError: it is not a network.
+
+    Example:
+        >>> dcn.defect_spec(timm.create_model("defective_resnet18_cifar", p=0.3)).p
+        0.3
     """
     check_model(model)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The paper's six networks: sizes, arithmetic against plain functions written from the page "The authors' code", and timm's registry."""
+"""The paper's six networks: sizes, arithmetic against plain functions from the page on the authors' code, and timm."""
 
 from __future__ import annotations
 

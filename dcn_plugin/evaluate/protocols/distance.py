@@ -76,6 +76,11 @@ def minimal_distance(
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
+    Example:
+        >>> records = minimal_distance({"net": net}, HopSkipJump(max_queries=100), data, training_seed=0, count=2)
+        >>> [record.protocol for record in records]
+        ['hopskipjump']
+
     Source: paper, section 4.3, table 6; the authors' code (docs: concepts/authors-code).
     """
     session = Session.of(

@@ -97,6 +97,10 @@ def gaussian(
     Yields:
         Records in the order level, target; protocol "gaussian", eps = the level.
 
+    Example:
+        >>> [record.eps for record in gaussian({"net": net}, data, [0.1, 0.2], training_seed=0)]
+        [0.1, 0.2]
+
     Source: paper, section 4.3, figure 4.
     """
 
