@@ -13,7 +13,7 @@ from dcn_plugin.engine import native
 from dcn_plugin.evaluate import attack_key, model_key, relation
 from dcn_plugin.evaluate.cache_keys import digest
 from dcn_plugin.models import cifar_resnet
-from tests.toys import SmallNet
+from tests.toys import ModeNet
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -26,7 +26,7 @@ def defective(model: nn.Module, *, seed: int = 0, p: float = 0.5) -> nn.Module:
 
 
 def test_a_copy_has_the_key_of_its_original() -> None:
-    assert model_key(SmallNet()) == model_key(SmallNet())
+    assert model_key(ModeNet()) == model_key(ModeNet())
     assert model_key(defective(net())) == model_key(copy.deepcopy(defective(net())))
 
 
@@ -58,8 +58,8 @@ def test_whatever_changes_the_outputs_changes_the_key(change: object) -> None:
 
 
 def test_normalisation_that_no_state_dict_holds_is_part_of_the_key() -> None:
-    one, other = (dcn.Normalized(SmallNet(), [0.5], [std]) for std in (0.25, 0.25001))
-    assert one.state_dict().keys() == SmallNet().state_dict().keys() or model_key(one) != model_key(other)
+    one, other = (dcn.Normalized(ModeNet(), [0.5], [std]) for std in (0.25, 0.25001))
+    assert one.state_dict().keys() == ModeNet().state_dict().keys() or model_key(one) != model_key(other)
     assert model_key(one) != model_key(other)
 
 

@@ -7,9 +7,9 @@ import pytest
 from dcn_plugin.attacks import PGD
 from dcn_plugin.evaluate import Team, gaussian, progress_bar, sanity, tapm, transfer, whitebox
 from dcn_plugin.support.processes import ALONE
-from tests.toys import SmallNet, image_set
+from tests.toys import ModeNet, image_set
 
-NETS = {"a": SmallNet().eval(), "b": SmallNet().eval()}
+NETS = {"a": ModeNet().eval(), "b": ModeNet().eval()}
 DATA = image_set(6)
 
 
