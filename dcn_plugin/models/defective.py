@@ -135,11 +135,11 @@ def _build(
     if source is not None:
         source, bits = split_masks(source, init_from=init_from, cache_dir=options.get("cache_dir"))
         classes = 0 if features else options["num_classes"]
-        whole = {key: value for key, value in options.items() if key not in _ONLY_FOR_FEATURES}
+        plain = {key: value for key, value in options.items() if key not in _ONLY_FOR_FEATURES}
 
         def try_whole(weights: PretrainedCfg, num_classes: int) -> None:
             with fitting(name):
-                _build_base(base, weights, pretrained=True, options={**whole, "num_classes": num_classes})
+                _build_base(base, weights, pretrained=True, options={**plain, "num_classes": num_classes})
 
         source = settle_classes(source, classes, name=name, try_whole=try_whole)
     with fitting(name):
@@ -156,12 +156,12 @@ def _build(
 
 
 def _input_size(cfg: PretrainedCfg, img_size: int | Sequence[int] | None, in_chans: int) -> tuple[int, int, int]:
-    given = plain_number(cfg.input_size[1:] if img_size is None else img_size)
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = (given, given)
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
+    side = plain_number(cfg.input_size[1:] if img_size is None else img_size)
+    if isinstance(side, int) and not isinstance(side, bool):
+        side = (side, side)
+    if not isinstance(side, Sequence) or isinstance(side, str) or len(side) != 2:
         raise InputSizeError("img_size is neither a side nor (H, W).", img_size, "e.g. 64 or (64, 96)")
-    return check_chw((in_chans, *given))
+    return check_chw((in_chans, *side))
 
 
 def _build_base(base: str, cfg: PretrainedCfg, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
@@ -174,9 +174,9 @@ def _build_base(base: str, cfg: PretrainedCfg, *, pretrained: bool, options: Map
 def _build_full(base: str, cfg: PretrainedCfg, options: Mapping[str, Any]) -> nn.Module:
     """The network before truncation, for its structure only: on the CPU, without weights or a trace in the RNG."""
     dropped = _ONLY_FOR_FEATURES + _ONLY_FOR_PLACEMENT
-    kept = {key: value for key, value in options.items() if key not in dropped}
+    plain = {key: value for key, value in options.items() if key not in dropped}
     with torch.random.fork_rng(devices=[]):
-        return _build_base(base, dataclasses.replace(cfg, **NO_WEIGHTS), pretrained=False, options=kept)
+        return _build_base(base, dataclasses.replace(cfg, **NO_WEIGHTS), pretrained=False, options=plain)
 
 
 def _describe(model: nn.Module, name: str, cfg: PretrainedCfg, spec: DefectSpec, *, features: bool) -> None:
@@ -193,10 +193,10 @@ def _describe(model: nn.Module, name: str, cfg: PretrainedCfg, spec: DefectSpec,
     ).to_dict()
     if features:  # as timm does it: they have no classifier to speak of
         described = {key: value for key, value in described.items() if key not in ("num_classes", "classifier")}
-    own: Any = model
-    own.pretrained_cfg = own.default_cfg = described
-    own._traits = {**getattr(model, "_traits", {}), "img_size": size[1:], "fixed_input_size": True}
-    own._model_args = {**spec.options, "img_size": size[1:]}
+    network: Any = model
+    network.pretrained_cfg = network.default_cfg = described
+    network._traits = {**getattr(model, "_traits", {}), "img_size": size[1:], "fixed_input_size": True}
+    network._model_args = {**spec.options, "img_size": size[1:]}
 
 
 for _base in BASES:

@@ -211,20 +211,20 @@ def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 def _check_masks_in_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Load rule: no mask keys = standard weights; all of them = they win; anything between is an error."""
-    own = {f"{prefix}{path}.mask": mask for path, mask in masks_of(module).items()}
-    missing = [key for key in own if key not in state_dict]
-    if len(missing) == len(own):
-        state_dict.update({key: mask.mask for key, mask in own.items()})
+    masks = {f"{prefix}{path}.mask": mask for path, mask in masks_of(module).items()}
+    missing = [key for key in masks if key not in state_dict]
+    if len(missing) == len(masks):
+        state_dict.update({key: mask.mask for key, mask in masks.items()})
         return
     wrong = {
         key: (str(state_dict[key].dtype), tuple(state_dict[key].shape))
-        for key, mask in own.items()
+        for key, mask in masks.items()
         if key in state_dict and (state_dict[key].dtype != torch.bool or state_dict[key].shape != mask.mask.shape)
     }
     if missing or wrong:
         raise MaskStateError(
-            f"The state dict does not fit the masks of this {type(module).__name__}: {len(missing)} of {len(own)} are "
-            f"missing, {len(wrong)} have another dtype or shape.",
+            f"The state dict does not fit the masks of this {type(module).__name__}: {len(missing)} of {len(masks)} "
+            f"are missing, {len(wrong)} have another dtype or shape.",
             wrong or tuple(missing[:3]),
             "no mask keys at all (standard weights), or all of them, as bool and of the same shapes",
             _PACKED

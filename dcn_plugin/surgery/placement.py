@@ -91,20 +91,21 @@ def choose_sites(
             fix="check that the model is a CNN and that the input size is not too small",
         )
     matched = _match(model, sites, [site for site in outputs if site not in sites], blocks, chosen)
-    picked = [site for site in sites if site in matched]
+    selection = [site for site in sites if site in matched]
     if filter_fn is not None:
-        picked = [site for site in picked if filter_fn(model.get_submodule(site.owner), site.owner)]
-    if not picked:
+        selection = [site for site in selection if filter_fn(model.get_submodule(site.owner), site.owner)]
+    if not selection:
         raise SiteError(f"No site is left in {name}.", chosen, fix="widen blocks=, or the filter_fn")
-    refused = [site.problem for site in picked if site.problem]
-    if refused:
+    problems = [site.problem for site in selection if site.problem]
+    if problems:
         raise SiteError(
-            f"{len(refused)} of {len(picked)} chosen places in {name} cannot carry a mask: {'; '.join(refused[:3])}.",
+            f"{len(problems)} of {len(selection)} chosen places in {name} cannot carry a mask: "
+            f"{'; '.join(problems[:3])}.",
             chosen,
             "batch, group, layer, RMS, instance norms of torch, timm or torchvision, and convolutions without a norm",
             "use one of these norms there, leave the places out with filter_fn=, or choose other blocks",
         )
-    return tuple(_specify(site, blocks, masks) for site in picked)
+    return tuple(_specify(site, blocks, masks) for site in selection)
 
 
 def _match(
@@ -128,7 +129,7 @@ def _match(
     parts = (chosen,) if isinstance(chosen, str) else chosen
     if not parts:
         raise BlockError(f"blocks is empty; available in {name}: {blocks.names}.", chosen, "at least one block")
-    found: list[Site] = []
+    places: list[Site] = []
     for part in parts:
         matched = [site for site in sites if _is_in(part, site, blocks)]
         if not matched and any(_is_in(part, site, blocks) for site in outputs):
@@ -144,13 +145,13 @@ def _match(
                 chosen,
                 "'bottom', 'top', 'all', 'paper', block numbers, block names, or globs over module names",
             )
-        found += matched
-    return found
+        places += matched
+    return places
 
 
 def _listed(sites: list[Site]) -> str:
-    shown = ", ".join(repr(site.owner) for site in sites[:3])
-    return shown if len(sites) <= 3 else f"{shown} and {len(sites) - 3} more"
+    first = ", ".join(repr(site.owner) for site in sites[:3])
+    return first if len(sites) <= 3 else f"{first} and {len(sites) - 3} more"
 
 
 def _is_in(part: str | int, site: Site, blocks: Blocks) -> bool:

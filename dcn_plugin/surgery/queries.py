@@ -81,12 +81,12 @@ def masks_of(model: nn.Module) -> dict[str, DefectMask2d]:
     Raises:
         NotDefectiveError: there is none, and none is expected.
     """
-    found = {path: module for path, module in model.named_modules() if isinstance(module, DefectMask2d)}
-    if not found and not expected_sites(model):
+    masks = {path: module for path, module in model.named_modules() if isinstance(module, DefectMask2d)}
+    if not masks and not expected_sites(model):
         raise NotDefectiveError(
             f"{type(model).__name__} carries no defect masks.", fix="call dcn_plugin.defectify(model, ...) first"
         )
-    return found
+    return masks
 
 
 def expected_sites(model: nn.Module) -> list[str]:

@@ -94,11 +94,11 @@ class Trace:
     @functools.cached_property
     def readers(self) -> list[list[int]]:
         """For every node the indices of those that read it, once all are recorded."""
-        found: list[list[int]] = [[] for _ in self.nodes]
+        indices: list[list[int]] = [[] for _ in self.nodes]
         for node in self.nodes:
             for parent in node.parents:
-                found[parent].append(node.index)
-        return found
+                indices[parent].append(node.index)
+        return indices
 
 
 NORM_OPS = ("batch_norm", "group_norm", "layer_norm", "rms_norm", "instance_norm")
@@ -142,11 +142,11 @@ class _Recorder(TorchDispatchMode):
 
     def sources(self, values: Sequence[Any]) -> dict[int, _Shape]:
         """Node -> shape, for the tensors among ``values`` that come from the image."""
-        found: dict[int, _Shape] = {}
+        shapes: dict[int, _Shape] = {}
         for value in values:
             if isinstance(value, Tensor) and (node := self._source(value)) is not None:
-                found.setdefault(node, tuple(value.shape))
-        return found
+                shapes.setdefault(node, tuple(value.shape))
+        return shapes
 
     def _constants_among(self, args: Sequence[Any]) -> tuple[_Shape, ...]:
         """Shapes of the tensors and numbers in ``args`` that do not come from the image; zero is no constant."""

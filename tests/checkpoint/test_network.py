@@ -100,7 +100,7 @@ def saved(path: Path) -> nn.Module:
 FRESH = """
 import sys, torch
 import dcn_plugin as dcn
-from tests import test_checkpoint as t
+from tests.checkpoint import test_network as t
 folder = sys.argv[1]
 for name, make in {**t.PLAIN, "ByHand": t.ByHand}.items():
     torch.manual_seed(99)  # other weights than those that were saved
@@ -119,7 +119,7 @@ def test_outputs_are_bit_equal_in_a_fresh_process(tmp_path: Path) -> None:
         dcn.save_checkpoint(model, tmp_path / f"{name}.safetensors")
         torch.save(model(IMAGES), tmp_path / f"{name}.pt")
         torch.save(model.train()(IMAGES), tmp_path / f"{name}.train.pt")
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, timeout=110, cwd=root
     )
