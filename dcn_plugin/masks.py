@@ -41,6 +41,11 @@ def sample_mask(spec: MaskSpec, shape: tuple[int, int, int], *, site: int) -> Te
         MaskShapeError: ``shape`` is not three integers >= 1.
         SpecError: ``site`` is no whole number >= 0, or ``spec`` no :class:`MaskSpec`.
 
+    Example:
+        >>> mask = dcn.sample_mask(dcn.MaskSpec(p=0.3, sampling="exact"), (8, 10, 10), site=0)
+        >>> tuple(mask.shape), int(mask.sum())
+        ((8, 10, 10), 240)
+
     Source: paper, section 3.1, eq. (3)-(5).
     """
     if not isinstance(spec, MaskSpec):

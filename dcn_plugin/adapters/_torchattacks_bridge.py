@@ -16,7 +16,7 @@ from dcn_plugin.support.model_state import eval_mode
 
 __all__ = ["CW", "BoundaryAttack", "DcnAttack", "HopSkipJump"]
 
-#: Images that were normalised and brought back may leave [0, 1] by so much; in half precision by the dtype's rounding.
+#: Images that were normalised and brought back leave [0, 1] by this much; in half precision by the dtype's rounding.
 ROUNDING = 1e-5
 
 

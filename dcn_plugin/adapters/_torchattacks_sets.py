@@ -29,7 +29,7 @@ def paper_attacks() -> dict[str, Attack]:
     Returns:
         name -> attack, in the paper's order. None of them draws.
 
-    Source: paper, section 4.1, and the authors' code (FACTS, section "Attacks"). CW is
+    Source: paper, section 4.1, and the authors' code (docs: concepts/authors-code). CW is
     ``dcn_plugin.attacks.CW.paper()``.
     """
     attacks: dict[str, Attack] = {f"FGSM {eps}": PGD(eps * GREY, steps=1, step_size=eps * GREY) for eps in PAPER_FGSM}

@@ -189,6 +189,13 @@ class Attack(ABC):
 
     Raises:
         SpecError: eps is not in (0, 1], or the seed is out of range.
+
+    Example:
+        >>> class Negative(Attack):
+        ...     def perturb(self, run):
+        ...         return 1 - run.images
+        >>> Negative(eps=None)(net, images, labels).images.shape
+        torch.Size([8, 1, 16, 16])
     """
 
     #: Whether the attack works on the decision alone, so that a model may return labels in place of logits.

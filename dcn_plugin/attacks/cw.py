@@ -50,6 +50,11 @@ class CW(Attack):
     Raises:
         SpecError: a setting is out of range.
 
+    Example:
+        >>> result = CW(steps=5, bisections=1)(net, images, labels)
+        >>> result.distance.shape
+        torch.Size([8])
+
     Source: Carlini and Wagner 2017, arXiv 1608.04644, sections V and VI. Theirs lets pixels reach 0 and 1 only in the
     limit w -> +-infinity, where the slope is 0 and pixels that start there never move; here they lie at finite w.
     """
@@ -89,7 +94,7 @@ class CW(Attack):
 
         At most 1,000 Adam steps of 5e-4, c from 1e-3 times 10 up to 1e10.
 
-        Source: the authors' code (FACTS, section "Attacks").
+        Source: the authors' code (docs: concepts/authors-code).
         """
         return cls(confidence=confidence, steps=1000, step_size=5e-4, c_start=1e-3, c_factor=10.0, c_max=1e10)
 

@@ -31,13 +31,13 @@ _Draw = Callable[[AttackRun, Rows, Tensor], Tensor]
 MIN_QUERIES = 4
 #: With a smaller budget no scout is sent.
 LEAST_FOR_SCOUTS = 4_000
-#: Blobs are drawn on a grid of so many by so many points, whatever the resolution, uniform on ``BLOB_RANGE`` to both
+#: Blobs lie on a grid of this many by this many points, whatever the resolution, uniform on ``BLOB_RANGE`` to both
 #: sides of 0: enough to bring many pixels to an end of [0, 1].
 BLOBS, BLOB_RANGE = 4, 2.0
 #: A sample whose walk has ended starts again if it has at least this share of the queries left that the walk took.
 WORTH_A_RESTART = 0.5
 #: Results are moved away from the clean image, if they stay adversarial: nearer to the boundary the rounding of another
-#: batch size or device would decide on them. They move by a share of their distance, at least by so much a pixel (root
+#: batch size or device would decide on them. Each moves by a share of its distance, at least by this much a pixel (root
 #: mean square, in units of [0, 1] images), and at most by their distance.
 PUSH, LEAST_PUSH = 1e-4, 2e-6
 UNLIMITED = np.iinfo(np.int64).max
@@ -81,7 +81,7 @@ class Asker:
         return self._walk_limit[rows] - self._run.queries[rows]
 
     def allow(self, queries: int | None) -> None:
-        """Let every sample ask so many more questions until this is called again; None = all that its budget holds."""
+        """Let every sample ask this many more questions until this is called again; None = all of its budget."""
         self._walk_limit = self._limit.copy()
         if queries is not None:
             self._walk_limit = np.minimum(self._walk_limit, self._run.queries + queries)
@@ -128,14 +128,14 @@ class DecisionAttack(Attack):
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
-        steps: at most so many steps of each walk, or None.
-        scouts: where a walk ends depends on where it starts. So many starts are tried for a part of the budget
+        steps: at most this many steps of each walk, or None.
+        scouts: where a walk ends depends on where it starts. This many starts are tried for a part of the budget
             (``scout_rounds``), and the one that comes closest walks on. The first start is uniform noise (or the image
             that was given), as published. Noise may look like few classes to a network, or like one, and walks from it
             tend to end at those. The others are the clean image with blobs upon it, a quarter of an image wide, which
             look like more classes. With fewer than 4,000 queries, or without a limit, there is one start.
         restarts: where a walk ends by itself and leaves a good part of the budget, the sample walks again from other
-            blobs, up to so many times. The closest end is the result.
+            blobs, up to this many times. The closest end is the result.
         start_draws: images a sample may try for a start.
         start_grid: the start is blended with the clean image in this many steps.
         start_search: where on that grid: "linear", the first adversarial blend seen from the clean image (up to
@@ -148,7 +148,7 @@ class DecisionAttack(Attack):
     """
 
     decision_based: ClassVar[bool] = True
-    #: In each round a scout walks for this share of the budget, and so many go on to the next; of the last one, one.
+    #: In each round a scout walks for this share of the budget, and this many go on to the next; of the last one, one.
     scout_rounds: ClassVar[tuple[tuple[float, int], ...]] = ((0.05, 1),)
 
     def __init__(

@@ -36,6 +36,11 @@ class EnsembleSource(nn.Module):
         SpecError: no model, or weights that are none.
         ModelOutputError: in ``forward``, a model that does not return logits, or not as many as the first.
 
+    Example:
+        >>> source = EnsembleSource([net, plain])
+        >>> PGD(eps=8 / 255)(source, images, labels).images.shape
+        torch.Size([8, 1, 16, 16])
+
     Source: paper, appendix A.4, table 8 (four of five nets at a time); the mean of logits is our reading of "fusing".
     """
 

@@ -31,7 +31,7 @@ Norm = Literal["l2", "linf"]
 Probes = Literal["tangent", "sphere"]
 _Probes = NoiseTable | LowPassNoise
 
-#: Probes are drawn and added up in blocks of so many a sample; a power of two.
+#: Probes are drawn and added up in blocks of this many a sample; a power of two.
 BLOCK = 32
 #: Step lengths a hop tries, each half of the one before.
 TRIES = 5
@@ -42,11 +42,11 @@ LEAST_GAIN = 1e-3
 SLOW, PATIENCE = 0.005, 5
 #: While probes have the lowest frequencies only, a hop is slow that gains less than this.
 FIRST_SLOW = 0.05
-#: From one kind of probes to the next, so many times as many frequencies a side.
+#: From one kind of probes to the next, this many times as many frequencies a side.
 FINER = 1.6
 #: Probes that have more than 1 / NEARLY_ALL of the frequencies are not worth a level of their own.
 NEARLY_ALL = 1.5
-#: Where nothing else is said, the first probes have 1 / COARSEST of the frequencies, but at least so many a side: with
+#: By default the first probes have 1 / COARSEST of the frequencies, but at least this many a side: with
 #: fewer there are too few ways to go.
 COARSEST, LEAST_SIDE = 4, 8
 #: The bisection ends at this share of what is published: a point farther inside would see no other class around it.
@@ -56,7 +56,7 @@ ROUGHLY = 1e-3
 #: Most steps land close to where they reach: the first question is asked this far in, and the next ones four times as
 #: far each.
 FIRST_CUT = 0.03
-#: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in so many goes.
+#: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in this many goes.
 CLIPPED_TRIES = 3
 #: How far the centre of the probes is moved after a block of one answer only, in units of a probe's move of one pixel.
 LIFT = 0.25
@@ -84,7 +84,7 @@ class HopSkipJump(DecisionAttack):
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
-        steps: at most so many hops of each walk, or None.
+        steps: at most this many hops of each walk, or None.
         norm: "l2" minimises ||delta||_2, "linf" the largest change of a pixel. ``AttackResult.distance`` is the
             squared L2 score in both cases.
         probes: "tangent", or "sphere" for probes in all directions, as published. By default "tangent" for the L2 norm:
@@ -98,16 +98,21 @@ class HopSkipJump(DecisionAttack):
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
             theta / sqrt(D) of that distance, D = C * H * W.
         scouts: starts that are tried, for 2 % of the budget each, and the two that come closest for another 3 %; see
-            :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
-        restarts: a sample that has converged may start again from other blobs so many times.
-        start_draws: see there.
-        start_grid: see there.
-        start_search: see there.
+            :class:`~dcn_plugin.attacks.decision.DecisionAttack`.
+        restarts: a sample that has converged may start again from other blobs this many times.
+        start_draws: images a sample may try for a start.
+        start_grid: the start is blended with the clean image in this many steps.
+        start_search: where on that grid: "linear" or "bisection".
         seed: of the noise and of the probes; what a sample draws depends on its place among the images, not on
             its batch.
 
     Raises:
         SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
+
+    Example:
+        >>> result = HopSkipJump(max_queries=100, norm="linf")(net, images, labels)
+        >>> int(result.queries.max()) <= 100
+        True
 
     Source: Chen, Jordan, Wainwright 2020, arXiv 1904.02144, algorithm 2, with the authors' released choice of theta
     and of the radius (0.01). Low frequencies first: Guo, Frank, Weinberger 2018, arXiv 1809.08758; Li et al. 2020,

@@ -86,8 +86,8 @@ class OrthogonalNoise(NoiseTable):
     :class:`NoiseTable`.
 
     Args:
-        streams: see there.
-        like: see there.
+        streams: the samples, and the key of the table.
+        like: (N, D), whose width, dtype and device the directions take.
 
     Source: orthogonal directions for estimates of gradients, Choromanski et al. 2018, arXiv 1804.02395.
     """

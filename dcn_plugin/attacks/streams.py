@@ -43,7 +43,10 @@ class SampleStreams:
         return self._draw(like, lambda generator, shape: low + (high - low) * generator.random(shape), rows)
 
     def normal(self, like: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
-        """Draw from N(0, 1), one stream a row of ``like``: its shape, dtype and device. ``rows`` as above."""
+        """Draw from N(0, 1), one stream a row of ``like``: its shape, dtype and device.
+
+        ``rows`` says which streams draw, all of them by default; the others stay where they are.
+        """
         return self._draw(like, lambda generator, shape: generator.standard_normal(shape), rows)
 
     def _draw(self, like: Tensor, draw: _Draw, rows: Sequence[int] | None) -> Tensor:

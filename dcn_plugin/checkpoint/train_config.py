@@ -39,7 +39,7 @@ class TrainConfig:
         nesterov: look ahead; needs momentum > 0.
         weight_decay: on every parameter, as in the paper.
         label_smoothing: as in torch's cross-entropy; see :func:`smoothing_for` for the paper's.
-        shift: images are shifted by up to so many pixels at random ("crop with padding").
+        shift: images are shifted by up to this many pixels at random ("crop with padding").
         flip: half of the images are mirrored left to right.
         min_scale: None: the images are held in memory as they are. Otherwise every image is a random resized crop
             of its file with at least this share of its area, decoded anew in every epoch; 0.08 is ImageNet's custom.

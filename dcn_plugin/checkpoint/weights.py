@@ -49,10 +49,10 @@ def load_weights(network: nn.Module, path: Pathish) -> None:
         OSError: it cannot be read.
     """
     with bare(network) as inner:
-        own = {key: value for key, value in inner.state_dict().items() if isinstance(value, Tensor)}
-        state = read_weights(path, names=own)
+        expected = {key: value for key, value in inner.state_dict().items() if isinstance(value, Tensor)}
+        state = read_weights(path, names=expected)
         with fitting(type(inner).__name__, path):
-            _check_shapes(state, own)
+            _check_shapes(state, expected)
             inner.load_state_dict(state)
     if (names := class_names_in(path)) is not None:
         name_classes(network, names)

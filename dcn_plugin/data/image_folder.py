@@ -43,7 +43,7 @@ class ImageFolder(ImageFiles):
         channels: 3, or 1 for grey.
         interpolation: "bilinear" or "bicubic".
         name: as it appears in result records; the folder's name by default.
-        limit: so many images, spread evenly over the whole set (the first would all be of the first class).
+        limit: this many images, spread evenly over the whole set (the first would all be of the first class).
         class_names: the classes of the network in the order of its logits; the folder may hold some of them only. A
             list, or where they stand (:func:`~dcn_plugin.data.read_class_names`): a text file, the training folder, the
             network's file, "imagenet-1k". Folders that are all the labels in digits are taken for them. None: the

@@ -85,7 +85,7 @@ def open_images(
         size: height and width. Folders are resized and cut to it, digits are made in it (16 by default); the others
             have the size they have, and another one is an error.
         resize: for folders, the shorter side before the centre is cut out, e.g. 256 with ``size=224``.
-        limit: so many images, at least 1: the first of a set in memory; spread evenly over a folder, whose first images
+        limit: this many images (>= 1): the first of a set in memory; spread evenly over a folder, whose first images
             would all be of one class.
         channels: 1 for grey, 3 for RGB; None: folders give 3, the others what they have. An option in ``spec`` wins.
         class_names: the classes of the network, in the order of its logits; images are numbered by them, and may be of

@@ -75,7 +75,7 @@ def paired_folders(
         stylized_resize: the same for the stylised images; None for images that were cut already.
         channels: 3, or 1 for grey.
         interpolation: "bilinear" or "bicubic".
-        limit: so many pairs, spread evenly over the whole set.
+        limit: this many pairs, spread evenly over the whole set.
         class_names: see :class:`ImageFolder`.
         threads: how many files are decoded at a time.
 
@@ -131,12 +131,12 @@ class CueConflict(ImageFiles):
 
     Args:
         root: the folder that holds the shape classes; not every class needs a folder.
-        size: see :class:`ImageFolder`. The authors' images are 224 x 224.
-        resize: see there.
-        channels: see there.
-        interpolation: see there.
+        size: side of the images, or (H, W), in pixels. The authors' images are 224 x 224.
+        resize: the shorter side, in pixels, before the centre is cut out, as in :class:`ImageFolder`.
+        channels: 3, or 1 for grey.
+        interpolation: "bilinear" or "bicubic".
         name: as it appears in result records; the folder's name by default.
-        limit: so many images, spread evenly over the whole set.
+        limit: this many images, spread evenly over the whole set.
         class_names: the classes in the order of their labels.
         threads: see :class:`ImageFolder`.
 

@@ -1,4 +1,8 @@
-"""The model as a graph of ATen operations: constants computed, batch norm folded in, nothing in place."""
+"""The model as a graph of ATen operations: constants computed, batch norm folded in, nothing in place.
+
+``torch.export`` reads it: the engine needs a program that runs, at any batch size and with every constant. The trace of
+:mod:`dcn_plugin.surgery.trace` says where tensors flow in one forward, and cannot be run.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +98,7 @@ def _check_batch(program: torch.export.ExportedProgram, model: nn.Module) -> Non
     size = image.meta["val"].shape[0]
     # Where the number of images decides on what is computed, torch.export fixes it, or keeps to one side of a branch.
     free = isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
-    if not free or any(one.upper.is_Integer for one in program.range_constraints.values()):
+    if not free or any(size.upper.is_Integer for size in program.range_constraints.values()):
         raise TraceError(
             f"What {type(model).__name__} computes depends on the number of images in the batch: no graph holds for "
             "every batch size.",
@@ -237,7 +241,7 @@ class _Simplifier:
         before = self.values.get(conv)
         if before is not None and _has_constant_weight(before) and len(conv.users) == 1:
             x, *parameters = before.args[:3]
-            weight, bias = (getattr(one, "meta", {}).get("val") for one in parameters)
+            weight, bias = (getattr(parameter, "meta", {}).get("val") for parameter in parameters)
             rest, title = before.args[3:], before.meta["title"]
         else:
             # A norm of something else is a convolution of its own: one weight for each channel.
@@ -274,13 +278,13 @@ def _folded(weight: Any, bias: Any, norm: list[Any], eps: float) -> tuple[Tensor
     gamma, beta, mean, variance = norm
     plain = None if bias is None else bias.double()
     both = fuse_conv_bn_weights(weight.double(), plain, mean, variance, eps, gamma, beta)
-    folded, shift = (one.detach().to(weight.dtype) for one in both)
+    folded, shift = (tensor.detach().to(weight.dtype) for tensor in both)
     return folded.contiguous(memory_format=torch.channels_last), shift
 
 
 def _has_constant_weight(node: fx.Node) -> bool:
     return node.target is _aten.conv2d.default and all(
-        one is None or (isinstance(one, fx.Node) and one.op == "get_attr") for one in node.args[1:3]
+        argument is None or (isinstance(argument, fx.Node) and argument.op == "get_attr") for argument in node.args[1:3]
     )
 
 
@@ -312,8 +316,8 @@ def _functional(node: fx.Node) -> Any:
         return target
     written = node.args[0]
     assert isinstance(written, fx.Node)
-    others = [one for one in written.users if one is not node]
-    if _is_view(written) or any(_is_view(one) for one in others):
+    others = [user for user in written.users if user is not node]
+    if _is_view(written) or any(_is_view(user) for user in others):
         raise TraceError(f"The model writes into a view ({schema.name}), which the engine cannot follow.")
     packet = getattr(torch.ops.aten, schema.name.removeprefix("aten::")[:-1])
     return getattr(packet, schema.overload_name or "default")
@@ -324,8 +328,8 @@ def _is_view(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return isinstance(node.args[0], fx.Node) and _is_view(node.args[0])
     schema = getattr(node.target, "_schema", None)
-    aliases = [] if schema is None else [one.alias_info for one in schema.returns]
-    return any(one is not None and not one.is_write for one in aliases)
+    aliases = [] if schema is None else [result.alias_info for result in schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _unwrap(graph: fx.Graph) -> None:
@@ -337,4 +341,4 @@ def _unwrap(graph: fx.Graph) -> None:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    return next((one.dtype for one in model.parameters()), torch.float32)
+    return next((parameter.dtype for parameter in model.parameters()), torch.float32)

@@ -17,7 +17,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 7
 CLEAR = 1.15
 """Where each of the first rounds is beyond what decides by at least this, to the same side, there are no more."""
 DOUBT = 1.15
-"""On a busy machine one thread must be so many times faster: more of them might share the work less well."""
+"""On a busy machine one thread must be this many times faster: more of them might share the work less well."""
 VETO = 1.5
 """From this gain on, doubt included, several threads are not asked: on a busy machine each of their calls is slow."""
 QUIET = 0.9
@@ -157,10 +157,10 @@ def timed(run: Call, device: torch.device, *, least_calls: int = 3, least_ms: fl
     """Milliseconds of a call: the least of some, which other programs disturb least.
 
     Args:
-        run: the call; once before those that count, to make what is made once.
+        run: the call. It runs once more than it is measured: the first one fills caches.
         device: that it computes on.
-        least_calls: so many of them at least, and
-        least_ms: for so long at least.
+        least_calls: calls that are measured, at least.
+        least_ms: milliseconds that are measured, at least.
     """
     least, spent, calls = math.inf, 0.0, -1
     while calls < least_calls or spent < least_ms:

@@ -35,6 +35,11 @@ class CompactModel(nn.Module):
         InputSizeError: in ``forward``: another (C, H, W).
         ImageRangeError: in ``forward``: another dtype.
         CompactError: ``load_state_dict``, or moving it to another device or dtype: compact again instead.
+
+    Example:
+        >>> fast = dcn.compact(net.eval(), backend="reference")
+        >>> fast.input_size, fast.state_dict().keys() == net.state_dict().keys()
+        ((1, 16, 16), True)
     """
 
     def __init__(

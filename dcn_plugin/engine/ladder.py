@@ -115,7 +115,7 @@ def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:
 
 
 def _takes(model: Run, images: Tensor) -> bool:
-    """Whether the model takes so many images: one that normalises by its batch may refuse a single one."""
+    """Whether the model takes this many images: one that normalises by its batch may refuse a single one."""
     try:
         with torch.inference_mode(), steady(images.device):
             model(images)

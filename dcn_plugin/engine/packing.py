@@ -29,7 +29,7 @@ CHUNKS = 64
 _LINE = 16
 """Weights in a line of the cache."""
 _ROW_COST = 4
-"""Reading or writing a row costs about as much as so many multiply-adds of it; only the balance depends on it."""
+"""Reading or writing a row costs about as much as this many multiply-adds of it; only the balance depends on it."""
 
 
 @dataclass(frozen=True, eq=False)

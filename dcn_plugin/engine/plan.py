@@ -54,7 +54,7 @@ class Plan:
             measured one if they do not.
         ways: (first batch size, way), in order: how batches of each size run. Empty: as planned from ``least_batch``
             on, smaller ones on images.
-        chunk: so many images at a time are fastest; None: the whole batch.
+        chunk: this many images at a time are fastest; None: the whole batch.
         note: what else there is to say, such as why another backend was not taken.
     """
 
@@ -69,7 +69,7 @@ class Plan:
     note: str = ""
 
     def way(self, batch_size: int) -> Way:
-        """How a batch of so many images runs."""
+        """How a batch of this many images runs."""
         ways = self.ways or ((1, "images"), (self.least_batch, "compact"))
         return next((way for first, way in reversed(ways) if first <= batch_size), ways[0][1])
 

@@ -42,7 +42,7 @@ LEAST_IMAGES = 16
 """Fewest: the smallest tile of a matrix product."""
 
 ROW_COST = 8
-"""Reading a value costs about as much as so many multiply-adds: in a cycle a multiprocessor does 128 multiply-adds, and
+"""Reading a value costs about as much as this many multiply-adds: in a cycle a multiprocessor does 128 of them, and
 reads 32 floats from its own cache, about half as many from the common one."""
 
 

@@ -1,5 +1,8 @@
 """Protocols that measure models, one a file, each giving :class:`Result` records."""
 
+from types import ModuleType
+
+from dcn_plugin.evaluate import protocols
 from dcn_plugin.evaluate.adversarial_set import AdversarialBatch, AdversarialSet
 from dcn_plugin.evaluate.cache_keys import attack_key, data_key, model_key
 from dcn_plugin.evaluate.examples import ExampleRow, Examples
@@ -19,6 +22,7 @@ from dcn_plugin.evaluate.records import SCHEMA, Relation, Result, ResultFile, Ro
 from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.evaluate.run_directory import RunDirectory, add_results
 from dcn_plugin.support.environment import code_hash, hardware, package_versions
+from dcn_plugin.support.old_paths import keep_old_paths
 from dcn_plugin.support.processes import Team
 from dcn_plugin.support.progress import progress_bar
 from dcn_plugin.support.statistics import Spread, median_interval, spread, wilson
@@ -71,3 +75,9 @@ __all__ = [
     "whitebox",
     "wilson",
 ]
+
+keep_old_paths(
+    __name__,
+    predict="dcn_plugin.evaluate.predictions",
+    **{name: file.__name__ for name, file in vars(protocols).items() if isinstance(file, ModuleType)},
+)

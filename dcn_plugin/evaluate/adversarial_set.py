@@ -92,7 +92,7 @@ class AdversarialSet:
             the distance. The images are then stored as uint8.
         batch_size: images at a time.
         store: where finished batches are kept and looked for.
-        limit: only the first so many images of ``data``, all by default.
+        limit: only the first this many images of ``data``, all by default.
         team: processes that share the images; ``Team.of(accelerator)`` for those of an Accelerator. Each writes the
             batches it makes into the store.
         model_key: gives the key of the source; within one run :class:`ModelKeys`, which hashes it once.

@@ -71,11 +71,11 @@ def _model_key(model: nn.Module, met: set[int]) -> Key | None:
         return None
     hashed = hashlib.sha256(structure.encode()).hexdigest()
     key: dict[str, Any] = {"structure": hashed, "state": _state_hash(tensors), "device": device_of(model).type}
-    if compact := {name: one.asked for name, one in model.named_modules() if isinstance(one, CompactModel)}:
+    if compact := {name: module.asked for name, module in model.named_modules() if isinstance(module, CompactModel)}:
         key["compact"] = compact
     # A module that is met again, as where a part points back to the whole, says nothing new.
-    met.update(id(module) for known in (model, plain) for module in known.modules())
-    hidden = [module for one in plain.modules() for module in hidden_modules(one) if id(module) not in met]
+    met.update(id(module) for network in (model, plain) for module in network.modules())
+    hidden = [module for owner in plain.modules() for module in hidden_modules(owner) if id(module) not in met]
     if hidden:
         key["hidden"] = [_model_key(module, met) for module in hidden]
     return None if None in key.get("hidden", ()) else key
@@ -102,7 +102,7 @@ def _plain(model: nn.Module) -> nn.Module:
     """The model, for reading only, with what compact models in it were made from in their place."""
     if isinstance(model, CompactModel):
         return model.origin
-    if not any(isinstance(one, CompactModel) for one in model.modules()):
+    if not any(isinstance(module, CompactModel) for module in model.modules()):
         return model
     shell = copy.copy(model)
     shell._modules = {name: child if child is None else _plain(child) for name, child in model._modules.items()}
@@ -120,10 +120,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _state_hash(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
+    state = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+        state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
         # The bytes, whatever the dtype: NumPy knows no bfloat16.
         flat = tensor.detach().cpu().contiguous().flatten()
-        found.update(flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"")
-    return found.hexdigest()
+        state.update(flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"")
+    return state.hexdigest()

@@ -39,7 +39,7 @@ def ran_on(model: nn.Module, *, source: nn.Module | None = None) -> Mapping[str,
 
 
 def _engine(model: nn.Module) -> str | None:
-    backends = {one.plan.backend for one in model.modules() if isinstance(one, CompactModel)}
+    backends = {module.plan.backend for module in model.modules() if isinstance(module, CompactModel)}
     return f"compact, {' and '.join(sorted(backends))}" if backends else None
 
 
@@ -65,15 +65,15 @@ def logits_of(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: 
         ModelOutputError: the model does not return finite (N, classes) logits.
     """
     device, dtype = device_of(model), model_dtype(model)
-    said: list[Tensor] = []
+    batches: list[Tensor] = []
     with eval_mode(model):
         for batch in images.split(batch_size):
             logits = check_logits(model(as_input(batch.to(device), dtype)), count=len(batch))
-            if not said:
+            if not batches:
                 warn_if_probabilities(logits, name=name or type(model).__name__)
                 warn_if_mixed(model, as_input(batch[:1].to(device), dtype), name=name)
-            said.append(logits.cpu())
-    return torch.cat(said)
+            batches.append(logits.cpu())
+    return torch.cat(batches)
 
 
 def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256, name: str = "") -> tuple[Tensor, int]:
@@ -90,19 +90,19 @@ def correct(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int
     """Tell which images a model classifies correctly: bool (N,) on the CPU.
 
     Args:
-        model: see :func:`predict`, as all that is not named here.
-        images: see there.
+        model: images in [0, 1] -> logits.
+        images: float (N, C, H, W) in [0, 1].
         labels: int64 (N,), the true classes.
-        batch_size: see there.
-        name: see there.
+        batch_size: images at a time.
+        name: of the model, for messages.
 
     Raises:
         LabelError: a label is beyond the model's classes.
-        ModelOutputError: see :func:`predict`.
+        ModelOutputError: the model does not return finite (N, classes) logits.
     """
-    said, num_classes = predict(model, images, batch_size=batch_size, name=name)
+    classes, num_classes = predict(model, images, batch_size=batch_size, name=name)
     check_labels(labels, count=len(images), num_classes=num_classes)
-    return said == labels.cpu().long()
+    return classes == labels.cpu().long()
 
 
 def correct_on(
@@ -111,13 +111,14 @@ def correct_on(
     """Tell which images of a set a model classifies correctly: bool (N,) on the CPU, one batch in memory at a time.
 
     Args:
-        model: see :func:`correct`, as all that is not named here, and the errors.
+        model: images in [0, 1] -> logits.
         data: the images with their classes.
-        batch_size: see there.
-        name: see there.
+        batch_size: images at a time.
+        name: of the model, for messages.
         team: processes that share the images; each gets the whole answer.
 
     Raises:
+        LabelError, ModelOutputError: as :func:`correct` does.
         ClassesError: the model's classes are not those of the data, by name, order or number.
         InputSizeError: it does not take such images.
     """
@@ -125,9 +126,9 @@ def correct_on(
     parts: list[Part] = []
     for first, images, labels in own_batches(data, batch_size, team):
         with contextlib.nullcontext() if parts else refusals(model, data.shape, name=name):
-            said, count = predict(model, images, batch_size=batch_size, name=name)
+            classes, count = predict(model, images, batch_size=batch_size, name=name)
         check_count(model, count, data, name=name)
         check_labels(labels, count=len(images), num_classes=count)
-        parts.append((first, (said == labels.cpu().long(),)))
+        parts.append((first, (classes == labels.cpu().long(),)))
     (flags,) = whole(parts, team)
     return flags

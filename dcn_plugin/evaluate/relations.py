@@ -22,7 +22,7 @@ __all__ = ["closest", "hidden_modules", "relation"]
 
 _BY_CLOSENESS: tuple[Relation, ...] = ("same network", "other weights", "other masks", "other network")
 
-#: Two networks that share so much of the smaller one's weights have a common part, such as a backbone.
+#: Two networks that share this much of the smaller one's weights have a common part, such as a backbone.
 _SHARED = 0.1
 #: Names of classes that do nothing in eval mode.
 _IDLE = re.compile(r"Identity|(?:Alpha|Feature)*Dropout\w*|DropPath|StochasticDepth")
@@ -176,7 +176,7 @@ class _Part:
         return f"{kind.__module__}.{kind.__qualname__}({about})[{', '.join(inner)}]"
 
     def smallest_with(self, wanted: Mapping[frozenset[int], int]) -> list[_Part]:
-        """The smallest parts that hold so many tensors of each of some sets, given by their ids; none: not even all."""
+        """The smallest parts that hold this many tensors of each set of ids; none if the whole network does not."""
         if not all(len(ids & self.tensors.keys()) >= count for ids, count in wanted.items()):
             return []
         return [found for part in self.parts for found in part.smallest_with(wanted)] or [self]
@@ -266,7 +266,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _sampled(flat: Tensor, count: int) -> Tensor:
-    """At most so many numbers of a vector, spread evenly."""
+    """At most this many numbers of a vector, spread evenly."""
     return flat[:: max(1, len(flat) // count)][:count]
 
 

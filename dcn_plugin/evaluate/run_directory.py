@@ -54,6 +54,12 @@ class RunDirectory:
     Raises:
         DataError: ``path`` is a file.
         OutputError: files cannot be written into it.
+
+    Example:
+        >>> store = RunDirectory("results")
+        >>> records = list(whitebox({"net": net}, [PGD(eps=8 / 255)], data, training_seed=0, store=store))
+        >>> store.measured, store.reused
+        (1, 0)
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fresh: bool = False) -> None:

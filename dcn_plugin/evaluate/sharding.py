@@ -24,7 +24,7 @@ def own_batches(
         data: the whole set. Where any image can be had by its index, only the own ones are read.
         batch_size: images a batch.
         team: the processes.
-        count: the first so many images of the set, all by default.
+        count: the first this many images of the set, all by default.
 
     Yields:
         Place of the first image, images (B, C, H, W), labels int64 (B,), whatever integers the set gives.

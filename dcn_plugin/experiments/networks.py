@@ -11,6 +11,7 @@ from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate.cache_keys import digest
 from dcn_plugin.experiments.scales import Scale
 from dcn_plugin.models.paper_variants import Variant, paper_variant
+from dcn_plugin.specs import MASK_OPTIONS
 from dcn_plugin.support.randomness import derived_seed
 from dcn_plugin.support.suggestions import check_known
 
@@ -38,7 +39,7 @@ DEFENCES = {
 TARGET, SOURCE, PUBLIC = "target", "source", "public"
 _BY_TITLE = {title.lower(): name for name, title in NETS.items()} | {name: name for name in NETS}
 _INLINE = ("variant", "net", "run", "masks", "defects")
-_DEFECTS = ("p", "mode", "span", "sampling", "blocks")
+_DEFECTS = tuple(name for name in ("blocks", *MASK_OPTIONS) if name != "seed")  # a recipe draws its own seeds
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dcn_plugin.report.protocols.transfer import matrices
 from dcn_plugin.report.tables import records_csv, speed_table
 from dcn_plugin.report.warnings_for import cautions
 from dcn_plugin.support.number_format import percent
+from dcn_plugin.support.old_paths import keep_old_paths
 from dcn_plugin.support.table import LATEX_PREAMBLE, Table, latex_document
 
 __all__ = [
@@ -43,3 +44,6 @@ __all__ = [
     "speed_table",
     "write_report",
 ]
+
+keep_old_paths(__name__, cautions="dcn_plugin.report.warnings_for", findings="dcn_plugin.report.conclusions")
+keep_old_paths("dcn_plugin.report.tables", table="dcn_plugin.support.table")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from dcn_plugin.errors import (
     warn_caller,
 )
 from dcn_plugin.layers import DefectMask2d, owns_output
-from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, SiteSpec, check_chw, freeze_p
+from dcn_plugin.specs import DefectSpec, Masks, MaskSpec, Mode, Sampling, SiteSpec, check_chw, mask_specs, p_of
 from dcn_plugin.support.model_state import copy_of
 from dcn_plugin.surgery.blocks import BlocksArg, find_blocks
 from dcn_plugin.surgery.masked_conv import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
@@ -101,20 +102,15 @@ def defectify(
         PlacementWarning: the network is a transformer or mixer, and only its patch embedding is masked.
         DeadSiteWarning: a site keeps none of its neurons.
 
+    Example:
+        >>> net = dcn.defectify(timm.create_model("resnet18", num_classes=10), p=0.3, input_size=(3, 64, 64))
+        >>> len(dcn.summary(net).rows)
+        10
+
     Source: paper, section 3.1, eq. (3)-(5); position and "bottom" as in the authors' code.
     """
-    spec = plan_defects(
-        model,
-        blocks,
-        p,
-        mode,
-        input_size=input_size,
-        sampling=sampling,
-        seed=seed,
-        span=span,
-        filter_fn=filter_fn,
-        example_inputs=example_inputs,
-    )
+    masks = mask_specs(p, mode=mode, sampling=sampling, seed=seed, span=span)
+    spec = plan_defects(model, blocks, masks, input_size=input_size, filter_fn=filter_fn, example_inputs=example_inputs)
     return insert_masks(model if inplace else copy_of(model), spec)
 
 
@@ -122,20 +118,19 @@ def defectify(
 def plan_defects(
     model: nn.Module,
     blocks: BlocksArg = "bottom",
-    p: float | Mapping[str | int, float] = 0.3,
-    mode: Mode = "neuron",
+    masks: Masks | None = None,
     *,
     input_size: tuple[int, int, int] | None = None,
-    sampling: Sampling = "bernoulli",
-    seed: int = 0,
-    span: int | None = None,
     filter_fn: FilterFn | None = None,
     example_inputs: ExampleInputs | None = None,
 ) -> DefectSpec:
-    """What :func:`defectify` would do, without touching ``model``. Arguments, errors and warnings are its own."""
+    """What :func:`defectify` would do, without touching ``model``. Other arguments, errors and warnings are its own.
+
+    Args:
+        masks: how they are drawn, or block -> how those of that block are drawn; None: as defectify's defaults say.
+    """
     check_model(model)
-    template = MaskSpec(1.0, mode, sampling, seed, span)
-    frozen_p = freeze_p(p, like=template)
+    masks = MaskSpec() if masks is None else masks
     chosen = freeze_blocks(blocks)
     if filter_fn is not None and not callable(filter_fn):
         raise SpecError("filter_fn is not a function.", filter_fn, "(module, name) -> bool, or None")
@@ -146,28 +141,12 @@ def plan_defects(
     trace = trace_model(model, size, is_norm=is_norm, inputs=inputs)
     # The authors also mask norms that no convolution owns; no other choice reaches those.
     candidates = find_sites(model, trace, unowned=chosen == "paper")
-    sites = choose_sites(
-        model,
-        candidates,
-        find_blocks(model, trace),
-        chosen=chosen,
-        p=frozen_p,
-        template=template,
-        filter_fn=filter_fn,
-    )
+    sites = choose_sites(model, candidates, find_blocks(model, trace), chosen=chosen, masks=masks, filter_fn=filter_fn)
     if len(candidates) == 1:
         _warn_if_only_an_embedding(model, trace, candidates[0].conv)
     _warn_of_three_dimensions(model)
-    return DefectSpec(
-        blocks=chosen,
-        p=frozen_p,
-        mode=template.mode,
-        sampling=template.sampling,
-        seed=template.seed,
-        input_size=size,
-        sites=sites,
-        span=template.span,
-    )
+    options = {**dataclasses.asdict(sites[0].mask), "p": p_of(masks)}
+    return DefectSpec(blocks=chosen, input_size=size, sites=sites, **options)
 
 
 def insert_masks(model: nn.Module, spec: DefectSpec) -> nn.Module:
@@ -210,6 +189,11 @@ def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
     Raises:
         NotDefectiveError: ``model`` carries no masks that surgery put there.
+
+    Example:
+        >>> plain = dcn.undefectify(net)
+        >>> dcn.is_defective(net), dcn.is_defective(plain)
+        (True, False)
     """
     defect_spec(model)
     plain = model if inplace else copy_of(model)
@@ -227,20 +211,20 @@ def undefectify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 def _check_masks_in_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Load rule: no mask keys = standard weights; all of them = they win; anything between is an error."""
-    own = {f"{prefix}{path}.mask": mask for path, mask in masks_of(module).items()}
-    missing = [key for key in own if key not in state_dict]
-    if len(missing) == len(own):
-        state_dict.update({key: mask.mask for key, mask in own.items()})
+    masks = {f"{prefix}{path}.mask": mask for path, mask in masks_of(module).items()}
+    missing = [key for key in masks if key not in state_dict]
+    if len(missing) == len(masks):
+        state_dict.update({key: mask.mask for key, mask in masks.items()})
         return
     wrong = {
         key: (str(state_dict[key].dtype), tuple(state_dict[key].shape))
-        for key, mask in own.items()
+        for key, mask in masks.items()
         if key in state_dict and (state_dict[key].dtype != torch.bool or state_dict[key].shape != mask.mask.shape)
     }
     if missing or wrong:
         raise MaskStateError(
-            f"The state dict does not fit the masks of this {type(module).__name__}: {len(missing)} of {len(own)} are "
-            f"missing, {len(wrong)} have another dtype or shape.",
+            f"The state dict does not fit the masks of this {type(module).__name__}: {len(missing)} of {len(masks)} "
+            f"are missing, {len(wrong)} have another dtype or shape.",
             wrong or tuple(missing[:3]),
             "no mask keys at all (standard weights), or all of them, as bool and of the same shapes",
             _PACKED

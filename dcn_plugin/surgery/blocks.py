@@ -107,11 +107,11 @@ def _sole_holder(model: nn.Module, path: str, trace: Trace) -> str | None:
 
 def _children(model: nn.Module, path: str, trace: Trace) -> list[str]:
     """Paths of the children that ran, in execution order; those of a ModuleList, which itself never runs, included."""
-    found: list[str] = []
+    paths: list[str] = []
     for name, _ in model.get_submodule(path).named_children():
         child = f"{path}.{name}" if path else name
-        found += [child] if child in trace.spans else _children(model, child, trace)
-    return sorted(found, key=lambda p: trace.spans[p][0])
+        paths += [child] if child in trace.spans else _children(model, child, trace)
+    return sorted(paths, key=lambda p: trace.spans[p][0])
 
 
 def _parts(model: nn.Module, path: str, trace: Trace) -> list[str]:
@@ -144,21 +144,21 @@ def _cut(stages: list[tuple[str, int]], trace: Trace, *, named: bool) -> tuple[B
     """Blocks from the (path, end node) of the stages."""
     nodes = trace.nodes
     block_of: dict[int, int] = {}  # convolution -> number of its block
-    found: list[tuple[str, int, int]] = []
+    spans: list[tuple[str, int, int]] = []
     start = 0
     for path, stop in [*stages[:-1], (stages[-1][0] if stages else "", len(nodes))]:
         while stop < len(nodes) and nodes[stop].kind == "norm" and nodes[nodes[stop].parents[0]].kind == "conv":
             stop += 1
         convs = [node.index for node in trace.convs if start <= node.index < stop]
-        if convs or (found and named):
-            block_of.update(dict.fromkeys(convs, len(found)))
-            found.append((path, start, stop))
+        if convs or (spans and named):
+            block_of.update(dict.fromkeys(convs, len(spans)))
+            spans.append((path, start, stop))
             start = stop
-    if found:
-        found[-1] = (*found[-1][:2], len(nodes))
+    if spans:
+        spans[-1] = (*spans[-1][:2], len(nodes))
     return tuple(
         Block(_name(i, path, block_of, trace, named=named), i, start, stop)
-        for i, (path, start, stop) in enumerate(found)
+        for i, (path, start, stop) in enumerate(spans)
     )
 
 

@@ -67,6 +67,11 @@ def summary(model: nn.Module) -> Summary:
 
     Raises:
         NotDefectiveError: there is none.
+
+    Example:
+        >>> net = timm.create_model("defective_resnet18_cifar", p=0.3, sampling="exact")
+        >>> print(dcn.summary(net).rows[0].kept_text)
+        30.00%
     """
     check_model(model)
     masks = masks_of(model)
@@ -112,6 +117,13 @@ def verify(model: nn.Module, images: Tensor | None = None, *, example_inputs: Ex
         ImageRangeError: ``images`` is not a batch of floating-point images.
         MaskShapeError: ``images`` has another size than the masks.
         TraceError: the network's forward fails for another reason.
+
+    Example:
+        >>> net = timm.create_model("defective_resnet18_cifar", p=0.3)
+        >>> net.bn1.drop = nn.Identity()
+        >>> dcn.verify(net)
+        Traceback (most recent call last):
+        dcn_plugin.errors.MaskLostError: 1 of 10 masks ...
     """
     check_model(model)
     expected = expected_sites(model)

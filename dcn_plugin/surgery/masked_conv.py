@@ -57,12 +57,12 @@ def masked_conv_class(base: type[nn.Conv2d]) -> type[nn.Conv2d]:
     if is_parametrized(base):
         return cast(type[nn.Conv2d], on_top_of(masked_conv_class(base.__bases__[0]), base))
     if base not in _MASKED:
-        own: dict[str, Any] = {"__module__": base.__module__}
+        namespace: dict[str, Any] = {"__module__": base.__module__}
         mixin = _MaskedConv
         if list(inspect.signature(base.forward).parameters) == ["self", "x"]:
             mixin = _ScriptableMaskedConv
-            own["_unmasked"] = _renamed(base.forward, "_unmasked")
-        _MASKED[base] = type(f"Masked{base.__name__}", (mixin, base), own)
+            namespace["_unmasked"] = _renamed(base.forward, "_unmasked")
+        _MASKED[base] = type(f"Masked{base.__name__}", (mixin, base), namespace)
     return _MASKED[base]
 
 
@@ -82,8 +82,8 @@ def unmasked_conv_class(masked: type[nn.Module]) -> type[nn.Conv2d]:
 
 def taken_by_conv(module: nn.Conv2d) -> list[str]:
     """What a convolution has of its own under the names that the mask needs, [] if there is place for a mask."""
-    taken = ["forward"] if "forward" in vars(module) else []
-    return [*taken, "drop"] if hasattr(module, "drop") else taken
+    names = ["forward"] if "forward" in vars(module) else []
+    return [*names, "drop"] if hasattr(module, "drop") else names
 
 
 def is_masked_conv(module: nn.Module) -> bool:

@@ -114,12 +114,12 @@ def taken_names(module: nn.Module) -> list[str]:
     that its class has and the other one has not. And a forward of the instance's own would never call the mask.
     """
     cls = bare_class(type(module))
-    taken = ["forward"] if "forward" in vars(module) else []
-    known = _known(cls, _TWINS)
-    if known is not None and _known(cls, _FUSED) is None:
-        taken += [name for name in ("drop", "act") if hasattr(module, name)]
-        taken += [name for name in _defined_by_subclasses(cls, known) if name not in taken]
-    return taken
+    names = ["forward"] if "forward" in vars(module) else []
+    base = _known(cls, _TWINS)
+    if base is not None and _known(cls, _FUSED) is None:
+        names += [name for name in ("drop", "act") if hasattr(module, name)]
+        names += [name for name in _defined_by_subclasses(cls, base) if name not in names]
+    return names
 
 
 def _defined_by_subclasses(cls: type[nn.Module], known: type[nn.Module]) -> Iterator[str]:

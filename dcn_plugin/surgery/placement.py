@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from dcn_plugin.errors import BlockError, SiteError, SpecError
-from dcn_plugin.specs import MaskSpec, SiteSpec, plain_number
+from dcn_plugin.specs import Masks, MaskSpec, SiteSpec, plain_number
 from dcn_plugin.surgery.blocks import Blocks
 from dcn_plugin.surgery.sites import Site
 
@@ -72,16 +71,15 @@ def choose_sites(
     blocks: Blocks,
     *,
     chosen: str | tuple[str | int, ...],
-    p: float | tuple[tuple[str | int, float], ...],
-    template: MaskSpec,
+    masks: Masks,
     filter_fn: FilterFn | None = None,
 ) -> tuple[SiteSpec, ...]:
-    """The sites that ``chosen`` names, each with the keep probability of its block.
+    """The sites that ``chosen`` names, each with the mask of its block.
 
     Raises:
         BlockError: ``chosen`` (or a part of it) names nothing, or "bottom" / "top" mean nothing here.
         SiteError: nothing is left, or a chosen place cannot carry a mask.
-        SpecError: ``p`` is a mapping that leaves a chosen block without a keep probability.
+        SpecError: ``masks`` is a mapping that leaves a chosen block without a keep probability.
     """
     name = type(model).__name__
     # What the network returns are no neurons of its own, unless it has no others (a single layer, a cut-off backbone).
@@ -93,20 +91,21 @@ def choose_sites(
             fix="check that the model is a CNN and that the input size is not too small",
         )
     matched = _match(model, sites, [site for site in outputs if site not in sites], blocks, chosen)
-    picked = [site for site in sites if site in matched]
+    selection = [site for site in sites if site in matched]
     if filter_fn is not None:
-        picked = [site for site in picked if filter_fn(model.get_submodule(site.owner), site.owner)]
-    if not picked:
+        selection = [site for site in selection if filter_fn(model.get_submodule(site.owner), site.owner)]
+    if not selection:
         raise SiteError(f"No site is left in {name}.", chosen, fix="widen blocks=, or the filter_fn")
-    refused = [site.problem for site in picked if site.problem]
-    if refused:
+    problems = [site.problem for site in selection if site.problem]
+    if problems:
         raise SiteError(
-            f"{len(refused)} of {len(picked)} chosen places in {name} cannot carry a mask: {'; '.join(refused[:3])}.",
+            f"{len(problems)} of {len(selection)} chosen places in {name} cannot carry a mask: "
+            f"{'; '.join(problems[:3])}.",
             chosen,
             "batch, group, layer, RMS, instance norms of torch, timm or torchvision, and convolutions without a norm",
             "use one of these norms there, leave the places out with filter_fn=, or choose other blocks",
         )
-    return tuple(_specify(site, blocks, p, template) for site in picked)
+    return tuple(_specify(site, blocks, masks) for site in selection)
 
 
 def _match(
@@ -130,7 +129,7 @@ def _match(
     parts = (chosen,) if isinstance(chosen, str) else chosen
     if not parts:
         raise BlockError(f"blocks is empty; available in {name}: {blocks.names}.", chosen, "at least one block")
-    found: list[Site] = []
+    places: list[Site] = []
     for part in parts:
         matched = [site for site in sites if _is_in(part, site, blocks)]
         if not matched and any(_is_in(part, site, blocks) for site in outputs):
@@ -146,13 +145,13 @@ def _match(
                 chosen,
                 "'bottom', 'top', 'all', 'paper', block numbers, block names, or globs over module names",
             )
-        found += matched
-    return found
+        places += matched
+    return places
 
 
 def _listed(sites: list[Site]) -> str:
-    shown = ", ".join(repr(site.owner) for site in sites[:3])
-    return shown if len(sites) <= 3 else f"{shown} and {len(sites) - 3} more"
+    first = ", ".join(repr(site.owner) for site in sites[:3])
+    return first if len(sites) <= 3 else f"{first} and {len(sites) - 3} more"
 
 
 def _is_in(part: str | int, site: Site, blocks: Blocks) -> bool:
@@ -183,19 +182,19 @@ def _matches(glob: str, path: str) -> bool:
     return any(fnmatch.fnmatchcase(".".join(parts[: i + 1]), glob) for i in range(len(parts)))
 
 
-def _specify(site: Site, blocks: Blocks, p: float | tuple[tuple[str | int, float], ...], spec: MaskSpec) -> SiteSpec:
+def _specify(site: Site, blocks: Blocks, masks: Masks) -> SiteSpec:
     block = blocks.of(site)
-    if isinstance(p, tuple):
-        matching = [value for part, value in p if _is_in(part, site, blocks)]
+    if isinstance(masks, MaskSpec):
+        mask = masks
+    else:
+        matching = [spec for part, spec in masks.items() if _is_in(part, site, blocks)]
         if not matching:
             raise SpecError(
                 f"The mapping p gives no keep probability for block {block.name!r} (number {block.index}).",
-                dict(p),
+                {part: spec.p for part, spec in masks.items()},
                 "an entry for every chosen block, by number, name or glob",
             )
-        value = matching[0]
-    else:
-        value = p
+        mask = matching[0]
     return SiteSpec(
         name=site.owner,
         conv=site.conv,
@@ -205,5 +204,5 @@ def _specify(site: Site, blocks: Blocks, p: float | tuple[tuple[str | int, float
         shape=site.shape,
         slot=site.slot,
         layout=site.layout,
-        mask=dataclasses.replace(spec, p=value),
+        mask=mask,
     )

@@ -43,6 +43,10 @@ def is_defective(model: nn.Module) -> bool:
 
     Raises:
         SpecError: it is not a network.
+
+    Example:
+        >>> dcn.is_defective(timm.create_model("defective_resnet18_cifar", p=0.3))
+        True
     """
     check_model(model)
     return any(isinstance(module, DefectMask2d) for module in model.modules())
@@ -54,6 +58,10 @@ def defect_spec(model: nn.Module) -> DefectSpec:
     Raises:
         NotDefectiveError: surgery has not been here.
         SpecError: it is not a network.
+
+    Example:
+        >>> dcn.defect_spec(timm.create_model("defective_resnet18_cifar", p=0.3)).p
+        0.3
     """
     check_model(model)
     for module in model.modules():
@@ -73,12 +81,12 @@ def masks_of(model: nn.Module) -> dict[str, DefectMask2d]:
     Raises:
         NotDefectiveError: there is none, and none is expected.
     """
-    found = {path: module for path, module in model.named_modules() if isinstance(module, DefectMask2d)}
-    if not found and not expected_sites(model):
+    masks = {path: module for path, module in model.named_modules() if isinstance(module, DefectMask2d)}
+    if not masks and not expected_sites(model):
         raise NotDefectiveError(
             f"{type(model).__name__} carries no defect masks.", fix="call dcn_plugin.defectify(model, ...) first"
         )
-    return found
+    return masks
 
 
 def expected_sites(model: nn.Module) -> list[str]:

@@ -5,6 +5,10 @@ and normalisation modules are folded into one node each, so that the rules in :m
 can ask which convolution's output reaches which norm. A convolution with a buffer for its weight (a blur pool)
 is a filter like any pooling. A tensor that was overwritten through a view of it (``x[:, :8] = conv(y)``)
 depends on what was written.
+
+``torch.export`` would read the network, too, as :mod:`dcn_plugin.engine.capture` does. It has to understand all of the
+model's code, control flow included, and takes longer, most of all on networks of many layers. Masks need one forward
+that runs, and names of modules instead of a program.
 """
 
 from __future__ import annotations
@@ -89,11 +93,11 @@ class Trace:
     @functools.cached_property
     def readers(self) -> list[list[int]]:
         """For every node the indices of those that read it, once all are recorded."""
-        found: list[list[int]] = [[] for _ in self.nodes]
+        indices: list[list[int]] = [[] for _ in self.nodes]
         for node in self.nodes:
             for parent in node.parents:
-                found[parent].append(node.index)
-        return found
+                indices[parent].append(node.index)
+        return indices
 
 
 NORM_OPS = ("batch_norm", "group_norm", "layer_norm", "rms_norm", "instance_norm")
@@ -137,11 +141,11 @@ class _Recorder(TorchDispatchMode):
 
     def sources(self, values: Sequence[Any]) -> dict[int, _Shape]:
         """Node -> shape, for the tensors among ``values`` that come from the image."""
-        found: dict[int, _Shape] = {}
+        shapes: dict[int, _Shape] = {}
         for value in values:
             if isinstance(value, Tensor) and (node := self._source(value)) is not None:
-                found.setdefault(node, tuple(value.shape))
-        return found
+                shapes.setdefault(node, tuple(value.shape))
+        return shapes
 
     def _constants_among(self, args: Sequence[Any]) -> tuple[_Shape, ...]:
         """Shapes of the tensors and numbers in ``args`` that do not come from the image; zero is no constant."""

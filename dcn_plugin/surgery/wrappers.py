@@ -77,21 +77,21 @@ def bare(model: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(network, nn.Module):
         yield network
         return
-    taken: list[tuple[nn.Module, str, nn.Module]] = []
+    wrapped: list[tuple[nn.Module, str, nn.Module]] = []
     compiled = [(m, m.__dict__.pop(_COMPILED)) for m in network.modules() if _COMPILED in m.__dict__]
     try:
         for parent in list(network.modules()):
             for name, child in parent._modules.items():
                 if child is not None and _inside(parent) is None and _inside(child) is not None:
-                    taken.append((parent, name, child))
-        for parent, name, child in taken:
+                    wrapped.append((parent, name, child))
+        for parent, name, child in wrapped:
             inner = child
             while (inside := _inside(inner)) is not None:
                 inner = inside
             parent._modules[name] = inner
         yield network
     finally:
-        for parent, name, child in taken:
+        for parent, name, child in wrapped:
             parent._modules[name] = child
         for module, call in compiled:
             module.__dict__[_COMPILED] = call
@@ -110,16 +110,16 @@ def on_bare_network(function: _Function) -> _Function:
 
 def bare_path(network: nn.Module, path: str) -> str:
     """The name that a module or tensor of ``network`` has in :func:`bare`, given the one it has in ``network``."""
-    kept: list[str] = []
+    parts: list[str] = []
     module: nn.Module | None = network
     for part in path.split("."):
         while module is not None and (inside := _inside(module)) is not None and part not in module._modules:
             module = inside  # a level that the path has not
         wrapper = module is not None and _inside(module) is not None
-        kept += [] if wrapper else [part]
+        parts += [] if wrapper else [part]
         child = getattr(module, part, None)
         module = child if isinstance(child, nn.Module) else None
-    return ".".join(kept)
+    return ".".join(parts)
 
 
 def bare_name(path: str) -> str:

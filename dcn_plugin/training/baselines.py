@@ -15,7 +15,7 @@ from dcn_plugin.errors import SpecError
 from dcn_plugin.models import regularize
 from dcn_plugin.support.suggestions import check_known
 from dcn_plugin.training.adversarial import StepImages, madry
-from dcn_plugin.training.pubdef import pubdef
+from dcn_plugin.training.pubdef_config import pubdef
 
 __all__ = ["BASELINES", "Baseline", "apply_baseline", "training_config", "training_hook"]
 

@@ -38,7 +38,7 @@ def check_arguments(config: TrainConfig, count: int, processes: int, test: objec
         test: the test set, or None.
 
     Raises:
-        SpecError: it is not so.
+        SpecError: there is too little to train on or to share out, or the choice has no images.
     """
     if count < 2:
         raise SpecError("There is too little to train on.", count, "at least two images")

@@ -106,9 +106,9 @@ class HeldImages:
 
     Args:
         data: the images. They are held as uint8 where they are exactly 8-bit images, and as float32 otherwise.
-        shift: see :class:`TrainConfig`.
-        flip: see there.
-        pca_color: see there.
+        shift: images are shifted by up to this many pixels at random.
+        flip: half of the images are mirrored left to right.
+        pca_color: standard deviation of the shift of colours, as in :class:`TrainConfig`.
 
     Raises:
         SpecError: they would take more than 8 GiB, or have no colours to shift.

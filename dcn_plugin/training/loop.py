@@ -126,6 +126,11 @@ def train(
             is the main one; the loss stopped being a number.
         CheckpointError: ``out`` holds a run with other settings.
         DataError, OutputError: ``out`` is a file, or files cannot be written into it.
+
+    Example:
+        >>> result = train(net, data, TrainConfig(epochs=1, batch_size=8))
+        >>> len(result.history.epochs)
+        1
     """
     config = config or TrainConfig()
     processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)

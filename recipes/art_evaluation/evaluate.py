@@ -31,7 +31,7 @@ from torch import nn
 
 from dcn_plugin.adapters.art import DefectiveClassifier, DefectiveTransformer
 from dcn_plugin.data import load_digits
-from dcn_plugin.models.cifar_resnet import cifar_resnet
+from dcn_plugin.models.resnet import cifar_resnet
 from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.support.environment import hardware, package_versions
 from dcn_plugin.support.statistics import wilson

@@ -177,7 +177,7 @@ def check(model: nn.Module, images: Tensor) -> dict[str, Any]:
     options: dict[str, Any] = {"blocks": "bottom", "p": P, "input_size": size, "seed": SEED}
     try:
         if giant:
-            spec = plan_defects(model, **options)
+            spec = plan_defects(model, "bottom", dcn.MaskSpec(P, seed=SEED), input_size=size)
             oracle = oracle_output(model, list(spec.sites), images)
             net = dcn.defectify(model, **options, inplace=True)
         else:

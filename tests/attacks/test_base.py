@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import PGD, Attack, AttackRun, check_labels
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
-from tests.toys import SmallNet, images, linear_model
+from tests.toys import ModeNet, images, linear_model
 
 
 class Add(Attack):
@@ -52,7 +52,7 @@ def same_state(model: nn.Module, before: tuple[list[bool], list[bool], list[Tens
 
 @pytest.mark.parametrize("attack", [PGD(0.1, steps=2, random_start=True), Broken(eps=0.1)], ids=["ends", "raises"])
 def test_the_model_and_the_global_generator_come_back_as_they_were(attack: Attack) -> None:
-    model = SmallNet()
+    model = ModeNet()
     model.train()
     model.frozen.eval()  # a frozen batch norm must not be thawed
     before, rng = state_of(model), torch.get_rng_state()
@@ -67,7 +67,7 @@ def test_the_model_and_the_global_generator_come_back_as_they_were(attack: Attac
 
 def test_the_model_runs_in_eval_mode_during_the_attack() -> None:
     seen: list[bool] = []
-    model = SmallNet().train()
+    model = ModeNet().train()
     model.register_forward_hook(lambda module, _args, _out: seen.extend(m.training for m in module.modules()))
     PGD(0.1, steps=1)(model, images(2), labels(2))
     assert seen

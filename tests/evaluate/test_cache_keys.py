@@ -13,7 +13,7 @@ from dcn_plugin.engine import native
 from dcn_plugin.evaluate import attack_key, model_key, relation
 from dcn_plugin.evaluate.cache_keys import digest
 from dcn_plugin.models import cifar_resnet
-from tests.toys import SmallNet
+from tests.toys import ModeNet
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -26,7 +26,7 @@ def defective(model: nn.Module, *, seed: int = 0, p: float = 0.5) -> nn.Module:
 
 
 def test_a_copy_has_the_key_of_its_original() -> None:
-    assert model_key(SmallNet()) == model_key(SmallNet())
+    assert model_key(ModeNet()) == model_key(ModeNet())
     assert model_key(defective(net())) == model_key(copy.deepcopy(defective(net())))
 
 
@@ -58,9 +58,20 @@ def test_whatever_changes_the_outputs_changes_the_key(change: object) -> None:
 
 
 def test_normalisation_that_no_state_dict_holds_is_part_of_the_key() -> None:
-    one, other = (dcn.Normalized(SmallNet(), [0.5], [std]) for std in (0.25, 0.25001))
-    assert one.state_dict().keys() == SmallNet().state_dict().keys() or model_key(one) != model_key(other)
+    one, other = (dcn.Normalized(ModeNet(), [0.5], [std]) for std in (0.25, 0.25001))
+    assert one.state_dict().keys() == ModeNet().state_dict().keys() or model_key(one) != model_key(other)
     assert model_key(one) != model_key(other)
+
+
+@pytest.mark.parametrize("change", [{"__module__": "another"}, {"__qualname__": "Another.Net"}], ids=str)
+def test_networks_that_print_alike_and_are_of_different_classes_have_different_keys(change: dict[str, str]) -> None:
+    keys = []
+    for names in ({}, {}, change):
+        module = type("Net", (nn.Linear,), {"__module__": "a_module", **names})(2, 2)
+        nn.init.ones_(module.weight)
+        nn.init.ones_(module.bias)
+        keys.append(model_key(module))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_model_that_prints_an_address_or_has_no_weights_yet_has_no_key() -> None:

@@ -10,12 +10,12 @@ from dcn_plugin.errors import LabelError, ModelOutputError
 from dcn_plugin.evaluate import correct, predict
 from dcn_plugin.evaluate.predictions import ran_on
 from dcn_plugin.models import cifar_resnet
-from tests.toys import SmallNet, images, linear_model
+from tests.toys import ModeNet, images, linear_model
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_predictions_are_those_of_the_model_in_eval_mode(batch_size: int) -> None:
-    model = SmallNet().train()
+    model = ModeNet().train()
     x = images(20)
     said, classes = predict(model, x, batch_size=batch_size)
     assert model.training
@@ -26,7 +26,7 @@ def test_predictions_are_those_of_the_model_in_eval_mode(batch_size: int) -> Non
 
 
 def test_modes_come_back_after_an_exception() -> None:
-    model = nn.Sequential(SmallNet().train(), nn.Unflatten(1, (3, 1)))
+    model = nn.Sequential(ModeNet().train(), nn.Unflatten(1, (3, 1)))
     before = [module.training for module in model.modules()]
     with pytest.raises(ModelOutputError):
         predict(model, images(3))

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +35,7 @@ from dcn_plugin.support.processes import whole
 from tests.evaluate.teams import together
 from tests.evaluate.watched import WatchedImages, count_calls, known_set, two_models
 from tests.image_files import pixels, write_image
+from tests.launched import launched
 from tests.toys import linear_model
 
 ATTACKS = [PGD(0.1, steps=2), PGD(0.2, steps=2)]
@@ -214,26 +212,12 @@ def test_the_clean_accuracy_is_shared_out_too() -> None:
     assert (own, rest) == (32, 18)
 
 
-def launch(*arguments: str) -> str:
-    """Two processes. `accelerate launch --cpu` starts several only through MPI; torchrun sets the same variables."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *arguments],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 # One test, because its processes import everything anew.
 @pytest.mark.slow
 def test_two_launched_processes_write_the_files_of_one(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("torchattacks")
-    launch("tests.evaluate.team_worker", str(tmp_path))
+    launched("tests.evaluate.team_worker", str(tmp_path))
     shared, alone = files(tmp_path / "together"), files(tmp_path / "alone")
     assert shared == alone
     first = json.loads((tmp_path / "first.json").read_text())
@@ -248,7 +232,7 @@ def test_two_launched_processes_write_the_files_of_one(tmp_path: Path) -> None:
     model, out = "tests.cli.factory:linear", tmp_path / "cli"
     options = ["--data", "digits", "--size", "8", "--limit", "40", "--batch-size", "16", "--no-progress"]
     attack = ["--source", f"s={model},seed=2", "--target", f"a={model}", "--attack", "pgd,eps=0.1,steps=2"]
-    printed = launch("dcn_plugin.cli", "evaluate", "transfer", *attack, *options, "--out", str(out))
+    printed = launched("dcn_plugin.cli", "evaluate", "transfer", *attack, *options, "--out", str(out))
     assert printed.count("Page: ") == 1
     ((record,), run) = (json.loads((out / "results.json").read_text())[key] for key in ("results", "run"))
     assert (record["n_total"], run["units_measured"]) == (40, 1)

@@ -17,9 +17,9 @@ from dcn_plugin.support.processes import ALONE
 from dcn_plugin.support.progress import log_line
 from dcn_plugin.training import TrainConfig, train
 from tests.cli.test_main import TINY
-from tests.toys import SmallNet, image_set, linear_model
+from tests.toys import ModeNet, image_set, linear_model
 
-NETS = {"a": SmallNet().eval(), "b": SmallNet().eval()}
+NETS = {"a": ModeNet().eval(), "b": ModeNet().eval()}
 DATA = image_set(6)
 
 

@@ -513,8 +513,8 @@ def test_example_inputs_that_do_not_fit_are_refused_by_name(options, error, matc
 @pytest.mark.parametrize("blocks", [0, np.int64(0), torch.tensor(0), [0], np.array([0]), range(1), {0}], ids=repr)
 def test_numbers_of_numpy_and_torch_mean_what_they_say(size, p, blocks) -> None:
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 196, 2))
-    spec = plan_defects(net, blocks, p, input_size=size, seed=np.int32(4))
-    assert spec == plan_defects(net, (0,), 0.5, input_size=SIZE, seed=4)
+    spec = plan_defects(net, blocks, dcn.MaskSpec(p, seed=np.int32(4)), input_size=size)
+    assert spec == plan_defects(net, (0,), dcn.MaskSpec(0.5, seed=4), input_size=SIZE)
     assert dcn.DefectSpec.from_json(spec.to_json()) == spec
 
 

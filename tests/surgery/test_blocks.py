@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.errors import BlockError, PlacementWarning, SiteError, SpecError
+from dcn_plugin.specs import mask_specs
 from dcn_plugin.surgery import plan_defects
 from dcn_plugin.surgery.blocks import Blocks, find_blocks
 from dcn_plugin.surgery.norm_slots import is_norm
@@ -237,14 +238,15 @@ def test_a_part_that_matches_nothing_is_refused_also_among_others_that_match(whi
 
 
 def test_each_block_takes_its_own_keep_probability_and_the_first_match_wins() -> None:
-    spec = plan_defects(SmallNet(), "all", {0: 0.5, "layer2": 0.25, "*.bn1": 0.125, "layer3": 1}, input_size=SIZE)
+    masks = mask_specs({0: 0.5, "layer2": 0.25, "*.bn1": 0.125, "layer3": 1})
+    spec = plan_defects(SmallNet(), "all", masks, input_size=SIZE)
     p = {site.name: site.mask.p for site in spec.sites}
     assert (p["bn1"], p["layer1.bn1"], p["layer2.bn1"], p["layer3.bn1"], p["layer3.bn2"]) == (0.5, 0.5, 0.25, 0.125, 1)
 
 
 def test_a_mapping_that_leaves_a_chosen_block_out_is_refused() -> None:
     with pytest.raises(SpecError, match=r"no keep probability for block 'layer2' \(number 1\)"):
-        plan_defects(SmallNet(), "bottom", {0: 0.5}, input_size=SIZE)
+        plan_defects(SmallNet(), "bottom", mask_specs({0: 0.5}), input_size=SIZE)
 
 
 def test_filter_fn_is_asked_for_the_owner_of_each_chosen_mask() -> None:

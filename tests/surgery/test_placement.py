@@ -1,4 +1,4 @@
-"""``blocks="paper"``: every mask of the paper's networks, against lists written by hand from FACTS.md."""
+"""``blocks="paper"``: every mask of the paper's networks, against lists written from the page on the authors' code."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from dcn_plugin.errors import SpecError
 from dcn_plugin.training import Batch, TrainConfig, madry, train
 from dcn_plugin.training.adversarial import describe
-from tests.toys import SmallNet, image_set, linear_model
+from tests.toys import ModeNet, image_set, linear_model
 
 DATA = image_set(12)
 BATCH = Batch(DATA.images, DATA.labels, torch.arange(12))
@@ -52,7 +52,7 @@ def test_madry_raises_the_loss_and_keeps_labels_and_places() -> None:
 
 
 def test_madry_leaves_modes_statistics_and_gradients_alone() -> None:
-    model = SmallNet().train()
+    model = ModeNet().train()
     model.frozen.eval()
     flags, state = [m.training for m in model.modules()], {k: v.clone() for k, v in model.state_dict().items()}
     madry(0.1, steps=2)(model, BATCH, seeded())

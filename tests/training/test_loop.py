@@ -16,7 +16,7 @@ from dcn_plugin.models import cifar_resnet
 from dcn_plugin.surgery import defectify
 from dcn_plugin.training import Batch, TrainConfig, isolated_rng, smoothing_for, train
 from dcn_plugin.training.checks import masks_hash
-from tests.toys import SmallNet, image_set, images, linear_model
+from tests.toys import ModeNet, image_set, images, linear_model
 
 CONFIG = TrainConfig(epochs=3, batch_size=8, lr=0.05, shift=1, seed=4)
 
@@ -42,7 +42,7 @@ def test_training_learns_what_can_be_learned() -> None:
 def test_the_same_seed_gives_bit_equal_weights_and_another_seed_others() -> None:
     found = []
     for seed in (4, 4, 5):
-        model = SmallNet()
+        model = ModeNet()
         train(model, image_set(40), dataclasses.replace(CONFIG, seed=seed))
         found.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert torch.equal(found[0], found[1])
@@ -54,18 +54,18 @@ def test_the_global_generator_is_left_alone_and_has_no_say_not_even_in_dropout()
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        model = SmallNet()
+        model = ModeNet()
         train(model, image_set(40), CONFIG)
         found.append(model.head.weight)
         torch.manual_seed(seed)
-        SmallNet()  # its constructor draws
+        ModeNet()  # its constructor draws
         torch.manual_seed(seed)
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(found[0], found[1])
 
 
 def test_training_itself_draws_nothing_from_the_global_generator() -> None:
-    model = SmallNet()
+    model = ModeNet()
     before = torch.get_rng_state()
     train(model, image_set(40), CONFIG)
     assert torch.equal(torch.get_rng_state(), before)
@@ -73,7 +73,7 @@ def test_training_itself_draws_nothing_from_the_global_generator() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_training_flags_come_back_and_the_model_trains_in_between(fails: bool) -> None:
-    model = SmallNet().eval()
+    model = ModeNet().eval()
     model.norm.train()
     before = [module.training for module in model.modules()]
     during: list[bool] = []
@@ -96,7 +96,7 @@ def test_training_flags_come_back_and_the_model_trains_in_between(fails: bool) -
 
 
 def test_frozen_weights_stay_as_they_are() -> None:
-    model = SmallNet()
+    model = ModeNet()
     kept = model.conv.weight.clone()
     train(model, image_set(40), CONFIG)
     assert torch.equal(model.conv.weight, kept)
@@ -146,14 +146,14 @@ def test_a_loss_that_is_no_number_any_more_stops_the_training_by_name() -> None:
 def test_a_progress_bar_shows_only_when_asked_and_only_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(SmallNet(), image_set(20), CONFIG, progress=True, name="mine")
+    train(ModeNet(), image_set(20), CONFIG, progress=True, name="mine")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 3 and "\r" not in err, "a line an epoch, and no bar"
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    train(SmallNet(), image_set(20), CONFIG, name="mine")
+    train(ModeNet(), image_set(20), CONFIG, name="mine")
     assert capsys.readouterr() == ("", "")
-    train(SmallNet(), image_set(20), CONFIG, progress=True, name="mine")
+    train(ModeNet(), image_set(20), CONFIG, progress=True, name="mine")
     out, err = capsys.readouterr()
     assert out == ""
     assert "mine epoch 3: loss" in err
@@ -161,7 +161,7 @@ def test_a_progress_bar_shows_only_when_asked_and_only_on_a_terminal(
 
 def test_one_image_is_too_little() -> None:
     with pytest.raises(SpecError, match="two images"):
-        train(SmallNet(), image_set(1), CONFIG)
+        train(ModeNet(), image_set(1), CONFIG)
 
 
 def plain(*, width: int = 4) -> nn.Module:

@@ -59,6 +59,10 @@ def amplitude(
         share of all pixel values that left [0, 1] and were clipped: where it is large, the amplitude is no longer
         quite that of the other image.
 
+    Example:
+        >>> [record.target for record in amplitude({"net": net, "plain": plain}, data, training_seed=0)]
+        ['net', 'plain']
+
     Source: Chen et al. 2021, "Amplitude-phase recombination"; phase carries the shape: Oppenheim and Lim 1981.
     """
     data = cast(IndexedImages, check_images(data))

@@ -95,6 +95,12 @@ def cue_conflict(
         95 % interval "shape_bias_low", "shape_bias_high", and None where no answer names either. There are
         no clean images.
 
+    Example:
+        >>> conflicts = CueConflict("cue-conflict", size=32)  # cue-conflict/airplane/airplane1-bicycle2.png, ...
+        >>> model = timm.create_model("resnet18", num_classes=16)
+        >>> [record.protocol for record in cue_conflict({"resnet18": model}, conflicts, training_seed=0)]
+        ['cue-conflict']
+
     Source: Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture"; Geirhos et al. 2021
     (model-vs-human).
     """

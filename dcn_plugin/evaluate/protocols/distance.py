@@ -56,7 +56,7 @@ def minimal_distance(
         attack: BoundaryAttack, HopSkipJump, CW, or any other without an ``eps``.
         data: the clean images.
         training_seed: of the run that made the models; it goes into the records as ``seed``.
-        count: the first so many images that the target classifies correctly (the paper's 500); None: all.
+        count: the first this many images that the target classifies correctly (the paper's 500); None: all.
         batch_size: images at a time.
         store: finished records and batches of images are kept there as they come, and reused.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the images; None: this process alone.
@@ -76,7 +76,12 @@ def minimal_distance(
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
-    Source: paper, section 4.3, table 6; FACTS of the authors' code.
+    Example:
+        >>> records = minimal_distance({"net": net}, HopSkipJump(max_queries=100), data, training_seed=0, count=2)
+        >>> [record.protocol for record in records]
+        ['hopskipjump']
+
+    Source: paper, section 4.3, table 6; the authors' code (docs: concepts/authors-code).
     """
     session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
     measured, attack = check_models(targets, "target to measure"), check_attack(attack)

@@ -44,7 +44,7 @@ def add_noise(images: Tensor, level: float, *, noise: Noise = "plain", seed: int
     Raises:
         SpecError: the level is not positive and finite, or ``noise`` is unknown.
 
-    Source: "clipped": the authors' code (figure 4).
+    Source: "clipped": the authors' code, for figure 4 (docs: concepts/authors-code).
     """
     level = _check_level(level, noise)
     indices = range(first_index, first_index + len(images))
@@ -97,6 +97,10 @@ def gaussian(
 
     Yields:
         Records in the order level, target; protocol "gaussian", eps = the level.
+
+    Example:
+        >>> [record.eps for record in gaussian({"net": net}, data, [0.1, 0.2], training_seed=0)]
+        [0.1, 0.2]
 
     Source: paper, section 4.3, figure 4.
     """

@@ -115,6 +115,11 @@ def sanity(
         neither attack wins any, the difference is within chance where one has to show, or there is no black-box
         attack to compare with.
 
+    Example:
+        >>> records = list(sanity(net, data, eps=8 / 255, steps=5, queries=0))
+        >>> [record.attack for record in records]
+        ['black-box', 'one-step', 'radius', 'noise', 'zero-gradient', 'unbounded']
+
     Source: Athalye, Carlini, Wagner 2018, "Obfuscated gradients give a false sense of security", section 3.1;
     Carlini et al. 2019, "On evaluating adversarial robustness", section 5.
     """

@@ -67,6 +67,10 @@ def shuffle(
     Yields:
         Records in the order k, target; protocol "shuffle".
 
+    Example:
+        >>> [record.target for record in shuffle({"net": net, "plain": plain}, data, [4], training_seed=0)]
+        ['net', 'plain']
+
     Source: paper, section 4.4.
     """
     data = check_images(data)

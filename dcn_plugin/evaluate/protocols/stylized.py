@@ -56,6 +56,11 @@ def stylized(
     Yields:
         One record a target; protocol "stylized". ``data`` is the originals, the settings name the other set.
 
+    Example:
+        >>> original = changed = data  # or paired_folders("val", "val-stylized", size=224)
+        >>> [record.target for record in stylized({"net": net}, original, changed, training_seed=0)]
+        ['net']
+
     Source: paper, section 4.4; Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture".
     """
     check_images(original)

@@ -77,6 +77,11 @@ def tapm(
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
+    Example:
+        >>> records = tapm({"plain": plain}, {"net": net}, [PGD(eps=16 / 255)], data, training_seed=0)
+        >>> [(record.protocol, record.target) for record in records]
+        [('tapm', 'net')]
+
     Source: Sitawarin, Chang, Huang, Altoyan, Wagner 2024, "PubDef", arXiv 2310.17645, section 3.
     """
     session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)

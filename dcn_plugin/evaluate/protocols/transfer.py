@@ -106,6 +106,11 @@ def transfer(
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
+    Example:
+        >>> records = transfer({"plain": plain}, {"net": net}, [PGD(eps=16 / 255)], data, training_seed=0)
+        >>> [(record.source, record.target, record.n_total) for record in records]
+        [('plain', 'net', 16)]
+
     Source: paper, section 4.1; denominators as in the authors' code.
     """
     session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)

@@ -68,6 +68,11 @@ def whitebox(
         LabelError, ModelOutputError: as the attack does.
         ClassesError, InputSizeError: a model's classes or images are not those of the data; nothing was measured.
 
+    Example:
+        >>> records = whitebox({"net": net}, [PGD(eps=8 / 255), PGD(eps=16 / 255)], data, training_seed=0)
+        >>> [round(255 * record.eps) for record in records]
+        [8, 16]
+
     Source: paper, appendix, table 12.
     """
     session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)

@@ -123,6 +123,27 @@ def test_a_net_that_hides_its_gradient_fails_the_checks_that_show_it(
     assert {check for check, passed in found.items() if passed is False} == failed
 
 
+class FlatAt(Around):
+    """No gradient at all at one image."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.image = image
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = (x == self.image).flatten(1).all(1).view(-1, 1, 1, 1)
+        return self.net(torch.where(flat, x.detach(), x))
+
+
+@pytest.mark.parametrize(("count", "passed"), [(90, False), (100, True)])
+def test_one_image_in_a_hundred_may_have_no_gradient(count: int, passed: bool) -> None:
+    grey = (images(count, shape=(1, 8, 8)).clamp(0.3, 0.7) * 255).round() / 255
+    labelled = ImageSet(grey, torch.tensor([says(NET, image) for image in grey]), 4, "toy")
+    results = {result.attack: result for result in sanity(FlatAt(grey[0]), labelled, eps=EPS, steps=2, queries=0)}
+    assert results["zero-gradient"].figures == {"n_zero_gradient": 1, "zero_gradient_share": 1 / count}
+    assert results["zero-gradient"].passed is passed
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_net_that_is_wrong_on_every_image_is_not_judged(data: ImageSet) -> None:
     found = list(sanity(Shifted(), data, eps=EPS, steps=STEPS, queries=QUERIES))

@@ -12,7 +12,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv, 
 from torch import Tensor, nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.models.cifar_parts import check_sizes, default_init
+from dcn_plugin.models.parts import check_sizes, default_init
 
 __all__ = ["cifar_resnet"]
 
@@ -63,7 +63,7 @@ def cifar_resnet(
     Raises:
         SpecError: a size is too small, an option unknown, or ``layers`` and ``widths`` do not fit together.
 
-    Source: paper, appendix C.1, C.2, C.6; FACTS of the authors' code (kuangliu-style ResNet).
+    Source: paper, appendix C.1, C.2, C.6; the authors' code (docs: concepts/authors-code).
     """
     check_sizes("ResNet", num_classes=num_classes, in_chans=in_chans, width=width)
     if len(layers) not in (3, 4) or min(layers) < 1:

@@ -7,7 +7,7 @@ from timm.layers import ClassifierHead
 from timm.models.vgg import VGG, cfgs
 from torch import nn
 
-from dcn_plugin.models.cifar_parts import check_sizes, default_init
+from dcn_plugin.models.parts import check_sizes, default_init
 
 __all__ = ["cifar_vgg"]
 
@@ -41,7 +41,7 @@ def cifar_vgg(
     Raises:
         SpecError: a size is too small.
 
-    Source: paper, appendix C.5; FACTS of the authors' code.
+    Source: paper, appendix C.5; the authors' code (docs: concepts/authors-code).
     """
     check_sizes("VGG", num_classes=num_classes, in_chans=in_chans, width=width)
     layers = [v if isinstance(v, str) else v * width // 64 for v in cfgs["vgg19"]]

@@ -9,7 +9,7 @@ from timm.models.densenet import DenseNet
 from torch import nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.models.cifar_parts import check_sizes, default_init
+from dcn_plugin.models.parts import check_sizes, default_init
 
 __all__ = ["cifar_densenet"]
 
@@ -48,7 +48,7 @@ def cifar_densenet(
     Raises:
         SpecError: a size is too small.
 
-    Source: paper, appendix C.3; FACTS of the authors' code.
+    Source: paper, appendix C.3; the authors' code (docs: concepts/authors-code).
     """
     check_sizes("DenseNet", num_classes=num_classes, in_chans=in_chans, width=width, multiple=2)
     if not layers or min(layers) < 1:

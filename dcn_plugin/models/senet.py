@@ -19,7 +19,7 @@ from timm.models.resnetv2 import PreActBasic, ResNetStage, ResNetV2
 from torch import Tensor, nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.models.cifar_parts import check_sizes, default_init
+from dcn_plugin.models.parts import check_sizes, default_init
 
 __all__ = ["SEPreActBasic", "cifar_senet"]
 
@@ -81,7 +81,7 @@ def cifar_senet(
     Raises:
         SpecError: a size is too small, ``layers`` is not four numbers, or the width is no multiple of 8.
 
-    Source: paper, appendix C.4; FACTS of the authors' code.
+    Source: paper, appendix C.4; the authors' code (docs: concepts/authors-code).
     """
     check_sizes("SENet", num_classes=num_classes, in_chans=in_chans, width=width, multiple=8)
     if len(layers) != 4 or min(layers) < 1:
