@@ -151,6 +151,14 @@ def test_decisions_are_one_integer_an_image(answers: Tensor) -> None:
         check_answers(answers, count=3)
 
 
+@pytest.mark.parametrize("shape", [(2, 5), (4, 5), (3, 5, 1)])
+def test_logits_are_one_row_an_image(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelOutputError) as caught:
+        check_logits(torch.zeros(shape), count=3)
+    assert caught.value.got == ("torch.float32", shape)
+    assert caught.value.allowed == "a floating-point tensor (3, classes)"
+
+
 Pair = namedtuple("Pair", ["logits", "aux"])
 
 

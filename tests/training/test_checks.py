@@ -15,13 +15,13 @@ from dcn_plugin.layers import DefectMask2d
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.training import Batch, TrainConfig, isolated_rng, train
 from dcn_plugin.training.checks import check_arguments, check_fit, check_masks, check_parts, masks_hash, structure
-from tests.toys import SmallNet, image_set, linear_model
+from tests.toys import image_set, linear_model
 from tests.training.test_loop import CONFIG, SQUARES, defective, equal, named, plain, weights
 
 
 def test_one_image_is_too_little() -> None:
     with pytest.raises(SpecError, match="two images"):
-        train(SmallNet(), image_set(1), CONFIG)
+        train(linear_model(), image_set(1), CONFIG)
 
 
 def test_masks_that_training_changes_are_an_error() -> None:
@@ -108,15 +108,15 @@ def test_the_smallest_batches_and_sets_that_can_be_shared_out_pass() -> None:
 
 
 def test_a_model_that_fits_is_run_once_in_eval_mode_and_comes_back_as_it_was() -> None:
-    model, modes = SmallNet().train(), []
-    model.norm.register_forward_hook(lambda module, *_: modes.append(module.training))
+    model, modes = plain().train(), []
+    model.bn1.register_forward_hook(lambda module, *_: modes.append(module.training))
     before = [module.training for module in model.modules()], weights(model)
-    check_fit(model, (1, 4, 4), 3)
+    check_fit(model, (1, 8, 8), 3)
     assert modes == [False]
     assert [module.training for module in model.modules()] == before[0]
     assert equal(weights(model), before[1])
     with pytest.raises(ClassesError, match=r"The model has 3 classes, the data have 5.*num_classes=5"):
-        check_fit(model, (1, 4, 4), 5)
+        check_fit(model, (1, 8, 8), 5)
 
 
 def test_parts_of_another_shape_are_refused_and_parts_that_are_not_there_passed_over() -> None:
