@@ -2,14 +2,13 @@
 
 import json
 import math
-import pickle
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcn_plugin.errors import DcnError, InputSizeError, SpecError
+from dcn_plugin.errors import InputSizeError, SpecError
 from dcn_plugin.specs import DefectSpec, MaskSpec, SiteSpec, check_chw, freeze_p, mask_specs
 
 keep = st.floats(min_value=0, max_value=1, exclude_min=True, allow_subnormal=False)
@@ -166,11 +165,3 @@ def test_a_bad_size_is_refused_by_name(size: object) -> None:
 def test_an_empty_mapping_of_keep_probabilities_is_refused() -> None:
     with pytest.raises(SpecError, match="empty"):
         mask_specs({})
-
-
-def test_a_named_error_crosses_a_process_border() -> None:
-    error = SpecError("What.", 3, "allowed", "fix it")
-    again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.got, again.fix) == (str(error), 3, "fix it")
-    assert str(error) == "What. Got: 3. Allowed: allowed. Fix: fix it."
-    assert isinstance(error, DcnError) and isinstance(error, ValueError)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,34 +10,14 @@ import pytest
 import torch
 from torchvision import datasets, transforms
 
-from dcn_plugin.data import ImageFolder, LabelledImages
-from dcn_plugin.data import image_files as imagefiles
+from dcn_plugin.data import ImageFolder
 from dcn_plugin.errors import DataError, SpecError
-from tests.image_files import pixels, write_folder, write_image
+from tests.image_files import everything, pixels, write_folder, write_image
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "photos", {"cat": 4, "ant": 3, "bee": 5})
-
-
-def everything(data: LabelledImages, batch_size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    batches = list(data.batches(batch_size))
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files in the order in which their decoding began."""
-    seen: list[str] = []
-    original = imagefiles.decode
-
-    def counting(path: os.PathLike[str], *args: Any) -> torch.Tensor:
-        seen.append(Path(path).name)
-        return original(path, *args)
-
-    monkeypatch.setattr(imagefiles, "decode", counting)
-    return seen
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 50])
@@ -58,12 +37,6 @@ def test_images_labels_and_order_are_those_of_torchvision(root: Path, batch_size
     assert images.dtype == torch.float32
 
 
-def test_batches_have_the_size_asked_for_but_the_last(root: Path) -> None:
-    assert [len(labels) for _, labels in ImageFolder(root).batches(5)] == [5, 5, 2]
-    with pytest.raises(SpecError, match="batch size"):
-        next(ImageFolder(root).batches(0))
-
-
 def test_the_order_does_not_depend_on_the_file_system(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ImageFolder(root)
     iterdir, walk = Path.iterdir, os.walk
@@ -81,57 +54,6 @@ def test_the_order_does_not_depend_on_the_file_system(root: Path, monkeypatch: p
     after = ImageFolder(root)
     assert after.files == before.files
     assert after.content_hash == before.content_hash
-
-
-def test_opening_decodes_nothing_and_reading_only_what_is_in_hand(root: Path, decoded: list[str]) -> None:
-    data = ImageFolder(root, threads=2)
-    assert (data.content_hash, len(data), data.shape) != ("", 0, ())
-    assert decoded == []
-    batches = data.batches(3)
-    next(batches)
-    batches.close()
-    assert 3 <= len(decoded) <= 6
-    decoded.clear()
-    assert len(everything(data)[0]) == len(decoded) == 12
-
-
-def test_any_image_can_be_had_by_its_index(root: Path, decoded: list[str]) -> None:
-    data = ImageFolder(root, size=6)
-    images, _ = everything(data)
-    decoded.clear()
-    assert torch.equal(data.take(torch.tensor([7, 0, 7])), images[[7, 0, 7]])
-    assert len(decoded) == 3
-
-
-def test_the_content_hash_sees_a_byte_a_name_a_class_and_the_transform(root: Path) -> None:
-    first = ImageFolder(root)
-    assert first.content_hash == first.content_hash == ImageFolder(root, name="other").content_hash
-    hashes = {
-        first.content_hash,
-        ImageFolder(root, size=6).content_hash,
-        ImageFolder(root, size=6, resize=7).content_hash,
-        ImageFolder(root, size=6, resize=7, interpolation="bicubic").content_hash,
-        ImageFolder(root, channels=1).content_hash,
-        ImageFolder(root, limit=5).content_hash,
-        ImageFolder(root, class_names=["ant", "bee", "cat", "dog"]).content_hash,
-        ImageFolder(root, class_names=["bee", "ant", "cat"]).content_hash,
-    }
-    assert len(hashes) == 8
-    path = root / "bee" / "2.png"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    assert ImageFolder(root).content_hash not in hashes
-    content[-1] ^= 1
-    path.write_bytes(content)
-    assert ImageFolder(root).content_hash == first.content_hash
-    path.rename(path.with_name("x.png"))
-    assert ImageFolder(root).content_hash != first.content_hash
-
-
-def test_the_content_hash_does_not_depend_on_where_the_folder_lies(root: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(root, tmp_path / "elsewhere" / "copy")
-    assert ImageFolder(copy).content_hash == ImageFolder(root, threads=1).content_hash
 
 
 def test_a_size_makes_images_of_different_sizes_fit(root: Path) -> None:
@@ -185,27 +107,3 @@ def test_a_class_without_an_image_is_an_error_unless_classes_are_given(root: Pat
     with pytest.raises(DataError, match=r"without an image.*'dog'"):
         ImageFolder(root)
     assert ImageFolder(root, class_names=["ant", "bee", "cat", "dog"]).num_classes == 4
-
-
-def test_a_broken_image_is_named_when_it_is_read(root: Path) -> None:
-    broken = root / "bee" / "3.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    batches = ImageFolder(root, size=8).batches(2)
-    next(batches)
-    with pytest.raises(DataError, match=r"bee/3\.png cannot be read"):
-        list(batches)
-
-
-def test_an_image_that_vanishes_or_changes_its_size_is_named(root: Path) -> None:
-    data = ImageFolder(root)
-    write_image(root / "ant" / "1.png", pixels(9, 9))
-    with pytest.raises(DataError, match=r"ant/1\.png has changed its size"):
-        everything(data)
-    (root / "ant" / "1.png").unlink()
-    with pytest.raises(DataError, match=r"ant/1\.png cannot be read"):
-        _ = data.content_hash
-
-
-def test_no_thread_at_all_is_refused(root: Path) -> None:
-    with pytest.raises(SpecError, match="threads"):
-        ImageFolder(root, threads=0)

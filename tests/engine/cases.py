@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ BACKENDS = [
 ]
 
 needs_c = pytest.mark.skipif(native_problem() is not None, reason=str(native_problem()))
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
 @dataclass(frozen=True)

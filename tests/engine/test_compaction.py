@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import io
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +19,7 @@ from dcn_plugin.engine import ladder, native
 from dcn_plugin.engine.clock import Compared
 from dcn_plugin.engine.ladder import Rung
 from dcn_plugin.engine.packed_conv import IMAGES_CONV
-from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError, NotDefectiveError, SpecError, TraceError
+from dcn_plugin.errors import CompactError, InputSizeError, NotDefectiveError, SpecError, TraceError
 from tests.engine.cases import BACKENDS, needs_c
 from tests.engine.compacted import (
     LIMIT,
@@ -36,6 +33,7 @@ from tests.engine.compacted import (
     randomised,
     rows,
     small,
+    through_pickle,
 )
 from tests.models.timm_checks import seeded
 from tests.nets import NoNorm, snapshot
@@ -256,50 +254,7 @@ def test_a_model_that_was_made_and_run_under_inference_mode_still_has_gradients(
     assert_close(input_gradient(made, images()), input_gradient(model, images()))
 
 
-def test_no_gradient_is_kept_where_none_is_wanted(compact: dcn.CompactModel) -> None:
-    assert not compact(images()).requires_grad
-    with torch.no_grad():
-        assert not compact(images().requires_grad_()).requires_grad
-
-
-TRANSFORMS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "grad": lambda net, x: torch.func.grad(lambda one: net(one).square().sum())(x),
-    "jacrev": lambda net, x: torch.func.jacrev(net)(x),
-    "jvp": lambda net, x: torch.func.jvp(net, (x,), (x + 1,))[1],
-}
-
-
-# PyTorch's decompositions for forward mode are written in the TorchScript that it has deprecated.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_transforms_of_torch_func_see_the_model(
-    transform: Callable[[nn.Module, Tensor], Tensor], model: nn.Module, compact: dcn.CompactModel
-) -> None:
-    expected = transform(model, images(2))
-    assert_close(transform(compact, images(2)), expected)
-
-
-# --- a snapshot
-
-
-def test_the_state_dict_is_that_of_the_defective_model_and_loads_into_it(
-    model: nn.Module, compact: dcn.CompactModel
-) -> None:
-    state, expected = compact.state_dict(), model.state_dict()
-    assert list(state) == list(expected)
-    assert all(torch.equal(state[name], expected[name]) for name in expected)
-    other = small(seed=7)
-    other.load_state_dict(state)
-    assert error(compact, other, images()) < LIMIT
-    assert set(nn.Sequential(compact).state_dict()) == {f"0.{name}" for name in expected}
-
-
-@pytest.mark.parametrize("around", [lambda net: net, nn.Sequential], ids=["alone", "inside another"])
-def test_weights_cannot_be_loaded(around: Callable[[nn.Module], nn.Module], compact: dcn.CompactModel) -> None:
-    whole = around(compact)
-    with pytest.raises(CompactError, match=r"snapshot.*compact that again"):
-        whole.load_state_dict(whole.state_dict())
+# --- the choice
 
 
 def test_the_model_is_not_changed(model: nn.Module) -> None:
@@ -310,61 +265,6 @@ def test_the_model_is_not_changed(model: nn.Module) -> None:
         assert after[what] == before[what], what
     assert all(torch.equal(after["state"][key], value) for key, value in before["state"].items())  # type: ignore[index,attr-defined]
     assert torch.equal(after["rng"], before["rng"])  # type: ignore[arg-type]
-
-
-def test_changing_the_model_later_does_not_change_the_snapshot() -> None:
-    model = small()
-    made = dcn.compact(model, backend="reference")
-    before, state = made(images()), {name: value.clone() for name, value in made.state_dict().items()}
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.zero_()
-    assert torch.equal(made(images()), before)
-    assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
-
-
-@pytest.mark.parametrize("move", ["double", "half", "bfloat16"])
-def test_another_dtype_is_refused(move: str, compact: dcn.CompactModel) -> None:
-    with pytest.raises(CompactError, match="stays where it was made"):
-        getattr(compact, move)()
-    with pytest.raises(CompactError, match="stays where it was made"):
-        compact.to("meta")
-
-
-def test_moving_it_to_where_it_is_changes_nothing(model: nn.Module, compact: dcn.CompactModel) -> None:
-    assert compact.to(torch.float32).cpu().float() is compact
-    assert compact.train().requires_grad_(False).eval() is compact
-    assert error(compact, model, images()) < LIMIT
-
-
-def through_pickle(made: dcn.CompactModel) -> dcn.CompactModel:
-    return pickle.loads(pickle.dumps(made))  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_copy_gives_the_same_and_outlives_its_original(copied: Callable[[Any], Any], backend: Any) -> None:
-    made = dcn.compact(small(), backend=backend)
-    expected = made(images())
-    other = copied(made)
-    assert torch.equal(other(images()), expected)
-    assert str(other.plan) == str(made.plan)
-    assert other.state_dict().keys() == made.state_dict().keys()
-    del made
-    gc.collect()
-    assert torch.equal(other(images()), expected)
-
-
-@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("auto", marks=slow)])
-def test_the_lists_are_freed_with_the_model(backend: Any, model: nn.Module, lists: Callable[[], int]) -> None:
-    made = dcn.compact(model, backend=backend)
-    input_gradient(made, images(64))
-    assert lists() > 0 or made.plan.backend == "dense"
-    copied = copy.deepcopy(made)
-    input_gradient(copied, images(64))
-    del made, copied
-    gc.collect()
-    assert lists() == 0
 
 
 class Judge:
@@ -538,46 +438,6 @@ def test_the_best_chunk_is_found_among_halves_and_a_small_gain_is_no_reason(monk
     assert engine_model._best_chunk(Counting(), *place) == (None, 1.0)
 
 
-# --- torch.compile and torch.export
-
-
-@pytest.mark.parametrize(
-    "compiler", ["eager", pytest.param("aot_eager", marks=slow), pytest.param("inductor", marks=slow)]
-)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_compiled_compact_model_is_the_model(backend: Any, compiler: str, model: nn.Module) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(dcn.compact(model, backend=backend), backend=compiler, fullgraph=True)
-    assert error(compiled, model, images()) < LIMIT
-    assert_close(input_gradient(compiled, images()), input_gradient(model, images()))
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_exported_compact_model_is_the_model_for_any_batch_and_holds_no_lists(
-    backend: Any, model: nn.Module
-) -> None:
-    made = dcn.compact(model, backend=backend)
-    program = torch.export.export(made, (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-    for count in (2, 5):
-        assert error(program.module(), model, images(count)) < LIMIT
-    assert not program.state_dict
-    # What it carries are weights, masks and numbers of rows: one of each kind for a neuron or a weight at most.
-    own = {tuple(value.shape) for value in made.on_rows.buffers()}
-    assert {tuple(value.shape) for value in program.constants.values()} <= own
-    targets = {str(node.target) for node in program.graph.nodes}
-    assert "dcn_plugin.rows_conv.default" in targets
-
-
-# PyTorch saves weights in channels_last memory format with this warning.
-@pytest.mark.filterwarnings("ignore:No complete tensor found in the group:UserWarning")
-def test_an_exported_compact_model_can_be_saved_and_read(model: nn.Module, compact: dcn.CompactModel) -> None:
-    file = io.BytesIO()
-    torch.export.save(torch.export.export(compact, (images(2),)), file)
-    file.seek(0)
-    assert error(torch.export.load(file).module(), model, images(2)) < LIMIT
-
-
 # --- budget
 
 
@@ -634,15 +494,6 @@ def test_a_compact_model_is_not_made_compact_again(compact: dcn.CompactModel) ->
         dcn.compact(compact)
     again = dcn.compact(compact.origin, backend="reference")
     assert torch.equal(again(images()), compact(images()))
-
-
-def test_images_of_another_size_or_dtype_are_refused(compact: dcn.CompactModel) -> None:
-    with pytest.raises(InputSizeError, match=r"\(N, 3, 12, 12\)"):
-        compact(images(2, (3, 12, 13)))
-    with pytest.raises(InputSizeError):
-        compact(images(1)[0])
-    with pytest.raises(ImageRangeError, match="float64"):
-        compact(images().double())
 
 
 def test_a_network_written_by_hand_needs_the_size_of_its_images_and_another_one_a_right_one(model: nn.Module) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import threading
 
 import pytest
@@ -11,13 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-import dcn_plugin as dcn
 from dcn_plugin.engine import native
 from dcn_plugin.engine.memory_plan import Inference
 from tests.engine.cases import needs_c
-from tests.engine.compacted import LIMIT, error, images, small
 from tests.engine.small_nets import NETS, Program, make, pictures, programs, randomised
 from tests.engine.test_lower import no_lists_left_over, on_rows  # noqa: F401
 
@@ -134,50 +129,6 @@ def test_threads_do_not_share_memory() -> None:
         thread.join()
     assert not wrong
     assert len(inference._spare) == 1
-
-
-# --- in a compact model
-
-
-@pytest.fixture
-def made() -> dcn.CompactModel:
-    return dcn.compact(small(), backend="c", batch_size=4)
-
-
-def test_a_compact_model_uses_it_where_no_gradient_is_wanted(made: dcn.CompactModel) -> None:
-    calls: list[int] = []
-    made.on_rows.register_forward_hook(lambda *_: calls.append(1))
-    with torch.no_grad():
-        made(images(2).requires_grad_())
-    made(images(2))
-    assert not calls
-    made(images(2).requires_grad_())
-    assert len(calls) == 1
-
-
-def test_copies_and_pickles_have_memory_of_their_own(made: dcn.CompactModel) -> None:
-    expected = made(images(2))
-    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-        assert torch.equal(other(images(2)), expected)
-        assert other._inference is not made._inference
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_who_watches_the_operations_sees_them(made: dcn.CompactModel) -> None:
-    expected = made(images(3))
-    with pytest.warns(FutureWarning, match="deprecated"):
-        traced = torch.jit.trace(made, images(3), check_trace=False)
-    assert error(traced, made, images(3, seed=1)) < LIMIT
-
-    class Marked(Tensor):
-        pass
-
-    assert type(made(images(3).as_subclass(Marked))) is Marked
-    calls: list[int] = []
-    made.on_rows.register_forward_hook(lambda *_: calls.append(1))
-    with FlopCounterMode(display=False):
-        assert torch.equal(made(images(3)), expected)
-    assert calls
 
 
 def test_without_rows_there_is_no_memory() -> None:

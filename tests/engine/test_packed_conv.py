@@ -15,15 +15,11 @@ from hypothesis import strategies as st
 import dcn_plugin as dcn
 from dcn_plugin.engine import compaction as engine_model
 from dcn_plugin.engine import ladder, ops
-from dcn_plugin.engine import measured_costs as measured
-from dcn_plugin.engine.capture import capture
 from dcn_plugin.engine.clock import Compared
-from dcn_plugin.engine.liveness import live_neurons
 from dcn_plugin.engine.measured_costs import Measured
 from dcn_plugin.engine.packed_conv import IMAGES_CONV, can_pack, images_conv
-from dcn_plugin.engine.steps import find_steps
 from tests.engine.cases import TOLERANCE, Layer, layers, needs_c
-from tests.engine.compacted import LIMIT, SIZE, assert_close, error, images, input_gradient, small
+from tests.engine.compacted import LIMIT, assert_close, error, images, input_gradient, small
 
 CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(
@@ -84,29 +80,6 @@ def test_weights_are_laid_out_once_until_they_are_forgotten(lists: Callable[[], 
     images_conv(torch.rand(1, 2, 5, 5), weight, None, [2, 2], *geometry[1:])
     assert lists() == 2
     ops.forget([weight])
-    assert lists() == 0
-
-
-def test_what_packing_saves_is_measured_once_and_leaves_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch, lists: Callable[[], int]
-) -> None:
-    calls = []
-
-    def watch(run: Callable[[], object], device: torch.device) -> float:
-        run()
-        calls.append(run)
-        return 1.0 if lists() else 8.0  # packed weights are there while they are timed
-
-    monkeypatch.setattr(measured, "timed", watch)
-    monkeypatch.setattr(Measured, "_on_rows", lambda *_: 2.0)
-    captured = capture(small(), SIZE)
-    live, steps = live_neurons(captured.graph), find_steps(captured.graph)
-    step = next(one for one in steps if one.conv is not None)
-    costs = Measured(live, 2, CPU, "c")
-    with torch.no_grad():
-        assert [costs.saved_by_packing(step) for _ in range(2)] == [7.0, 7.0]
-        assert costs.images(step) == 1.0
-    assert len(calls) == 2
     assert lists() == 0
 
 

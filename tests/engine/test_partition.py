@@ -3,60 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
-from dcn_plugin.engine import clock
-from dcn_plugin.engine import measured_costs as measured
-from dcn_plugin.engine.clock import timed
-from dcn_plugin.engine.constant_cache import derived
-from dcn_plugin.engine.measured_costs import BELIEVED, Measured
 from dcn_plugin.engine.partition import Counted, choose, multiply_adds
 from dcn_plugin.engine.row_layout import Geometry
-from dcn_plugin.engine.steps import Conv, Kind, Step
-from tests.engine.cases import Layer, make_layer, needs_c
-
-Live = dict[fx.Node, torch.Tensor]
-
-
-class Net:
-    """A graph of steps that is built by hand; what the steps compute does not matter."""
-
-    def __init__(self) -> None:
-        self.graph, self.steps = fx.Graph(), list[Step]()
-        self.live: Live = {}
-
-    def step(self, kind: Kind, *inputs: Step, layer: Layer | None = None) -> Step:
-        """Add a step; without a layer a convolution is 1x1 on one dead and one live neuron."""
-        name = f"value_{len(self.steps)}"
-        node = self.graph.placeholder(name)
-        conv = None
-        if kind == "conv":
-            layer = layer or make_layer(
-                kernel=(1, 1), size=(1, 2), inputs=1, outputs=1, padding=(0, 0), densities=(1.0, 1.0, None)
-            )
-            conv = Conv(layer.weight, layer.bias, layer.geometry, layer.kept, layer.relu)
-            self.live.setdefault(inputs[0].value, layer.in_live)
-            self.live[node] = layer.out_live
-        else:
-            self.live[node] = torch.ones(1, 1, 2, dtype=torch.bool)
-        made = Step(kind, (node,), tuple(one.value for one in inputs), conv)
-        self.steps.append(made)
-        return made
-
-
-def one_layer(layer: Layer) -> tuple[Step, Live]:
-    net = Net()
-    source = net.step("other")
-    del net.live[source.value]
-    return net.step("conv", source, layer=layer), net.live
-
+from dcn_plugin.engine.steps import Kind, Step
+from tests.engine.cases import Layer, make_layer
+from tests.engine.step_graphs import Live, Net, one_layer
 
 # --- counting
 
@@ -243,77 +201,7 @@ def test_steps_without_a_convolution_do_not_go_to_rows() -> None:
 # --- measuring
 
 
-@needs_c
-def test_everything_is_measured_once_and_leaves_no_lists_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, calls = set(derived._entries), []
-
-    def watch(run: Callable[[], object], device: torch.device) -> float:
-        run()
-        calls.append(run)
-        return float(len(calls))
-
-    monkeypatch.setattr(measured, "timed", watch)
-    monkeypatch.setattr(measured, "can_pack", lambda *_: False)
-    step, live = one_layer(make_layer(densities=(0.3, 0.3, None)))
-    costs = Measured(live, 16, torch.device("cpu"), "c")
-    for _ in range(2):
-        assert (costs.images(step), costs.rows(step)) == (1.0, 2.0)
-    for _ in range(2):
-        assert costs.conversion(step.value) == (3.0, 4.0)
-    assert len(calls) == 4
-    assert costs.times == {step: (1.0, 2.0)}
-    assert set(derived._entries) == before
-
-
-@needs_c
-def test_what_is_no_image_costs_nothing_to_convert_and_what_rows_cannot_do_has_no_cost_there() -> None:
-    net = Net()
-    end = net.step("other")
-    costs = Measured({}, 16, torch.device("cpu"), "c")
-    assert costs.conversion(end.value) == (0.0, 0.0)
-    assert costs.rows(end) is None
-    assert costs.images(end) == 0.0
-
-
-def test_the_time_of_a_call_is_the_least_of_some_after_a_first_that_does_not_count(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    durations, ticks, calls = iter([100.0, 3.0, 2.0, 4.0]), [0.0], []
-
-    def run() -> None:
-        calls.append(1)
-        ticks[0] += next(durations)
-
-    monkeypatch.setattr(clock, "now", lambda device: ticks[0])
-    assert timed(run, torch.device("cpu"), least_calls=3) == 2000.0
-    assert len(calls) == 4
-
-
-def test_a_short_call_is_repeated_until_it_took_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks, calls = [0.0], []
-
-    def run() -> None:
-        calls.append(1)
-        ticks[0] += 0.125
-
-    monkeypatch.setattr(clock, "now", lambda device: ticks[0])
-    assert timed(run, torch.device("cpu"), least_calls=3, least_ms=1000.0) == 125.0
-    assert len(calls) == 9
-
-
 def test_a_depthwise_layer_is_counted_group_by_group() -> None:
     layer = make_layer(groups=4, inputs=1, outputs=1, kernel=(1, 1), padding=(0, 0), densities=(0.5, 0.5, None))
     assert layer.geometry == Geometry(padding=(0, 0), groups=4)
     assert multiply_adds(*one_layer(layer))[1] == int((layer.in_live & layer.kept).sum())
-
-
-@pytest.mark.parametrize(("claimed", "believed"), [(1e-6, 1.0), (0.9, 1.0), (3.0, 3.0)])
-def test_rows_are_not_believed_to_be_far_faster_than_their_multiply_adds_say(
-    claimed: float, believed: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step, live = one_layer(make_layer(densities=(0.5, 0.5, None)))
-    dense, left = multiply_adds(step, live)
-    plain = BELIEVED * dense / left
-    costs = Measured(live, 16, torch.device("cpu"), "c", times={step: (plain, claimed)})
-    assert costs.rows(step) == pytest.approx(believed)
-    assert costs.times[step] == (plain, claimed)  # the plan tells what was measured

@@ -1,4 +1,4 @@
-"""The Triton kernels against the dense convolution; ``test_triton.py`` starts this file in a process of its own.
+"""The Triton kernels against the dense convolution; ``test_triton_jit.py`` starts this file in a process of its own.
 
 Whether Triton interprets is decided when a kernel is defined, from the environment, so that one process cannot do both.
 Interpreted, the cases run on the CPU; otherwise on a GPU.

@@ -93,28 +93,6 @@ def test_a_damaged_unit_is_measured_again(tmp_path: Path, damage: bytes, caplog:
     assert RunDirectory(tmp_path).read_unit(KEY) == (record(),)
 
 
-def test_a_damaged_batch_of_images_is_made_again(tmp_path: Path, models: dict[str, Asked], data: ImageSet) -> None:
-    made = AdversarialSet("a", models["a"], ATTACK, data, "none", 32, RunDirectory(tmp_path))
-    before = torch.cat([batch.images for batch in made])
-    victim = sorted(tmp_path.glob("sets/*/*.safetensors"))[1]
-    victim.write_bytes(victim.read_bytes()[:100])
-    assert torch.equal(torch.cat([batch.images for batch in made]), before)
-
-
-def test_images_rounded_to_8_bits_are_kept_as_bytes_and_read_back_bit_equal(
-    tmp_path: Path, models: dict[str, Asked], data: ImageSet
-) -> None:
-    store = RunDirectory(tmp_path)
-    made = AdversarialSet("a", models["a"], ATTACK, data, "8bit", 32, store)
-    first = [batch.images for batch in made]
-    rows = models["a"].rows
-    again = [batch.images for batch in made]
-    assert models["a"].rows == rows  # nothing is attacked a second time
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    sizes = [path.stat().st_size for path in tmp_path.glob("sets/*/*.safetensors")]
-    assert sum(sizes) < data.images.numel() * 4
-
-
 def test_a_second_run_asks_no_model_and_gives_the_same_records(
     tmp_path: Path, models: dict[str, Asked], data: ImageSet
 ) -> None:

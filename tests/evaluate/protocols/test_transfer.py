@@ -71,18 +71,6 @@ def test_every_source_meets_every_attack_and_target_and_is_attacked_once_each(
     assert [calls.count((name, True)) for name in "ab"] == [7, 7]
 
 
-def test_rounding_gives_images_of_256_levels_and_is_recorded(models: Mapping[str, nn.Module], data: ImageSet) -> None:
-    made = AdversarialSet("a", models["a"], ATTACK, data, rounding="8bit")
-    plain = AdversarialSet("a", models["a"], ATTACK, data)
-    levels = made.loaded.images * 255
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
-    assert (made.loaded.images - plain.loaded.images).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(made.loaded.fooled, plain.loaded.fooled)  # judged before rounding
-    assert measure_targets(made, models, seed=0)[0].rounding == "8bit"
-    with pytest.raises(SpecError, match="rounding"):
-        AdversarialSet("a", models["a"], ATTACK, data, rounding="16bit")  # type: ignore[arg-type]
-
-
 def test_a_target_with_too_few_classes_is_refused(models: Mapping[str, nn.Module], data: ImageSet) -> None:
     made = AdversarialSet("a", models["a"], ATTACK, data)
     with pytest.raises(LabelError):

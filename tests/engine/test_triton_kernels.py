@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import importlib
-import os
-import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,29 +11,11 @@ from dcn_plugin import engine
 from dcn_plugin.engine import triton_kernels
 from dcn_plugin.engine.packing import Packed, pack_forward
 from dcn_plugin.engine.triton_kernels import PRODUCT_OUTPUTS, best_outputs, tiles_of, triton_problem
-from tests.engine.cases import Layer, make_layer
-
-CASES = Path(__file__).with_name("triton_cases.py")
-ROOT = CASES.parents[2]
+from tests.engine.cases import Layer, make_layer, needs_triton
 
 
-def needs_triton() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-
-
-@pytest.mark.timeout(300)  # on a GPU each variant of a kernel is compiled first
-@pytest.mark.parametrize("interpret", [True, pytest.param(False, marks=pytest.mark.gpu)], ids=["interpreted", "gpu"])
-def test_the_kernels_compute_what_the_dense_convolution_does(interpret: bool) -> None:
-    needs_triton()
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=290)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) > 50
-
-
+@needs_triton
 def test_without_a_gpu_the_reason_names_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs_triton()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert "no CUDA device" in str(triton_problem())
@@ -46,8 +24,8 @@ def test_without_a_gpu_the_reason_names_the_interpreter(monkeypatch: pytest.Monk
     assert triton_problem() is None
 
 
+@needs_triton
 def test_with_a_gpu_the_model_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs_triton()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert triton_problem() is None
@@ -112,29 +90,3 @@ def test_a_group_is_cut_evenly() -> None:
 )
 def test_outputs_that_share_their_reads_are_computed_together(layer: Layer, expected: int | None) -> None:
     assert best_outputs(packed(layer)) == expected
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("kernel", ["product", "weighted_sum"])
-def test_the_kernels_compile_for_gpus(
-    kernel: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The interpreter does not check types, so the compiler has to; it needs no GPU.
-    needs_triton()
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as compiled
-
-    from dcn_plugin.engine import triton_jit
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    constants = {"RESIDUAL": True, "RELU": True, "OUTPUTS": 32, "IMAGES": 64}
-    if kernel == "product":
-        constants |= {"READS": triton_kernels.READS, "PRECISION": triton_kernels.PRECISION}
-    function = getattr(triton_jit, kernel)
-    kinds = dict.fromkeys(("x", "weights", "residual", "out", "bias"), "*fp32") | {"batch": "i32", "writes": "i32"}
-    signature = {name: kinds.get(name, "constexpr" if name in constants else "*i32") for name in function.arg_names}
-    source = ASTSource(function, signature, constants)
-    made = compiled(source, target=GPUTarget("cuda", capability, 32))
-    assert f".target sm_{capability}" in made.asm["ptx"]
-    assert ("fma.rn.f32" in made.asm["ptx"]) and "tf32" not in made.asm["ptx"]
