@@ -70,7 +70,7 @@ def resnet18_cifar(pretrained: bool = False, **options: Any) -> ResNet:
 
     Args:
         pretrained: load the weights that ``pretrained_cfg_overlay=dict(file=...)`` names; there are no others.
-        options: of :func:`dcn_plugin.models.resnet` (``num_classes``, ``in_chans``, ``width``, ``widths``, ...)
+        options: of :func:`dcn_plugin.models.cifar_resnet` (``num_classes``, ``in_chans``, ``width``, ``widths``, ...)
             and of every timm entrypoint (``features_only``, ``pretrained_cfg``, ...).
     """
     return _create("resnet18_cifar", cifar_resnet, pretrained, {"layers": (2, 2, 2, 2), **options})
@@ -89,7 +89,7 @@ def densenet121_cifar(pretrained: bool = False, **options: Any) -> DenseNet:
 
     Args:
         pretrained: as in :func:`resnet18_cifar`.
-        options: of :func:`dcn_plugin.models.densenet` and of every timm entrypoint.
+        options: of :func:`dcn_plugin.models.cifar_densenet` and of every timm entrypoint.
     """
     return _create("densenet121_cifar", cifar_densenet, pretrained, options, _NESTED)
 
@@ -100,7 +100,7 @@ def senet18_cifar(pretrained: bool = False, **options: Any) -> ResNetV2:
 
     Args:
         pretrained: as in :func:`resnet18_cifar`.
-        options: of :func:`dcn_plugin.models.senet` and of every timm entrypoint.
+        options: of :func:`dcn_plugin.models.cifar_senet` and of every timm entrypoint.
     """
     return _create("senet18_cifar", cifar_senet, pretrained, options, _NESTED)
 
@@ -111,7 +111,7 @@ def vgg19_cifar(pretrained: bool = False, **options: Any) -> VGG:
 
     Args:
         pretrained: as in :func:`resnet18_cifar`.
-        options: of :func:`dcn_plugin.models.vgg` and of every timm entrypoint.
+        options: of :func:`dcn_plugin.models.cifar_vgg` and of every timm entrypoint.
     """
     return _create("vgg19_cifar", cifar_vgg, pretrained, options, {**_NESTED, "out_indices": (0, 1, 2, 3, 4, 5)})
 

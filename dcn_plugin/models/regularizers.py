@@ -55,7 +55,7 @@ def regularize(
     on a map of 8x8 and 0.76 on one of 4x4, the maps of ResNet-18 at CIFAR size.
 
     Args:
-        model: timm's ResNet or one of :func:`dcn_plugin.models.resnet`, plain or defective, or a wrapper of one.
+        model: timm's ResNet or one of :func:`dcn_plugin.models.cifar_resnet`, plain or defective, or a wrapper of one.
         kind: "spatial-dropout" drops whole channels, "dropblock" squares in every channel by itself.
         keep: keep probability, in (0, 1).
         block_size: side of a square, >= 1; smaller maps have smaller ones. Ignored by "spatial-dropout".
@@ -100,7 +100,7 @@ def _blocks(model: nn.Module, layers: Sequence[str] | None) -> list[BasicBlock |
         raise BlockError(
             f"{type(model).__name__} is not one ResNet of timm's.",
             f"{len(nets)} of them",
-            "a ResNet that timm.create_model or dcn_plugin.models.resnet made, or a wrapper of one",
+            "a ResNet that timm.create_model or dcn_plugin.models.cifar_resnet made, or a wrapper of one",
         )
     inside = {
         name: [block for block in child if isinstance(block, BasicBlock | Bottleneck)]

@@ -41,7 +41,7 @@ def test_kernels_become_float16_and_everything_else_stays_as_it_is(tmp_path: Pat
 @pytest.mark.parametrize("p", [None, 0.5])
 def test_the_file_is_about_half_as_large(tmp_path: Path, p: float | None) -> None:
     with isolated_rng(0):
-        wide: nn.Module = dcn.models.resnet((1, 1, 1, 1), in_chans=1, width=32)
+        wide: nn.Module = dcn.models.cifar_resnet((1, 1, 1, 1), in_chans=1, width=32)
     if p is not None:
         wide = dcn.defectify(wide, p=p, input_size=(1, 8, 8))
     save_half(wide, tmp_path / "half.safetensors")
@@ -98,7 +98,7 @@ def test_a_weight_beyond_float16_is_refused_and_nothing_is_written(tmp_path: Pat
 def test_a_file_of_another_architecture_is_refused(tmp_path: Path, p: float | None) -> None:
     save_half(toy_network(p=p), tmp_path / "half.safetensors")
     with isolated_rng(0):
-        other = dcn.models.resnet((1, 1, 1, 1), in_chans=1, width=8, num_classes=3)
+        other = dcn.models.cifar_resnet((1, 1, 1, 1), in_chans=1, width=8, num_classes=3)
     with pytest.raises(CheckpointError, match="fit"):
         load_half(tmp_path / "half.safetensors", other)
 
