@@ -89,6 +89,12 @@ def test_the_content_hash_sees_a_byte_a_name_a_class_and_the_transform(root: Pat
     assert ImageFolder(root).content_hash != first.content_hash
 
 
+def test_the_content_hash_sees_another_name_in_the_same_place(root: Path) -> None:
+    before = ImageFolder(root).content_hash
+    (root / "cat" / "3.png").rename(root / "cat" / "4.png")
+    assert ImageFolder(root).content_hash != before
+
+
 def test_the_content_hash_does_not_depend_on_where_the_folder_lies(root: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(root, tmp_path / "elsewhere" / "copy")
     assert ImageFolder(copy).content_hash == ImageFolder(root, threads=1).content_hash
