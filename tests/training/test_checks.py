@@ -181,7 +181,13 @@ def test_the_structure_sees_modules_options_and_shapes_and_no_values() -> None:
 
 def test_an_address_in_the_text_of_a_module_is_no_part_of_its_structure() -> None:
     class Printed(nn.Module):
-        def extra_repr(self) -> str:
-            return f"helper={object()!r}"
+        def __init__(self) -> None:
+            super().__init__()
+            self.helper = object()
 
-    assert structure(Printed()) == structure(Printed())
+        def extra_repr(self) -> str:
+            return f"helper={self.helper!r}"
+
+    first, second = Printed(), Printed()
+    assert repr(first) != repr(second)
+    assert structure(first) == structure(second)
