@@ -75,8 +75,8 @@ def _asked(model: nn.Module) -> nn.Module:
 
     Such a module names the user's model by a property ``asked_model``.
     """
-    asked = getattr(model, "asked_model", None)
-    return network_in(asked) if isinstance(asked, nn.Module) else model
+    network = getattr(model, "asked_model", None)
+    return network_in(network) if isinstance(network, nn.Module) else model
 
 
 def _copy(model: nn.Module) -> nn.Module | None:
@@ -107,12 +107,12 @@ def _answers(model: nn.Module, images: Tensor) -> Tensor | None:
     devices = [images.device] if images.device.type == "cuda" else []
     # Every question draws from the global generators as they are now, and gives them back so.
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        said = model.forward(images)  # not through hooks: they are the model's own functions, copied or not
-    ok = isinstance(said, Tensor) and said.is_floating_point() and said.ndim >= 2 and len(said) == len(images)
-    return said[0].double() if ok else None
+        logits = model.forward(images)  # not through hooks: they are the model's own functions, copied or not
+    ok = isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim >= 2 and len(logits) == len(images)
+    return logits[0].double() if ok else None
 
 
-def _far(one: Tensor, other: Tensor) -> bool:
+def _far(left: Tensor, right: Tensor) -> bool:
     """Further apart than rounding can put the same image in the same place of a batch of the same shape."""
-    scale = max(float(one.abs().max()), float(other.abs().max()))
-    return float((one - other).abs().max()) > 1e-3 * scale
+    scale = max(float(left.abs().max()), float(right.abs().max()))
+    return float((left - right).abs().max()) > 1e-3 * scale

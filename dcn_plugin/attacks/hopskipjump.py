@@ -262,15 +262,15 @@ class HopSkipJump(DecisionAttack):
                 lift = column(hops.lift[group] * radius[group] / np.sqrt(here.shape[1]), here)
                 start = (here[at(group)] + lift * outward[at(group)]).clamp_(0, 1).unsqueeze(1)
                 points = moves.view(len(group), BLOCK, -1).add_(start).clamp_(0, 1)
-                asked = (number < probes[group][:, None]).reshape(-1)
-                sign = np.zeros(len(asked))
-                sign[asked] = 2.0 * asker.adversarial(points.view(len(asked), -1)[at(asked)], rows[asked]) - 1
+                active = (number < probes[group][:, None]).reshape(-1)
+                sign = np.zeros(len(active))
+                sign[active] = 2.0 * asker.adversarial(points.view(len(active), -1)[at(active)], rows[active]) - 1
                 answers = sign.reshape(-1, BLOCK).sum(axis=1)
                 balance[group] += answers
                 hops.lift[group] -= LIFT * answers / BLOCK
                 # The sum of moves, not of points: those would lose the moves' digits.
                 moved = points.sub_(start)
-                plain[at(group)] += _sum_block(moved * column(asked.astype(np.float64), moved).view(-1, BLOCK, 1))
+                plain[at(group)] += _sum_block(moved * column(active.astype(np.float64), moved).view(-1, BLOCK, 1))
                 signed[at(group)] += _sum_block(moved.mul_(column(sign, moved).view(-1, BLOCK, 1)))
         hops.counter += probes
         mean = balance / probes

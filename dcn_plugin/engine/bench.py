@@ -106,16 +106,16 @@ def alternate(
         order = list(calls)[:: 1 if number % 2 == 0 else -1]
         times.append({name: _settled(calls[name], settle, device) for name in order})
     first = next(iter(calls))
-    found = {}
+    timings = {}
     for name in calls:
-        ratios = [one[first] / one[name] for one in times]
+        ratios = [seconds[first] / seconds[name] for seconds in times]
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        found[name] = Timing(
-            median_ms=1000 * statistics.median(one[name] for one in times),
+        timings[name] = Timing(
+            median_ms=1000 * statistics.median(seconds[name] for seconds in times),
             speedup=statistics.median(ratios),
             quartiles=(low, high),
         )
-    return found
+    return timings
 
 
 def _settled(call: Callable[[], object], settle: int, device: torch.device | None) -> float:

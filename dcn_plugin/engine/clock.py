@@ -128,7 +128,7 @@ def _rounds(
         for at in (0, 1) if len(rounds) % 2 == 0 else (1, 0):
             taken[at] = _seconds((plain, other)[at], first.repeats[at], device)
         rounds.append((taken[0], taken[1]))
-        ratios = [one / two for one, two in rounds]
+        ratios = [plain_seconds / other_seconds for plain_seconds, other_seconds in rounds]
         if len(rounds) >= LEAST_ROUNDS and (min(ratios) > needed * CLEAR or max(ratios) < needed / CLEAR):
             break
     return rounds

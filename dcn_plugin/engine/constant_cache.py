@@ -24,13 +24,13 @@ class Derived:
         """The value of this kind for these tensors; ``make`` is called where there is none."""
         key = (kind, tuple(map(_place, tensors)))
         if key not in self._entries:
-            self._entries[key] = (tuple(None if one is None else one.detach() for one in tensors), make())
+            self._entries[key] = (tuple(None if tensor is None else tensor.detach() for tensor in tensors), make())
         return self._entries[key][1]
 
     def forget(self, tensors: Iterable[Tensor | None]) -> None:
         """Drop every entry that was derived from one of these."""
-        places = {_place(one) for one in tensors} - {None}
-        for key in [key for key, (kept, _) in self._entries.items() if not places.isdisjoint(map(_place, kept))]:
+        places = {_place(tensor) for tensor in tensors} - {None}
+        for key in [key for key, (sources, _) in self._entries.items() if not places.isdisjoint(map(_place, sources))]:
             del self._entries[key]
 
 

@@ -93,11 +93,11 @@ def scale_of(conv: Conv) -> tuple[Tensor, Tensor] | None:
     channels = len(conv.weight)
     if conv.weight.shape[1:] != (1, 1, 1) or conv.geometry != Geometry(groups=channels):
         return None
-    weight, bias = (one.view(1, channels, 1, 1) for one in (conv.weight, conv.bias))
+    weight, bias = (values.view(1, channels, 1, 1) for values in (conv.weight, conv.bias))
     if bool(conv.kept.all()):
         return weight, bias
-    kept = conv.kept.to(weight.device, weight.dtype)
-    return _channels_last(weight * kept), _channels_last(bias * kept)
+    mask = conv.kept.to(weight.device, weight.dtype)
+    return _channels_last(weight * mask), _channels_last(bias * mask)
 
 
 def _channels_last(images: Tensor) -> Tensor:

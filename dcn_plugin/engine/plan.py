@@ -133,8 +133,8 @@ class Plan:
     def _ways(self) -> str:
         if not self.ways:
             return f"smaller batches than {self.least_batch} run on images"
-        said = {"compact": "as planned", "images": "on images", "model": "as the model is"}
-        return "batches run " + ", ".join(f"{said[way]} from {first} on" for first, way in self.ways)
+        phrases = {"compact": "as planned", "images": "on images", "model": "as the model is"}
+        return "batches run " + ", ".join(f"{phrases[way]} from {first} on" for first, way in self.ways)
 
 
 def _ms(value: float | None) -> str:

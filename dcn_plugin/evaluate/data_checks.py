@@ -26,11 +26,11 @@ _REFUSALS = (RuntimeError, AssertionError, IndexError, ValueError)
 
 def check_fits(data: LabelledImages, *groups: Mapping[str, nn.Module]) -> None:
     """:func:`check_fit` for each of several models by name; one that stands there twice is asked once."""
-    asked: list[nn.Module] = []
+    models: list[nn.Module] = []
     for name, model in itertools.chain.from_iterable(group.items() for group in groups):
-        if not any(model is other for other in asked):
+        if not any(model is other for other in models):
             check_fit(model, data, name=name)
-            asked.append(model)
+            models.append(model)
 
 
 def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", classes: bool = True) -> int | None:
@@ -57,11 +57,11 @@ def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", classes
     if classes:
         check_names(model, data, name=name)
     with refusals(model, data.shape, name=name):
-        said = _ask(model, data.shape)
-    if isinstance(said, Tensor) and not said.is_floating_point():
-        check_answers(said, count=1)
+        answer = _ask(model, data.shape)
+    if isinstance(answer, Tensor) and not answer.is_floating_point():
+        check_answers(answer, count=1)
         return None
-    count = check_logits(said, count=1, finite=False).shape[1]
+    count = check_logits(answer, count=1, finite=False).shape[1]
     if classes:
         check_count(model, count, data, name=name)
     return count
@@ -161,8 +161,8 @@ def _ask(model: nn.Module, shape: tuple[int, int, int]) -> object:
     device = device_of(model)
     image = torch.zeros(1, *shape, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eval_mode(model):
-        said: object = model(as_input(image, model_dtype(model)))
-    return said
+        answer: object = model(as_input(image, model_dtype(model)))
+    return answer
 
 
 def _called(model: nn.Module, name: str) -> str:

@@ -59,8 +59,8 @@ class Examples:
         arrays: dict[str, npt.NDArray[np.generic]] = {"index": np.array(json.dumps(index)), "labels": self.labels}
         for i, row in enumerate(self.rows):
             arrays[f"images{i}"] = row.images
-            for j, said in enumerate(row.predictions.values()):
-                arrays[f"said{i}.{j}"] = said
+            for j, classes in enumerate(row.predictions.values()):
+                arrays[f"said{i}.{j}"] = classes
         arrays |= {f"mask{i}": mask for i, mask in enumerate(self.masks.values())}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)

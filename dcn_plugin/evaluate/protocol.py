@@ -145,7 +145,7 @@ class Protocol:
 
     def takes(self, option: str) -> bool:
         """Whether it has an option of this name."""
-        return any(known.name == option for known in self.options)
+        return any(candidate.name == option for candidate in self.options)
 
 
 #: The attacks of the command line where none is named.

@@ -321,9 +321,9 @@ def _labelled(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {text: text for text in given}
 
 
-def _check_keys(what: str, raw: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(what: str, raw: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for key in raw:
-        check_known(f"key of a {what}", key, known)
+        check_known(f"key of a {what}", key, allowed)
 
 
 def is_rate(figure: str) -> bool:

@@ -94,9 +94,9 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Remove the drafts in a folder that no process is writing any more; not those in folders below it."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if (found := _DRAFT.fullmatch(entry.name)) is not None:
+            if (draft := _DRAFT.fullmatch(entry.name)) is not None:
                 with contextlib.suppress(OSError):  # another process was faster, or it belongs to somebody else
-                    _remove_dead(entry.path, locks=found[1] is not None)
+                    _remove_dead(entry.path, locks=draft[1] is not None)
 
 
 def _remove_dead(path: str, *, locks: bool) -> None:

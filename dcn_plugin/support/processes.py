@@ -64,8 +64,8 @@ class Team(NamedTuple):
 
     def first(self, ask: Callable[[], T]) -> T:
         """What the first process finds, on all of them; the others do not look."""
-        (found,) = self.gather([ask()] if self.leads else [])
-        return found
+        (answer,) = self.gather([ask()] if self.leads else [])
+        return answer
 
     def check(self, key: Mapping[str, Any] | None) -> None:
         """Make sure that all processes are about to measure the same.
@@ -109,11 +109,11 @@ def whole(parts: Sequence[Part], team: Team) -> tuple[Tensor, ...]:
     return tuple(torch.cat(column) for column in zip(*in_order, strict=True))
 
 
-def _different(one: Any, other: Any, name: str = "key") -> Iterator[str]:
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        if one != other:
+def _different(left: Any, right: Any, name: str = "key") -> Iterator[str]:
+    if not (isinstance(left, Mapping) and isinstance(right, Mapping)):
+        if left != right:
             yield name
         return
-    for key in {**one, **other}:
+    for key in {**left, **right}:
         inner = str(key) if name == "key" else f"{name}.{key}"
-        yield from _different(one.get(key), other.get(key), inner)
+        yield from _different(left.get(key), right.get(key), inner)

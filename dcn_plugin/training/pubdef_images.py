@@ -58,15 +58,15 @@ def public_images(
         )
     team = Team.of(accelerator)
     pairs = list(itertools.product(sources.items(), attacks))
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     with progress_bar(len(pairs) * len(data), "public models", show=progress, team=team) as bar:
         for number, ((name, source), attack) in enumerate(pairs, 1):
-            made = AdversarialSet(name, source, attack, data, "8bit", batch_size, store, team=team)
-            team.check({"set": made.key})
+            adversarial = AdversarialSet(name, source, attack, data, "8bit", batch_size, store, team=team)
+            team.check({"set": adversarial.key})
             parts = []
-            for batch in made:
+            for batch in adversarial:
                 parts.append((batch.first, ((batch.images * 255).round().to(torch.uint8),)))
                 bar.update(len(batch.images) * team.size)
-            found += whole(parts, team)
+            results += whole(parts, team)
             bar.reach(number * len(data))
-    return found
+    return results

@@ -199,8 +199,8 @@ def _measure(
         parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change, *still)))
         if bar is not None:
             bar.update(len(batch.images) * session.team.size)
-    source_correct, fooled, zero_gradient, change, *kept = whole(parts, session.team)
-    held = dict(zip(targets, kept, strict=True))
+    source_correct, fooled, zero_gradient, change, *columns = whole(parts, session.team)
+    still_correct = dict(zip(targets, columns, strict=True))
     counted = {name: fooled & right[name] for name in targets}
     return {
         name: [
@@ -217,8 +217,8 @@ def _measure(
                 largest_change=float(change.max()),
                 n_clean_correct=int(right[name].sum()),
                 n_counted=int(counted[name].sum()),
-                n_defended=int((counted[name] & held[name]).sum()),
-                n_correct=int(held[name].sum()),
+                n_defended=int((counted[name] & still_correct[name]).sum()),
+                n_correct=int(still_correct[name].sum()),
                 hardware=ran_on(target, source=images.source),
             )
         ]
