@@ -77,7 +77,7 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
 
     @classmethod
     def from_attack(cls, estimator: Any, attack: Attack, *, batch_size: int = 256, verbose: bool = False) -> Self:
-        """Bridge an attack that is there already, e.g. ``BoundaryAttack.paper()``.
+        """Bridge an existing attack, e.g. ``BoundaryAttack.paper()``.
 
         Raises:
             SpecError: ``attack`` is not of this bridge's ``attack_type``.
@@ -94,7 +94,7 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
 
     @property
     def attack(self) -> Attack:
-        """The attack with the settings of this moment."""
+        """The attack with its current settings."""
         return self.attack_type(**{name: getattr(self, name) for name in self._settings()})
 
     @property

@@ -94,7 +94,7 @@ class HopSkipJump(DecisionAttack):
             are 1.6 times as many, and so on until there are all. 1 = all from the beginning, as published. By default
             4, or 2 or 1 if there would be fewer than 8 frequencies a side.
         initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many, in whole blocks of 32.
-        max_probes: but not more than this.
+        max_probes: most probes of one estimate.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
             theta / sqrt(D) of that distance, D = C * H * W.
         scouts: starts that are tried, for 2 % of the budget each, and the two that come closest for another 3 %; see
@@ -355,7 +355,7 @@ class _Hops:
 
 
 def _coarsest(images: Tensor) -> int:
-    """The power of two that the first probes' frequencies are divided by, where nothing else is said."""
+    """The default of ``coarse``: the power of two that divides the first probes' frequencies."""
     coarse = 1
     while coarse < COARSEST and min(images.shape[2:]) // (2 * coarse) >= LEAST_SIDE:
         coarse *= 2

@@ -148,7 +148,7 @@ def check_same_names(
 
 
 def _holder(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers, of a compact one that which it was made from."""
+    """The network inside the wrappers; of a compact network, the network it was made from."""
     inner = network_in(model)
     origin = getattr(inner, "origin", None)
     return network_in(origin) if isinstance(origin, nn.Module) else inner

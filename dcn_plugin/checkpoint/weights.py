@@ -119,7 +119,7 @@ def read_weights(path: Pathish, *, names: Iterable[str] | None = None) -> dict[s
 
 @contextlib.contextmanager
 def fitting(name: str, path: Pathish | None = None) -> Iterator[None]:
-    """Name the model where torch says that weights do not fit it.
+    """Add the model's name to torch's error about weights that do not fit.
 
     Raises:
         CheckpointError: they do not.
@@ -168,7 +168,7 @@ def _read(path: Pathish) -> Any:
 
 
 def _classes(path: Pathish) -> str:
-    """What a file of torch.save holds beside tensors."""
+    """Names of the classes in a file of torch.save that cannot be loaded safely."""
     try:
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(os.fspath(path)))[:3])
     except Exception:  # it is only for the message, and a stranger's file may set off anything
@@ -176,7 +176,7 @@ def _classes(path: Pathish) -> str:
 
 
 def _tensors(path: Pathish, content: Any) -> dict[str, Tensor]:
-    """The state dict in what was read, out of its nests."""
+    """The state dict in a file's content, taken out of nested dicts."""
     while isinstance(content, Mapping):
         nest = next((key for key in _NESTS if isinstance(content.get(key), Mapping)), None)
         if nest is None:
@@ -210,7 +210,7 @@ def _renamed(state: Mapping[str, Tensor], names: set[str] | None) -> Mapping[str
 
 
 def _check_shapes(state: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
-    """Torch copies what fits before it complains about the rest; said as torch says it, but before."""
+    """Raise torch's error about shapes before torch copies the entries that fit."""
     wrong = [
         f"size mismatch for {key}: {tuple(value.shape)} in the file, {tuple(entries[key].shape)} in the model"
         for key, value in state.items()

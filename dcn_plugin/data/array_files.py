@@ -145,7 +145,7 @@ def _npz_errors(file: Path) -> Iterator[None]:
 
 
 def _splits(keys: Sequence[str]) -> list[str]:
-    """Parts of which images and labels are there, in MedMNIST's notation or in Keras'."""
+    """Parts that have both images and labels, in MedMNIST's notation or in Keras'."""
     stems = [key.removesuffix("_images") for key in keys if key.endswith("_images")]
     stems += [key.removeprefix("x_") for key in keys if key.startswith("x_")]
     return [split for split in dict.fromkeys(stems) if any(pair[1] in keys for pair in _pairs(split))]

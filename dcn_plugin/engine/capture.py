@@ -68,7 +68,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the whole graph that torch.export logs and prints when it fails: our error says what is the matter."""
+    """Silence the graph that torch.export logs and prints when it fails: our error names the cause."""
     logger, printed = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
     before, logger.disabled = logger.disabled, True
     try:
@@ -93,7 +93,7 @@ def _check_outputs(program: torch.export.ExportedProgram, model: nn.Module) -> N
 
 
 def _check_batch(program: torch.export.ExportedProgram, model: nn.Module) -> None:
-    """Refuse a graph that holds for some batch sizes alone; the simplified graph leaves out its checks of that."""
+    """Refuse a graph that holds for some batch sizes only: the simplified graph no longer checks the size."""
     (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in _inputs(program))
     size = image.meta["val"].shape[0]
     # Where the number of images decides on what is computed, torch.export fixes it, or keeps to one side of a branch.
@@ -216,7 +216,7 @@ class _Simplifier:
         self.values[node] = call
 
     def _conv_arguments(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """All seven, with numbers for "same" and "valid"."""
+        """The seven arguments of ``conv2d``, with numbers for "same" and "valid"."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given: dict[str, Any] = dict(zip(names, (None, None, None, (1, 1), (0, 0), (1, 1), 1), strict=True))
         given |= dict(zip(names, args, strict=False)) | kwargs
@@ -289,7 +289,7 @@ def _has_constant_weight(node: fx.Node) -> bool:
 
 
 def _is_lopsided(node: fx.Node) -> bool:
-    """Whether padding="same" means one more on one side, which numbers for both sides cannot say."""
+    """Whether padding="same" pads one side more than the other, which one number for both cannot express."""
     names = ("stride", "padding", "dilation")
     given = dict(zip(names, node.args[3:], strict=False)) | dict(node.kwargs)
     if given.get("padding") != "same":

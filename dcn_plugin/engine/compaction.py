@@ -98,7 +98,7 @@ def compact(
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is to be made compact, and how far that has come before anything is measured.
+    """A model to compact, with all that is known of it before anything is measured.
 
     Args:
         captured: the graph of the model.
@@ -106,7 +106,7 @@ class _Task:
         live: of the graph.
         on_images: the graph as it runs on images, batch norm folded.
         as_it_is: a frozen copy of the model.
-        backend: of the rows; None: there is none here.
+        backend: of the rows; None: none works here.
         measured: the costs of steps; None: they are not measured.
         size: (C, H, W) of the images.
         batch: images a batch, at most.
@@ -131,14 +131,14 @@ class _Task:
     cut: bool
 
     def write(self, choice: Choice) -> fx.GraphModule:
-        """The graph that runs as chosen."""
+        """The graph for a choice."""
         if not (choice.on_rows or choice.packed):
             return self.on_images
         backend, packed = self.backend or "reference", choice.packed
         return lower(self.captured, self.steps, self.live, choice.on_rows, backend, device=self.device, packed=packed)
 
     def choose(self) -> Choice:
-        """What is cheapest layer by layer.
+        """The cheapest choice, layer by layer.
 
         Raises:
             CompactError: the budget is below the lists of every layer.
@@ -153,7 +153,7 @@ class _Task:
         return choice
 
     def decide(self, *, use_cache: bool) -> tuple[Decision, fx.GraphModule]:
-        """What is fastest as a whole, and its graph: as it was found before on this machine, or measured now."""
+        """The fastest choice for the whole model, and its graph: from this machine's cache, or measured now."""
         if not use_cache:
             return _fastest(self)
         key = decision_key(
@@ -279,7 +279,7 @@ def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _backend_for(requested: AskedBackend, device: torch.device, dtype: torch.dtype) -> tuple[Backend | None, str]:
-    """The backend, None for images only; and what the plan has to say about it.
+    """The backend (None: images only), and a note on it for the plan.
 
     Raises:
         CompactError: what was asked for cannot be used.
@@ -369,7 +369,7 @@ def _best_chunk(
 
 
 def _without_rows(choice: Choice) -> Choice:
-    """The same with everything on images; what was packed stays so."""
+    """The same choice with everything on images; packed weights stay packed."""
     reasons = {
         step: "the whole model is faster on images" if step in choice.on_rows else reason
         for step, reason in choice.reasons.items()

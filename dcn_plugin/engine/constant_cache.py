@@ -13,7 +13,7 @@ __all__ = ["Derived", "derived"]
 class Derived:
     """A cache keyed by the memory of tensors that nobody writes to.
 
-    torch.compile and autograd hand the same memory over as ever new tensor objects, so that the key is where it lies.
+    torch.compile and autograd pass the same memory in new tensor objects, so the key is its address.
     An entry keeps its tensors alive: their memory cannot become another tensor's as long as the entry is there.
     """
 

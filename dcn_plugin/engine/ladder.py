@@ -17,7 +17,7 @@ Run = Callable[[Tensor], object]
 
 
 class Rung(NamedTuple):
-    """What was measured with a batch size.
+    """What was measured at one batch size.
 
     Args:
         batch_size: images a batch.
@@ -55,7 +55,7 @@ def climb(
 ) -> list[Rung]:
     """Race the ways at batch sizes from ``batch_size`` down; a way that lost twice in a row is not asked again.
 
-    Between two of them, one more image than the smaller is measured too, unless it follows that nothing is lost there:
+    Between two of them, the smaller plus one is measured too, unless it follows that nothing is lost there:
     a batch takes no longer than a larger one, and the model no less than for a smaller one.
 
     Args:

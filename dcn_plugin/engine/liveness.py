@@ -31,7 +31,7 @@ _POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default)
 def live_neurons(graph: fx.Graph) -> Live:
     """The neurons that may be other than 0, for every node whose value is (N, C, H, W).
 
-    A mask kills, a sum is the union, a pool the union over its window, a concatenation stays one; a convolution makes
+    A mask kills, a sum is the union, a pool the union over its window, a concatenation joins them; a convolution makes
     every neuron live, and so does whatever is not known here.
 
     Returns:

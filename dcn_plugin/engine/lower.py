@@ -89,7 +89,7 @@ class _Writer:
         self.images[node] = copy
 
     def _image_conv(self, step: Step, conv: Conv) -> None:
-        """A convolution on images; of a sum the mask is a part, and costs no pass of its own."""
+        """A convolution on images; where it ends in a sum, that applies the mask without a pass of its own."""
         first, last = step.nodes[0], step.value
         scale = scale_of(conv)
         if scale is not None:
@@ -204,7 +204,7 @@ class _Writer:
         return _Rows(call, torch.cat(parts).to(torch.int32), rows)
 
     def _sum(self, step: Step, first: _Rows, second: _Rows) -> _Rows:
-        """A convolution with weight 1, whose residual is the other one."""
+        """A convolution of one summand with weight 1, whose residual is the other."""
         channels, dtype = len(first.index), step.value.meta["val"].dtype
         weight, bias = torch.ones(channels, 1, 1, 1, dtype=dtype), torch.zeros(channels, dtype=dtype)
         conv = Conv(weight, bias, Geometry(groups=channels), first.index >= 0, relu=False)

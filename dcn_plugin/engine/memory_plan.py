@@ -48,7 +48,7 @@ class Inference:
 
     @contextmanager
     def _memory(self, count: int) -> Iterator[Tensor]:
-        """(rows, count), for the one who asks."""
+        """A block (rows, count), for one call."""
         size = self.rows * count
         try:
             spare = self._spare.pop()
@@ -90,7 +90,7 @@ def _places(graph: fx.Graph) -> tuple[dict[fx.Node, int], int]:
 
 
 class _Filled(nn.Module):
-    """Fills some rows of the memory, and hands them on."""
+    """Fills some rows of the memory, and returns them."""
 
     def __init__(self, fill: Fill, start: int, rows: int) -> None:
         super().__init__()

@@ -32,9 +32,9 @@ def check_graph(model: nn.Module, graph: nn.Module, images: Tensor, *, exact: bo
 
     Args:
         model: (N, C, H, W) -> a tensor.
-        graph: the same.
-        images: some that are not alike.
-        exact: whether the model answers the same each time, so that the graph must, too.
+        graph: traced from it.
+        images: that differ from each other.
+        exact: whether the model is deterministic, so that the graph must give the same outputs.
 
     Raises:
         TraceError: the graph computes something else.
@@ -56,7 +56,7 @@ def check_graph(model: nn.Module, graph: nn.Module, images: Tensor, *, exact: bo
 
 
 def _far(expected: Tensor, actual: Tensor) -> bool:
-    """Further apart than rounding, which another batch size may bring about, can put them."""
+    """Whether outputs differ by more than the rounding that another batch size causes."""
     if expected.shape != actual.shape:
         return True
     limit = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 5e-2
@@ -333,7 +333,7 @@ def _is_pointwise(node: fx.Node) -> bool:
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    """By name, defaults included."""
+    """The arguments of a node by name, defaults included."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {}
@@ -343,7 +343,7 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _dims(given: Given, rank: int) -> list[int]:
-    """The axes that an operation reads along, as numbers from 0; of an operation that does not say them all."""
+    """The axes that an operation reads along, as numbers from 0; all of them where it names none."""
     dims = given.get("dim", given.get("dims", given.get("dimension")))
     if dims is None or (isinstance(dims, list | tuple) and not dims):
         return list(range(rank))
@@ -352,7 +352,7 @@ def _dims(given: Given, rank: int) -> list[int]:
 
 
 def _shapes(node: fx.Node) -> list[Any]:
-    """Of each tensor that a node makes."""
+    """The shape of each tensor that a node computes."""
     value = node.meta.get("val")
     parts = value if isinstance(value, list | tuple) else [value]
     return [tuple(part.shape) for part in parts if isinstance(part, Tensor)]

@@ -367,7 +367,7 @@ def _places(index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cells_by_position(index: Tensor) -> tuple[NDArray[np.int32], int]:
-    """Row numbers (C, H, W) as the C kernel takes them, by position, then by channel; and how many are no -1."""
+    """Row numbers (C, H, W) as the C kernel takes them, by position, then by channel; and how many are not -1."""
 
     def make() -> tuple[NDArray[np.int32], int]:
         return index.permute(1, 2, 0).contiguous().numpy().ravel(), int((index >= 0).sum())

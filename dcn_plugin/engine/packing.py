@@ -66,7 +66,7 @@ class Packed:
 
     @property
     def multiply_adds(self) -> int:
-        """For one image."""
+        """Multiply-adds for one image."""
         return int((np.diff(self.read_start) * np.diff(self.write_start)).sum())
 
 
@@ -198,7 +198,7 @@ class _Shared:
         return begins
 
     def place(self, outputs: Longs) -> Longs:
-        """From where a tap's weights begin to those of these outputs."""
+        """Offsets of these outputs' weights from where those of a tap begin."""
         places: Longs = outputs // self.width * self.taps * self.width + outputs % self.width
         return places
 

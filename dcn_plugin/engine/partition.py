@@ -38,16 +38,16 @@ class Costs(Protocol):
     """What a step or a conversion costs, in any unit."""
 
     def images(self, step: Step) -> float:
-        """On images."""
+        """The cost of a step on images."""
 
     def rows(self, step: Step) -> float | None:
-        """On rows; None: not at all."""
+        """The cost of a step on rows; None: it cannot run there."""
 
     def conversion(self, node: fx.Node) -> tuple[float, float]:
-        """Of a value: to rows, and back to images."""
+        """The costs of converting a value to rows, and back to images."""
 
     def saved_by_packing(self, step: Step) -> float:
-        """What a convolution on images saves if its weights are laid out once, which its cost on images counts on."""
+        """What a convolution on images saves if its weights are laid out once; already left out of its cost there."""
 
 
 @dataclass(eq=False)

@@ -103,7 +103,7 @@ class _Lists:
         programs: along the first axis of its grid; the second one is that of the images.
         weights: on the device.
         rows: its lists, on the device, in the order of its arguments.
-        options: its arguments besides.
+        options: its other arguments.
     """
 
     kernel: Any
@@ -117,7 +117,7 @@ _known: WeakKeyDictionary[Packed, dict[torch.device, _Lists]] = WeakKeyDictionar
 
 
 def _lists_on(packed: Packed, device: torch.device) -> _Lists:
-    """Made at the first call, and kept as long as ``packed``."""
+    """The lists on a device, moved at the first call and kept as long as ``packed``."""
     by_device = _known.setdefault(packed, {})
     if device not in by_device:
         by_device[device] = _make(packed, lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))

@@ -44,7 +44,7 @@ class AdversarialBatch:
         images: float32 (B, C, H, W) in [0, 1], rounded as the set says.
         labels: int64 (B,).
         source_correct: bool (B,), the source was right on the clean image.
-        fooled: bool (B,), it was, and no longer is (judged before rounding, as in the authors' code).
+        fooled: bool (B,), the source was right and no longer is (judged before rounding, as in the authors' code).
         zero_gradient: bool (B,), the loss had a gradient of exactly zero at some step.
         started: bool (B,), False where a decision-based attack found no adversarial image to start from.
         distance: float64 (B,), see :class:`~dcn_plugin.attacks.AttackResult`; of the images before rounding.
@@ -92,7 +92,7 @@ class AdversarialSet:
             the distance. The images are then stored as uint8.
         batch_size: images at a time.
         store: where finished batches are kept and looked for.
-        limit: only the first this many images of ``data``, all by default.
+        limit: how many images of ``data``, from the first on; all by default.
         team: processes that share the images; ``Team.of(accelerator)`` for those of an Accelerator. Each writes the
             batches it makes into the store.
         model_key: gives the key of the source; within one run :class:`ModelKeys`, which hashes it once.
@@ -195,7 +195,7 @@ class AdversarialSet:
 
     @functools.cached_property
     def loaded(self) -> AdversarialBatch:
-        """All images as one batch. It stays in memory; whoever iterates from then on reads it."""
+        """All images as one batch. It stays in memory; later iterations read it."""
         parts = [(batch.first, tuple(getattr(batch, column) for column in _COLUMNS)) for batch in self]
         return AdversarialBatch(0, *whole(parts, self.team))
 

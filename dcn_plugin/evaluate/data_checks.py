@@ -1,4 +1,4 @@
-"""Whether models and images fit each other, found out before anything is measured."""
+"""Whether models and images fit each other, checked before anything is measured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REFUSALS = (RuntimeError, AssertionError, IndexError, ValueError)
 
 
 def check_fits(data: LabelledImages, *groups: Mapping[str, nn.Module]) -> None:
-    """:func:`check_fit` for each of several models by name; one that stands there twice is asked once."""
+    """:func:`check_fit` for each of several models by name; a model that occurs twice is checked once."""
     models: list[nn.Module] = []
     for name, model in itertools.chain.from_iterable(group.items() for group in groups):
         if not any(model is other for other in models):
@@ -115,7 +115,7 @@ def refusals(model: nn.Module, shape: tuple[int, int, int], *, name: str = "") -
     """Turn what a model raises on images that it is not made for into a named error.
 
     Args:
-        model: that is asked inside.
+        model: that is run inside.
         shape: (C, H, W) of the images.
         name: of the model, for the message.
 
@@ -157,7 +157,7 @@ def _advice(model: nn.Module, shape: tuple[int, int, int]) -> str:
 
 @torch.no_grad()
 def _ask(model: nn.Module, shape: tuple[int, int, int]) -> object:
-    """What the model says about one black image."""
+    """The model's output for one black image."""
     device = device_of(model)
     image = torch.zeros(1, *shape, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eval_mode(model):

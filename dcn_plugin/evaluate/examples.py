@@ -1,4 +1,4 @@
-"""A few images to look at: clean, attacked, and what each network said; kept in one .npz file."""
+"""A few images to look at: clean, attacked, and what each network predicted; kept in one .npz file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ExampleRow:
     Args:
         title: e.g. "clean" or "eps 0.2".
         images: float32 (K, C, H, W) in [0, 1].
-        predictions: name of a network -> int64 (K,), the class it says.
+        predictions: name of a network -> int64 (K,), the predicted classes.
     """
 
     title: str

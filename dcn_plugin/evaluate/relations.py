@@ -1,4 +1,4 @@
-"""How a source relates to a target: what an attacker who holds the one holds of the other."""
+"""How a source relates to a target: what an attacker who has the source has of the target."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def _inside(model: nn.Module) -> nn.Module:
-    """What a model is without wrappers; a compact one is what it was made from."""
+    """A model without its wrappers; of a compact model, the model it was made from."""
     while isinstance(model := network_in(model), CompactModel):
         model = model.origin
     return model
@@ -207,7 +207,7 @@ class _Weights:
 
     @property
     def numbers(self) -> int:
-        """How many the weights are."""
+        """Number of weights."""
         return sum(tensor.numel() for tensor in self.tensors)
 
     def met_in(self, other: _Weights) -> list[frozenset[int]]:

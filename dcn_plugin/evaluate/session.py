@@ -128,8 +128,8 @@ class Session:
         """Measure units one after the other; each is kept before the next one begins.
 
         Args:
-            what: they are, for the log.
-            units: in the order of the records; one that is made as it is come to may ask the models first.
+            what: the units are, for the log.
+            units: in the order of the records; a unit that is made lazily may run the models first.
             count: of the units.
             size: of each, in the bar's units.
             unit: of the bar.

@@ -1,7 +1,7 @@
 """Files that are whole or not there, and folders that are known to take them before the work begins.
 
 A file is written beside its place, under a name of its own (``.dcn-0123456789abcdef.tmp``), and then moved onto it. A
-process that is killed in between leaves that draft; whoever writes into the folder next removes it. A draft that
+process that is killed in between leaves that draft; the next write into the folder removes it. A draft that
 somebody is writing is locked (``flock``), and the lock goes with its process, however that ends: whether a draft is
 alive does not hang on clocks, nor on process numbers, which mean nothing in another container. Where locks do not work
 (some network drives, Windows) only drafts older than an hour go, and no write takes that long.

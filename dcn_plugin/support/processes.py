@@ -1,4 +1,4 @@
-"""Who works: this process alone, or several that share the images of every measurement or training step.
+"""The processes at work: this one alone, or several that share the images of every measurement or training step.
 
 The images are dealt out by whole batches, so that an attack which draws for a batch at once draws the same. What
 became of each image is then put together in the order of the data, on every process: they all end with the records
@@ -55,7 +55,7 @@ class Team(NamedTuple):
         return self.rank == 0
 
     def gather(self, own: list[T]) -> list[T]:
-        """What every process gives, in the order of the processes. All have to call it."""
+        """The items of all processes, in the order of the processes. All have to call it."""
         if self.size == 1:
             return own
         from accelerate.utils import gather_object
@@ -63,7 +63,7 @@ class Team(NamedTuple):
         return list(gather_object(own))
 
     def first(self, ask: Callable[[], T]) -> T:
-        """What the first process finds, on all of them; the others do not look."""
+        """The result of ``ask`` in the first process, on all of them; the others do not call it."""
         (answer,) = self.gather([ask()] if self.leads else [])
         return answer
 
@@ -93,7 +93,7 @@ ALONE = Team()
 
 
 def whole(parts: Sequence[Part], team: Team) -> tuple[Tensor, ...]:
-    """Put together what all processes found out, in the order of the data.
+    """Put the results of all processes together, in the order of the data.
 
     Args:
         parts: of this process, maybe none; every part of every process has the same columns.

@@ -108,7 +108,7 @@ def slot_of(module: nn.Module) -> Slot | None:
 
 
 def taken_names(module: nn.Module) -> list[str]:
-    """What a norm has of its own under the names that the mask needs, [] if there is place for a mask.
+    """The names that a mask needs and the norm already uses; [] if there is place for a mask.
 
     A plain norm gets ``drop`` and ``act`` and another class, so that it may have neither these attributes nor methods
     that its class has and the other one has not. And a forward of the instance's own would never call the mask.

@@ -77,7 +77,7 @@ class _Signal:
 
     Args:
         kind: which of the three.
-        obstacle: what has made zeros something else.
+        obstacle: what has turned zeros into other values.
         stream: other signals, or position embeddings, have been added.
         reordered: channels may no longer be dimension 1.
     """

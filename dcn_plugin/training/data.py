@@ -52,7 +52,7 @@ Shard = Team
 class TrainData(Protocol):
     """Images to train on. Write one to train on images of another kind; :class:`HeldImages` shows how.
 
-    One that tells what its classes are called has an attribute ``class_names``, as
+    Data that know what their classes are called have an attribute ``class_names``, as
     :class:`~dcn_plugin.data.LabelledImages` has it.
     """
 

@@ -37,7 +37,7 @@ def public_images(
         attacks: each runs once a source.
         data: the images that are trained on, as they are.
         batch_size: images at a time.
-        store: finished images are kept there as they come, and reused by whoever asks for the same.
+        store: finished images are kept there as they come, and reused where the same are asked for.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the work; all of them get all images.
         progress: show a progress bar on stderr, if that is a terminal.
 

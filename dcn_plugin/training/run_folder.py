@@ -48,7 +48,7 @@ class Snapshot:
         self.network, self.optimizer, self.average, self.generator = network, optimizer, average, generator
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name."""
+        """All its tensors by name."""
         entries = {f"model.{key}": value for key, value in self.network.state_dict().items()}
         if self.average is not None:
             entries |= {f"average.{key}": value for key, value in self.average.state_dict().items()}

@@ -143,7 +143,7 @@ def sanity(
 
 
 def _others(model: nn.Module, sources: Mapping[str, nn.Module], session: Session) -> dict[str, nn.Module]:
-    """The sources without the model itself: what PGD wins there it wins on the model, and no lead could ever show."""
+    """The sources without the model itself: attacks on it are not black-box, and could show no lead."""
     inside = network_in(model)
     key = session.model_key(inside)
     itself = [

@@ -55,7 +55,7 @@ class Outcome:
 
     Args:
         right: bool, the model is right on the clean image.
-        fooled: bool, it was and is no longer, and the image lies within the ball.
+        fooled: bool, it was right and is no longer, and the image lies within the ball.
         zero_gradient: bool, the loss had a gradient of exactly zero at some step.
         margin: float64, the largest logit of another class less that of the true class, on the attack's image. Unlike
             the cross-entropy it does not round to zero where a model is sure.
@@ -80,7 +80,7 @@ class Attempts:
         queries: of HopSkipJump on each image.
         attack_seed: of what is random.
         batch_size: images at a time.
-        team: processes that share the images; each gets every outcome whole.
+        team: processes that share the images; each gets the complete outcomes.
     """
 
     model: nn.Module

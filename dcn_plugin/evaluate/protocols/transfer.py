@@ -36,7 +36,7 @@ __all__ = ["PROTOCOL", "CleanAnswers", "measure_targets", "transfer"]
 class CleanAnswers:
     """Which clean images each target classifies correctly: asked once a target, when it is first needed.
 
-    Before the first, all targets and sources are held against the data, so that no attack runs in vain.
+    Before the first, all targets and sources are checked against the data, so that no attack runs in vain.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ def measure_targets(
         made: the images, and the processes that share them. Targets whose records its store has are not asked again.
         targets: name -> model, images in [0, 1] -> logits.
         training_seed: of the run that made the models; it goes into the records as ``seed``.
-        clean: what the targets say on the clean images, where that is known already.
+        clean: the targets' answers on the clean images, where they are known already.
         bar: a progress bar over images.
         seed: the name of ``training_seed`` before 0.2.
 
@@ -164,7 +164,7 @@ def measure_targets(
 
 
 def _unit(session: Session, images: AdversarialSet, targets: Mapping[str, nn.Module], clean: CleanAnswers) -> Unit:
-    """One set of images, whose parts are the targets: a new target meets images that are there."""
+    """One set of images, whose parts are the targets: a new target reuses the stored images."""
 
     def measure(names: Sequence[str], bar: Any) -> dict[str, list[Result]]:
         return _measure(session, images, {name: targets[name] for name in names}, clean, bar)
