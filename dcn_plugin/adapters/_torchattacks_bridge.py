@@ -79,10 +79,10 @@ class DcnAttack(TheirAttack):  # type: ignore[misc]  # torchattacks ships no typ
         applied = self._normalization_applied
         with eval_mode(self.model):
             try:
-                found: Tensor = super().__call__(inputs, labels, *args, **kwargs)
+                adversarial: Tensor = super().__call__(inputs, labels, *args, **kwargs)
             finally:
                 self._set_normalization_applied(applied)
-        return found
+        return adversarial
 
     def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Ask the model; torchattacks' own normalisation turns images in half precision into float32, this does not."""
@@ -141,8 +141,8 @@ class _Named(DcnAttack):
         super().__init_subclass__()
         # help() and inspect.signature() show the options that **settings hands on.
         model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="nn.Module")
-        own = inspect.signature(cls.ours_type)
-        cls.__signature__ = own.replace(parameters=[model, *own.parameters.values()])
+        signature = inspect.signature(cls.ours_type)
+        cls.__signature__ = signature.replace(parameters=[model, *signature.parameters.values()])
 
     def __init__(self, model: nn.Module, **settings: Any) -> None:
         super().__init__(model, self.ours_type(**settings))

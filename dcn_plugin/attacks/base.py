@@ -388,9 +388,9 @@ class Attack(ABC):
 
     def _classes(self, run: AttackRun, images: Tensor, rows: Rows | None) -> Tensor:
         if self.decision_based:
-            said = run.classes(images, rows)
+            classes = run.classes(images, rows)
             check_labels(run.labels, count=len(run.labels), num_classes=run.num_classes)
-            return said
+            return classes
         logits = run.logits(images, rows)
         if rows is None:
             check_labels(run.labels, count=len(images), num_classes=logits.shape[1])

@@ -40,12 +40,12 @@ def warn_if_mixed(model: nn.Module, images: Tensor, *, name: str = "") -> None:
 
 
 def mixes_batch(model: nn.Module, images: Tensor) -> str | None:
-    """Tell how a network mixes the images of a batch in eval mode; None: it was not seen to.
+    """Tell how a network mixes the images of a batch in eval mode; None: no mixing was observed.
 
     First its modules are looked at: batch norms without running statistics, or which stay in training mode. Then an
     image is shown to a copy of it beside itself and beside another one, in batches of the same shape and with the same
     random numbers, so that an answer that differs comes from the other image and not from rounding. The network itself
-    is not asked: whoever counts its questions counts those of the run. (The copy shares its weights.) One that cannot
+    is not run, so that its queries count those of the attack only. (The copy shares its weights.) One that cannot
     be copied, or does not take two images, is not probed.
 
     Args:
@@ -71,12 +71,12 @@ def mixes_batch(model: nn.Module, images: Tensor) -> str | None:
 
 
 def _asked(model: nn.Module) -> nn.Module:
-    """The user's network, where ``model`` stands before it only to put it to an attack; else ``model`` itself.
+    """The user's network inside an attack's wrapper; ``model`` itself if it is no such wrapper.
 
     Such a module names the user's model by a property ``asked_model``.
     """
-    asked = getattr(model, "asked_model", None)
-    return network_in(asked) if isinstance(asked, nn.Module) else model
+    network = getattr(model, "asked_model", None)
+    return network_in(network) if isinstance(network, nn.Module) else model
 
 
 def _copy(model: nn.Module) -> nn.Module | None:
@@ -103,16 +103,16 @@ def _differs(model: nn.Module, images: Tensor) -> bool:
 
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor | None:
-    """What the network says about the first image, as float64."""
+    """The network's output for the first image, as float64."""
     devices = [images.device] if images.device.type == "cuda" else []
     # Every question draws from the global generators as they are now, and gives them back so.
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        said = model.forward(images)  # not through hooks: they are the model's own functions, copied or not
-    ok = isinstance(said, Tensor) and said.is_floating_point() and said.ndim >= 2 and len(said) == len(images)
-    return said[0].double() if ok else None
+        logits = model.forward(images)  # not through hooks: they are the model's own functions, copied or not
+    ok = isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim >= 2 and len(logits) == len(images)
+    return logits[0].double() if ok else None
 
 
-def _far(one: Tensor, other: Tensor) -> bool:
-    """Further apart than rounding can put the same image in the same place of a batch of the same shape."""
-    scale = max(float(one.abs().max()), float(other.abs().max()))
-    return float((one - other).abs().max()) > 1e-3 * scale
+def _far(left: Tensor, right: Tensor) -> bool:
+    """Whether two outputs for one image, at one place of equally large batches, differ by more than rounding."""
+    scale = max(float(left.abs().max()), float(right.abs().max()))
+    return float((left - right).abs().max()) > 1e-3 * scale

@@ -152,9 +152,9 @@ class CW(Attack):
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Largest other logit minus that of the true class, (N,): above 0 where the model is wrong."""
-    own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+    true_class = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     # Not by subtracting a large number: that is wrong for logits larger than it, and loses digits of the others.
-    return logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]
+    return logits.masked_fill(true_class, -math.inf).amax(dim=1) - logits[true_class]
 
 
 def _to_pixels(w: Tensor) -> Tensor:

@@ -68,12 +68,12 @@ class Asker:
         ``last`` marks the question that a query was set aside for.
         """
         shape, step = self._run.images.shape[1:], self._run.max_rows
-        said = [
+        classes = [
             self._run.classes(points[i : i + step].view(-1, *shape), rows[i : i + step]).cpu().numpy()
             for i in range(0, len(points), step)
         ]
         assert last or (self._run.queries <= self._walk_limit).all()
-        wrong: Bools = (said[0] if len(said) == 1 else np.concatenate(said)) != self._truth[rows]
+        wrong: Bools = (classes[0] if len(classes) == 1 else np.concatenate(classes)) != self._truth[rows]
         return wrong
 
     def left(self, rows: Rows) -> npt.NDArray[np.int64]:
@@ -105,12 +105,12 @@ class _Closest:
 
     def add(self, who: Rows, points: Tensor, lengths: Floats) -> None:
         """Take points (len(who), D) of the samples ``who`` at these distances, where they are closer."""
-        for kept, kept_lengths in zip(self.points, self._lengths, strict=True):
-            closer = lengths < kept_lengths[who]
+        for best, best_lengths in zip(self.points, self._lengths, strict=True):
+            closer = lengths < best_lengths[who]
             rows = who[closer]
             # What they replace goes on to the next place.
-            points[at(closer)], kept[at(rows)] = kept[at(rows)], points[at(closer)]
-            lengths[closer], kept_lengths[rows] = kept_lengths[rows], lengths[closer]
+            points[at(closer)], best[at(rows)] = best[at(rows)], points[at(closer)]
+            lengths[closer], best_lengths[rows] = best_lengths[rows], lengths[closer]
 
     def __iter__(self) -> Iterator[_Scout]:
         for points, lengths in zip(self.points, self._lengths, strict=True):
@@ -233,11 +233,11 @@ class DecisionAttack(Attack):
         best = asker.clean.clone()
         rows = run.correct.nonzero().flatten().cpu().numpy()
         if run.starting_points is None:
-            points, found = self._find_starts(run, asker, rows, _noise)
+            points, started = self._find_starts(run, asker, rows, _noise)
         else:
-            points, found = self._given_starts(run, asker, rows)
-        run.started[at(rows[~found])] = False
-        rows, points = rows[found], points[at(found)]
+            points, started = self._given_starts(run, asker, rows)
+        run.started[at(rows[~started])] = False
+        rows, points = rows[started], points[at(started)]
         if len(rows):
             asker.walking = rows
             best[at(rows)] = self._push(asker, rows, self._walk(run, asker, rows, points))
@@ -306,16 +306,16 @@ class DecisionAttack(Attack):
     def _scout_starts(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Iterator[_Scout]:
         yield np.arange(len(rows)), points
         for _ in range(self.scouts - 1):
-            starts, found = self._find_starts(run, asker, rows, _blobs)
-            yield found.nonzero()[0], starts[at(found)]
+            starts, started = self._find_starts(run, asker, rows, _blobs)
+            yield started.nonzero()[0], starts[at(started)]
 
     def _walk_afresh(self, run: AttackRun, asker: Asker, rows: Rows, again: Rows, best: Tensor) -> None:
         """Walk from blobs with the samples ``rows[again]``; ``best`` (len(rows), D) takes what is closer."""
-        starts, found = self._find_starts(run, asker, rows[again], _blobs)
-        who = again[found]
+        starts, started = self._find_starts(run, asker, rows[again], _blobs)
+        who = again[started]
         if not len(who):
             return
-        points, clean = self.approach(run, asker, rows[who], starts[at(found)]), asker.clean[at(rows[who])]
+        points, clean = self.approach(run, asker, rows[who], starts[at(started)]), asker.clean[at(rows[who])]
         closer = self.lengths(points - clean) < self.lengths(best[at(who)] - clean)
         best[at(who[closer])] = points[at(closer)]
 
@@ -336,19 +336,19 @@ class DecisionAttack(Attack):
     def _find_starts(self, run: AttackRun, asker: Asker, rows: Rows, draw: _Draw) -> tuple[Tensor, Bools]:
         """Adversarial points of the samples ``rows``, (M, D), and which of them have one, (M,)."""
         clean = asker.clean[at(rows)]
-        far, found = torch.empty_like(clean), np.zeros(len(rows), dtype=bool)
+        far, started = torch.empty_like(clean), np.zeros(len(rows), dtype=bool)
         for _ in range(self.start_draws):
-            todo = (~found & (asker.left(rows) > 0)).nonzero()[0]
+            todo = (~started & (asker.left(rows) > 0)).nonzero()[0]
             if not len(todo):
                 break
             drawn = draw(run, rows[todo], clean[at(todo)])
             won = asker.adversarial(drawn, rows[todo])
             far[at(todo[won])] = drawn[at(won)]
-            found[todo[won]] = True
-        kept = found.nonzero()[0]
-        take = at(kept)
-        far[take] = self._blend(asker, rows[kept], clean[take], far[take])
-        return far, found
+            started[todo[won]] = True
+        successes = started.nonzero()[0]
+        take = at(successes)
+        far[take] = self._blend(asker, rows[successes], clean[take], far[take])
+        return far, started
 
     def _blend(self, asker: Asker, rows: Rows, clean: Tensor, far: Tensor) -> Tensor:
         """Move along the grid from far points towards the clean image as far as the samples stay adversarial."""

@@ -65,11 +65,11 @@ class EnsembleSource(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean logits (N, classes)."""
-        said = [
+        outputs = [
             check_logits(model(as_input(images, model_dtype(model))), count=len(images), finite=False)
             for model in self.models
         ]
-        widths = [logits.shape[1] for logits in said]
+        widths = [logits.shape[1] for logits in outputs]
         if len(set(widths)) > 1:
             raise ModelOutputError(
                 "The models of an ensemble do not know the same classes.",
@@ -77,9 +77,7 @@ class EnsembleSource(nn.Module):
                 "the same number of logits from each",
                 "build each model with the same num_classes",
             )
-        terms = [
-            weight * logits.to(walking_dtype(logits.dtype)) for weight, logits in zip(self.weights, said, strict=True)
-        ]
+        terms = [w * logits.to(walking_dtype(logits.dtype)) for w, logits in zip(self.weights, outputs, strict=True)]
         return torch.stack(terms).sum(dim=0)
 
     def extra_repr(self) -> str:

@@ -94,7 +94,7 @@ class HopSkipJump(DecisionAttack):
             are 1.6 times as many, and so on until there are all. 1 = all from the beginning, as published. By default
             4, or 2 or 1 if there would be fewer than 8 frequencies a side.
         initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many, in whole blocks of 32.
-        max_probes: but not more than this.
+        max_probes: most probes of one estimate.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
             theta / sqrt(D) of that distance, D = C * H * W.
         scouts: starts that are tried, for 2 % of the budget each, and the two that come closest for another 3 %; see
@@ -262,15 +262,15 @@ class HopSkipJump(DecisionAttack):
                 lift = column(hops.lift[group] * radius[group] / np.sqrt(here.shape[1]), here)
                 start = (here[at(group)] + lift * outward[at(group)]).clamp_(0, 1).unsqueeze(1)
                 points = moves.view(len(group), BLOCK, -1).add_(start).clamp_(0, 1)
-                asked = (number < probes[group][:, None]).reshape(-1)
-                sign = np.zeros(len(asked))
-                sign[asked] = 2.0 * asker.adversarial(points.view(len(asked), -1)[at(asked)], rows[asked]) - 1
+                active = (number < probes[group][:, None]).reshape(-1)
+                sign = np.zeros(len(active))
+                sign[active] = 2.0 * asker.adversarial(points.view(len(active), -1)[at(active)], rows[active]) - 1
                 answers = sign.reshape(-1, BLOCK).sum(axis=1)
                 balance[group] += answers
                 hops.lift[group] -= LIFT * answers / BLOCK
                 # The sum of moves, not of points: those would lose the moves' digits.
                 moved = points.sub_(start)
-                plain[at(group)] += _sum_block(moved * column(asked.astype(np.float64), moved).view(-1, BLOCK, 1))
+                plain[at(group)] += _sum_block(moved * column(active.astype(np.float64), moved).view(-1, BLOCK, 1))
                 signed[at(group)] += _sum_block(moved.mul_(column(sign, moved).view(-1, BLOCK, 1)))
         hops.counter += probes
         mean = balance / probes
@@ -355,7 +355,7 @@ class _Hops:
 
 
 def _coarsest(images: Tensor) -> int:
-    """The power of two that the first probes' frequencies are divided by, where nothing else is said."""
+    """The default of ``coarse``: the power of two that divides the first probes' frequencies."""
     coarse = 1
     while coarse < COARSEST and min(images.shape[2:]) // (2 * coarse) >= LEAST_SIDE:
         coarse *= 2

@@ -126,29 +126,29 @@ def check_same_names(
     number = {name: label for label, name in enumerate(theirs)}
     strange = [name for name in ours if name not in number]
     if strange:
-        said = {f"not among those of {of}": ", ".join(strange[:5])}
+        difference = {f"not among those of {of}": ", ".join(strange[:5])}
         advice = (
             f"use the names of {of}; if only the spelling differs, tell the network: "
             "dcn_plugin.checkpoint.name_classes(model, data.class_names), or MODEL,class_names=... on the command line"
         )
     else:
         moved = [(place, name) for place, name in enumerate(ours) if number[name] != place]
-        said = {name: f"{place} here, {number[name]} there" for place, name in moved[:3]}
-        said = said or {"classes": f"{len(ours)} here, {len(theirs)} there"}
+        difference = {name: f"{place} here, {number[name]} there" for place, name in moved[:3]}
+        difference = difference or {"classes": f"{len(ours)} here, {len(theirs)} there"}
         advice = (
             f"open the images with class_names= of {of}: class_names_of(model) gives them, and "
             "folder:PATH,class_names=... takes a file of names, the training folder, or the network's file"
         )
     raise ClassesError(
         f"The classes of {what} are not numbered like those of {of}.",
-        said,
+        difference,
         f"{len(theirs)} classes in the order {', '.join(theirs[:5])}{' ...' if len(theirs) > 5 else ''}",
         fix or advice,
     )
 
 
 def _holder(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers, of a compact one that which it was made from."""
+    """The network inside the wrappers; of a compact network, the network it was made from."""
     inner = network_in(model)
     origin = getattr(inner, "origin", None)
     return network_in(origin) if isinstance(origin, nn.Module) else inner

@@ -255,9 +255,9 @@ def _fill(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], netw
         _check_sites(path, info, network)
     else:
         _insert(path, info, network)
-    own = network.state_dict()
-    _check_entries(path, state, {bare_name(key): value for key, value in own.items()}, type(network).__name__)
-    network.load_state_dict({key: state[bare_name(key)] for key in own})
+    entries = network.state_dict()
+    _check_entries(path, state, {bare_name(key): value for key, value in entries.items()}, type(network).__name__)
+    network.load_state_dict({key: state[bare_name(key)] for key in entries})
     if info.class_names is not None:
         name_classes(network, info.class_names)
 
@@ -293,8 +293,8 @@ def _check_sites(path: Pathish, info: CheckpointInfo, network: nn.Module) -> Non
         )
 
 
-def _check_entries(path: Pathish, state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> None:
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+def _check_entries(path: Pathish, state: Mapping[str, Tensor], entries: Mapping[str, Tensor], name: str) -> None:
+    missing, unexpected = sorted(entries.keys() - state.keys()), sorted(state.keys() - entries.keys())
     if missing or unexpected:
         raise _misfit(
             path,
@@ -303,7 +303,7 @@ def _check_entries(path: Pathish, state: Mapping[str, Tensor], own: Mapping[str,
             name,
         )
     for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype)):
-        wrong = {key: (of(state[key]), of(tensor)) for key, tensor in own.items() if of(state[key]) != of(tensor)}
+        wrong = {key: (of(state[key]), of(tensor)) for key, tensor in entries.items() if of(state[key]) != of(tensor)}
         if wrong:
             key, (theirs, ours) = next(iter(wrong.items()))
             raise _misfit(
@@ -312,9 +312,9 @@ def _check_entries(path: Pathish, state: Mapping[str, Tensor], own: Mapping[str,
                 name,
                 "build the model with the options of the one that was saved, and convert it before or after loading",
             )
-    if meta := [key for key, tensor in own.items() if tensor.is_meta]:
+    if meta := [key for key, tensor in entries.items() if tensor.is_meta]:
         raise _misfit(path, f"{len(meta)} entries of the model are on the meta device", name, "call to_empty() on it")
-    if torn := [alias for alias, key in ties(own).items() if not torch.equal(state[alias], state[key])]:
+    if torn := [alias for alias, key in ties(entries).items() if not torch.equal(state[alias], state[key])]:
         raise _misfit(path, f"the model ties entries that have different values in the file ({torn[:3]})", name)
 
 
@@ -339,12 +339,12 @@ def _parts(network: nn.Module) -> dict[str, DefectSpec]:
 
 def _sites(parts: Mapping[str, DefectSpec], masks: Collection[str]) -> dict[str, tuple[DefectSpec, SiteSpec]]:
     """Path of the mask -> its site, for every site that surgery filled."""
-    found = {}
+    sites = {}
     for part, spec in parts.items():
         for site in spec.sites:
             slot = f"{part}.{site.name}.drop".removeprefix(".")
-            found[f"{slot}.1" if f"{slot}.1" in masks else slot] = (spec, site)  # .1: behind a drop that was there
-    return found
+            sites[f"{slot}.1" if f"{slot}.1" in masks else slot] = (spec, site)  # .1: behind a drop that was there
+    return sites
 
 
 def _strange(sites: Mapping[str, tuple[DefectSpec, SiteSpec]], bits: Mapping[str, Tensor]) -> list[str]:

@@ -54,8 +54,8 @@ def write_archive(path: Pathish, state: Mapping[str, Any], metadata: Mapping[str
         OSError: the file cannot be written; what was there before stays.
     """
     tied = ties(_check_storable(state))
-    kept = {name: tensor for name, tensor in state.items() if name not in tied}
-    packed = {name: list(tensor.shape) for name, tensor in kept.items() if tensor.dtype == torch.bool}
+    stored = {name: tensor for name, tensor in state.items() if name not in tied}
+    packed = {name: list(tensor.shape) for name, tensor in stored.items() if tensor.dtype == torch.bool}
     text = {
         "format": "pt",
         **metadata,
@@ -67,7 +67,7 @@ def write_archive(path: Pathish, state: Mapping[str, Any], metadata: Mapping[str
         name: _pack(tensor)
         if name in packed
         else tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in kept.items()
+        for name, tensor in stored.items()
     }
     try:
         blob = safetensors.torch.save(tensors, text)

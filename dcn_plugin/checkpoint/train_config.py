@@ -153,8 +153,8 @@ class TrainConfig:
         """
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         raw = dataclasses.asdict(self)
-        kept = {name: value for name, value in raw.items() if name not in _LATER or value != defaults[name]}
-        return json.dumps(kept, sort_keys=True)
+        options = {name: value for name, value in raw.items() if name not in _LATER or value != defaults[name]}
+        return json.dumps(options, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:

@@ -119,7 +119,7 @@ def read_weights(path: Pathish, *, names: Iterable[str] | None = None) -> dict[s
 
 @contextlib.contextmanager
 def fitting(name: str, path: Pathish | None = None) -> Iterator[None]:
-    """Name the model where torch says that weights do not fit it.
+    """Add the model's name to torch's error about weights that do not fit.
 
     Raises:
         CheckpointError: they do not.
@@ -168,25 +168,25 @@ def _read(path: Pathish) -> Any:
 
 
 def _classes(path: Pathish) -> str:
-    """What a file of torch.save holds beside tensors."""
+    """Names of the classes in a file of torch.save that cannot be loaded safely."""
     try:
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(os.fspath(path)))[:3])
     except Exception:  # it is only for the message, and a stranger's file may set off anything
         return "classes or functions"
 
 
-def _tensors(path: Pathish, found: Any) -> dict[str, Tensor]:
-    """The state dict in what was read, out of its nests."""
-    while isinstance(found, Mapping):
-        nest = next((key for key in _NESTS if isinstance(found.get(key), Mapping)), None)
+def _tensors(path: Pathish, content: Any) -> dict[str, Tensor]:
+    """The state dict in a file's content, taken out of nested dicts."""
+    while isinstance(content, Mapping):
+        nest = next((key for key in _NESTS if isinstance(content.get(key), Mapping)), None)
         if nest is None:
             break
-        found = found[nest]
-    state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+        content = content[nest]
+    state = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not state:
         raise CheckpointError(
             f"{os.fspath(path)} holds no state dict.",
-            list(map(str, found))[:5] if isinstance(found, Mapping) else type(found).__name__,
+            list(map(str, content))[:5] if isinstance(content, Mapping) else type(content).__name__,
             f"name -> tensor, or such a dict under {', '.join(map(repr, _NESTS))}",
             "save model.state_dict()",
         )
@@ -209,15 +209,15 @@ def _renamed(state: Mapping[str, Tensor], names: set[str] | None) -> Mapping[str
     return max(forms, key=lambda form: len(form.keys() & names))  # the first of equals: as little as possible
 
 
-def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Torch copies what fits before it complains about the rest; said as torch says it, but before."""
+def _check_shapes(state: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
+    """Raise torch's error about shapes before torch copies the entries that fit."""
     wrong = [
-        f"size mismatch for {key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model"
+        f"size mismatch for {key}: {tuple(value.shape)} in the file, {tuple(entries[key].shape)} in the model"
         for key, value in state.items()
-        if key in own and own[key].dtype != torch.bool and value.shape != own[key].shape
+        if key in entries and entries[key].dtype != torch.bool and value.shape != entries[key].shape
     ]
-    missing = sorted(key for key in own.keys() - state.keys() if own[key].dtype != torch.bool)
-    unexpected = sorted(state.keys() - own.keys())
+    missing = sorted(key for key in entries.keys() - state.keys() if entries[key].dtype != torch.bool)
+    unexpected = sorted(state.keys() - entries.keys())
     lines = [
         *([f"Missing key(s): {', '.join(missing[:3])}"] if missing else []),
         *([f"Unexpected key(s): {', '.join(unexpected[:3])}"] if unexpected else []),

@@ -39,9 +39,9 @@ def _open(spec: Spec) -> list[Attack]:
 
         make = paper_attacks if spec.head == "paper" else modern_transfer_attacks
         return list(spec.call(make).values())
-    own = _own().get(spec.head.lower())
-    if own is not None and spec.head.islower():
-        return [spec.call(own)]
+    attack_type = _own().get(spec.head.lower())
+    if attack_type is not None and spec.head.islower():
+        return [spec.call(attack_type)]
     if spec.head.islower():
         near = _near(spec.head)
         raise SpecError("There is no attack of this name.", spec.head, ATTACKS, near)
@@ -52,12 +52,12 @@ def _open(spec: Spec) -> list[Attack]:
 
 def _near(name: str) -> str | None:
     """The question "did you mean ...?" with our names, and torchattacks' where it is installed."""
-    known = [*_own(), "paper", "modern"]
+    names = [*_own(), "paper", "modern"]
     with contextlib.suppress(ImportError):
         from dcn_plugin.adapters._torchattacks_table import KNOWN
 
-        known += KNOWN
-    return closest(name, known)
+        names += KNOWN
+    return closest(name, names)
 
 
 def _own() -> dict[str, Callable[..., Attack]]:

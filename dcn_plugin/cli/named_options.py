@@ -30,11 +30,11 @@ class Spec:
         """Call ``make`` with the options and ``more``; what it does not know is an error that lists what it knows."""
         if not callable(make):
             raise SpecError(f"{self.head} is no function.", type(make).__name__, "a function that can be called")
-        known = inspect.signature(make).parameters
-        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        parameters = inspect.signature(make).parameters
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for key in self.options:
-            if key not in known and not open_ended:
-                names = [name for name in known if name != "self"]
+            if key not in parameters and not open_ended:
+                names = [name for name in parameters if name != "self"]
                 raise SpecError(f"{self.head} has no option {key!r}.", key, ", ".join(names), closest(key, names))
         try:
             return make(**more, **self.options)
@@ -67,16 +67,16 @@ def named(texts: Iterable[str], what: str) -> dict[str, str]:
     Raises:
         SpecError: two have the same name, or nothing stands before the "=".
     """
-    found: dict[str, str] = {}
+    specs: dict[str, str] = {}
     for text in texts:
         head = text.partition(",")[0]
         name, _, spec = text.partition("=") if "=" in head else (text, "", text)
         if not name.strip():
             raise SpecError(f"One of the {what} has no name.", text, "NAME=SPEC, or SPEC alone")
-        if name in found:
+        if name in specs:
             raise SpecError(f"Two {what} have the same name.", name, "NAME=SPEC with different names")
-        found[name] = spec
-    return found
+        specs[name] = spec
+    return specs
 
 
 def _split(text: str) -> list[str]:

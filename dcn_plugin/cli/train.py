@@ -159,12 +159,12 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     from dcn_plugin.training import TrainConfig
 
     config: TrainConfig = getattr(TrainConfig, _PRESETS[args.preset])()
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    fields = [field.name for field in dataclasses.fields(TrainConfig)]
     # parse_spec reads "NAME,key=value"; here there are only keys and values.
     changes = dict(parse_spec(",".join(["set", *args.set])).options)
     for key in changes:
-        if key not in known:
-            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(known), closest(key, known))
+        if key not in fields:
+            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(fields), closest(key, fields))
     changes |= {f: getattr(args, name) for name, f in _FIELDS.items() if getattr(args, name) is not None}
     if args.min_scale is not None:
         changes.setdefault("shift", 0)  # the presets shift; a random resized crop does that already
@@ -268,8 +268,8 @@ def _report(args: argparse.Namespace, result: TrainResult, model: nn.Module, dat
         lines.append(f"The best epoch is chosen on the {'validation' if by == 'val' else by} set.")
     if by == "test":
         lines.append("Its test accuracy is therefore too good; report that of the last epoch beside it.")
-    kept = rows.get("best", rows["last"])[1]
-    lines += ["", f"Network: {kept}", f"To measure it: --target NAME={_reopen(args.model, model, kept)}"]
+    best_path = rows.get("best", rows["last"])[1]
+    lines += ["", f"Network: {best_path}", f"To measure it: --target NAME={_reopen(args.model, model, best_path)}"]
     return "\n".join([*lines, f"Record: {Path(args.out) / 'history.json'}"])
 
 

@@ -109,8 +109,8 @@ def load_npz(
     numbers = class_numbers(labels, source=str(file))
     names = None if class_names is None else read_class_names(class_names)
     if num_classes is None:
-        known = [numbers, *(class_numbers(other, source=str(file)) for other in others)]
-        num_classes = max(int(part.max()) + 1 if len(part) else 0 for part in known) if names is None else len(names)
+        parts = [numbers, *(class_numbers(other, source=str(file)) for other in others)]
+        num_classes = max(int(part.max()) + 1 if len(part) else 0 for part in parts) if names is None else len(names)
     data = ImageSet(
         _pixels(_channels_first(images, layout, file), file),
         numbers,
@@ -130,8 +130,8 @@ def npz_splits(path: str | os.PathLike[str]) -> list[str]:
     file = Path(path)
     with _npz_errors(file), open(file, "rb") as stream:
         content = np.load(stream, allow_pickle=False)
-        found = content.files if isinstance(content, np.lib.npyio.NpzFile) else []
-    return [] if {"images", "labels"} <= set(found) else _splits(found)
+        keys = content.files if isinstance(content, np.lib.npyio.NpzFile) else []
+    return [] if {"images", "labels"} <= set(keys) else _splits(keys)
 
 
 @contextlib.contextmanager
@@ -145,7 +145,7 @@ def _npz_errors(file: Path) -> Iterator[None]:
 
 
 def _splits(keys: Sequence[str]) -> list[str]:
-    """Parts of which images and labels are there, in MedMNIST's notation or in Keras'."""
+    """Parts that have both images and labels, in MedMNIST's notation or in Keras'."""
     stems = [key.removesuffix("_images") for key in keys if key.endswith("_images")]
     stems += [key.removeprefix("x_") for key in keys if key.startswith("x_")]
     return [split for split in dict.fromkeys(stems) if any(pair[1] in keys for pair in _pairs(split))]
@@ -155,11 +155,11 @@ def _pairs(split: str) -> list[tuple[str, str]]:
     return [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")]
 
 
-def _label_keys(keys: Sequence[str], own: str) -> list[str]:
+def _label_keys(keys: Sequence[str], labels_key: str) -> list[str]:
     """The labels of the other parts of a file."""
-    if not any(own in pair for split in _splits(keys) for pair in _pairs(split)):
+    if not any(labels_key in pair for split in _splits(keys) for pair in _pairs(split)):
         return []
-    return [labels for split in _splits(keys) for _, labels in _pairs(split) if labels in keys and labels != own]
+    return [labels for split in _splits(keys) for _, labels in _pairs(split) if labels in keys and labels != labels_key]
 
 
 def _npz_keys(
@@ -258,9 +258,9 @@ def find_idx(root: Path, name: str, *, train: bool = False) -> tuple[Path, Path]
     prefix = "train" if train else "t10k"
     stems = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
     for folder in (root / name / "raw", root):
-        found = [[path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()] for stem in stems]
-        if all(found):
-            return found[0][0], found[1][0]
+        files = [[path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()] for stem in stems]
+        if all(files):
+            return files[0][0], files[1][0]
     raise DataError(
         f"{name} is not in this folder.",
         str(root),

@@ -50,10 +50,10 @@ def load_digits(*, size: int = 16, seed: int = 0) -> Splits:
         cut = members[order].split([n_test, n_val, len(members) - n_test - n_val])
         for name, indices in zip(("test", "val", "train"), cut, strict=True):
             parts[name].append(indices)
-    whole = ImageSet(images, labels, 10, f"digits{size}", tuple("0123456789"))
+    dataset = ImageSet(images, labels, 10, f"digits{size}", tuple("0123456789"))
     train, val, test = (
         # Sorted by index, so that the classes are mixed as in the original file.
-        whole.subset(torch.cat(parts[name]).sort().values, name=f"digits{size}/{name}")
+        dataset.subset(torch.cat(parts[name]).sort().values, name=f"digits{size}/{name}")
         for name in ("train", "val", "test")
     )
     return Splits(train, val, test)

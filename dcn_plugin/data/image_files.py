@@ -168,17 +168,17 @@ def images_under(folder: Path) -> list[str]:
 
     Names that begin with a dot are passed over: systems and notebooks leave such files behind.
     """
-    found = []
+    paths = []
     # Sorted, for the order in which a file system lists names is its own affair.
     for parent, _, names in sorted(os.walk(folder, followlinks=True)):
         inner = Path(parent).relative_to(folder)
         if not any(part.startswith(".") for part in inner.parts):
-            found += [
+            paths += [
                 (inner / name).as_posix()
                 for name in sorted(names)
                 if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
             ]
-    return found
+    return paths
 
 
 def evenly_spaced(total: int, limit: int | None) -> list[int]:

@@ -95,19 +95,19 @@ def labelled_files(root: Path, *, class_names: NamesLike | None = None) -> tuple
     Raises:
         DataError: see :class:`ImageFolder`.
     """
-    found = class_folders(root)
+    folders = class_folders(root)
     given = None if class_names is None else read_class_names(class_names)
     annotated = annotated_files(root)
     if annotated is not None:
-        found = sorted(set(annotated.values()))
+        folders = sorted(set(annotated.values()))
     elif given is None:
-        check_class_level(root, found)
+        check_class_level(root, folders)
     if given is None:
-        check_training_folder(root, found)
-        _warn_of_numbers(root, found)
-    classes = tuple(found) if given is None else given
-    number = _numbers(found, classes)
-    unknown = [name for name in found if name not in number]
+        check_training_folder(root, folders)
+        _warn_of_numbers(root, folders)
+    classes = tuple(folders) if given is None else given
+    number = _numbers(folders, classes)
+    unknown = [name for name in folders if name not in number]
     if unknown:
         raise DataError(
             f"{root} holds folders that are no class of class_names.",
@@ -119,7 +119,7 @@ def labelled_files(root: Path, *, class_names: NamesLike | None = None) -> tuple
     if annotated is not None:
         return classes, [LabelledFile(path, number[name]) for path, name in sorted(annotated.items())]
     files, empty = [], []
-    for name in found:
+    for name in folders:
         inside = images_under(root / name)
         files += [LabelledFile(f"{name}/{path}", number[name]) for path in inside]
         if not inside:
@@ -134,10 +134,10 @@ def labelled_files(root: Path, *, class_names: NamesLike | None = None) -> tuple
     return classes, files
 
 
-def _numbers(found: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+def _numbers(folders: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
     """Folder -> label. Folders that are the labels themselves ("0" to "9", or "000" to "999") are taken for them."""
-    if set(found).isdisjoint(classes) and all(name.isdecimal() for name in found):
-        labels = {name: int(name) for name in found}
+    if set(folders).isdisjoint(classes) and all(name.isdecimal() for name in folders):
+        labels = {name: int(name) for name in folders}
         if sorted(labels.values()) == list(range(len(classes))):
             return labels
     return {name: label for label, name in enumerate(classes)}

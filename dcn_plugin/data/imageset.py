@@ -45,8 +45,8 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        whole = not labels.is_floating_point() and not labels.is_complex()
-        if whole and (labels.dtype != torch.int64 or labels.ndim == 2):
+        integral = not labels.is_floating_point() and not labels.is_complex()
+        if integral and (labels.dtype != torch.int64 or labels.ndim == 2):
             labels = class_numbers(labels, source=repr(self.name)).to(labels.device)
             object.__setattr__(self, "labels", labels)
         if self.class_names is not None:

@@ -182,10 +182,10 @@ def folder_options(spec: str, known: Sequence[str]) -> tuple[str, dict[str, Any]
     return str(_path(head)), options
 
 
-def _check_options(known: Sequence[str], head: str, options: Mapping[str, str]) -> None:
+def _check_options(allowed: Sequence[str], head: str, options: Mapping[str, str]) -> None:
     for key in options:
-        if key not in known:
-            raise SpecError(f"{head} has no option {key!r}.", key, ", ".join(known), closest(key, known))
+        if key not in allowed:
+            raise SpecError(f"{head} has no option {key!r}.", key, ", ".join(allowed), closest(key, allowed))
 
 
 def _channels(given: str | int | None) -> Literal[1, 3] | None:

@@ -92,9 +92,9 @@ def paired_folders(
     classes, originals = labelled_files(left, class_names=class_names)
     _, candidates = labelled_files(right, class_names=classes)
     twins = _by_stem(right, candidates, stems={_stem(file.path) for file in originals})
-    known = _by_stem(left, originals)
-    lonely = [file.path for stem, file in known.items() if stem not in twins]
-    strangers = [file.path for stem, file in twins.items() if stem not in known]
+    by_stem = _by_stem(left, originals)
+    lonely = [file.path for stem, file in by_stem.items() if stem not in twins]
+    strangers = [file.path for stem, file in twins.items() if stem not in by_stem]
     for paths, where, other in ((lonely, left, right), (strangers, right, left)):
         if paths:
             raise DataError(
@@ -209,17 +209,17 @@ def _stem(path: str) -> str:
 
 def _by_stem(root: Path, files: Sequence[LabelledFile], *, stems: set[str] | None = None) -> dict[str, LabelledFile]:
     """The files by class folder and name without ending; with ``stems``, by that of the original."""
-    found: dict[str, LabelledFile] = {}
+    by_stem: dict[str, LabelledFile] = {}
     for file in files:
         stem = _stem(file.path)
         if stems is not None and stem not in stems:
             stem = stem.partition(_STYLE_MARK)[0]
-        if stem in found:
+        if stem in by_stem:
             raise DataError(
                 f"Two images of {root} stand for one picture.",
-                [found[stem].path, file.path],
+                [by_stem[stem].path, file.path],
                 "one image a picture and folder",
                 "keep one of them",
             )
-        found[stem] = file
-    return found
+        by_stem[stem] = file
+    return by_stem

@@ -68,7 +68,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the whole graph that torch.export logs and prints when it fails: our error says what is the matter."""
+    """Silence the graph that torch.export logs and prints when it fails: our error names the cause."""
     logger, printed = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
     before, logger.disabled = logger.disabled, True
     try:
@@ -93,7 +93,7 @@ def _check_outputs(program: torch.export.ExportedProgram, model: nn.Module) -> N
 
 
 def _check_batch(program: torch.export.ExportedProgram, model: nn.Module) -> None:
-    """Refuse a graph that holds for some batch sizes alone; the simplified graph leaves out its checks of that."""
+    """Refuse a graph that holds for some batch sizes only: the simplified graph no longer checks the size."""
     (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in _inputs(program))
     size = image.meta["val"].shape[0]
     # Where the number of images decides on what is computed, torch.export fixes it, or keeps to one side of a branch.
@@ -209,14 +209,14 @@ class _Simplifier:
             target = _aten.conv2d.default
         if target is _aten.instance_norm.default:
             target = instance_norm
-        made = self.graph.call_function(target, tuple(args), kwargs)
-        made.meta["val"] = node.meta.get("val")
+        call = self.graph.call_function(target, tuple(args), kwargs)
+        call.meta["val"] = node.meta.get("val")
         if target is _aten.conv2d.default:
-            made.meta["title"] = _title(node.args[1])
-        self.values[node] = made
+            call.meta["title"] = _title(node.args[1])
+        self.values[node] = call
 
     def _conv_arguments(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """All seven, with numbers for "same" and "valid"."""
+        """The seven arguments of ``conv2d``, with numbers for "same" and "valid"."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given: dict[str, Any] = dict(zip(names, (None, None, None, (1, 1), (0, 0), (1, 1), 1), strict=True))
         given |= dict(zip(names, args, strict=False)) | kwargs
@@ -235,8 +235,8 @@ class _Simplifier:
             return False
         conv = node.args[0]
         assert isinstance(conv, fx.Node)
-        known: list[Any] = [node.args[at] if len(node.args) > at else None for at in (1, 2, 3, 4)]
-        if any(one is not None and one not in self.constants for one in known) or None in known[2:] or node.args[5]:
+        inputs: list[Any] = [node.args[at] if len(node.args) > at else None for at in (1, 2, 3, 4)]
+        if any(arg is not None and arg not in self.constants for arg in inputs) or None in inputs[2:] or node.args[5]:
             return False
         before = self.values.get(conv)
         if before is not None and _has_constant_weight(before) and len(conv.users) == 1:
@@ -245,18 +245,18 @@ class _Simplifier:
             rest, title = before.args[3:], before.meta["title"]
         else:
             # A norm of something else is a convolution of its own: one weight for each channel.
-            value, channels = node.meta["val"], len(self.constants[known[2]])
+            value, channels = node.meta["val"], len(self.constants[inputs[2]])
             if value.ndim != 4:
                 return False
             weight, bias = torch.ones(channels, 1, 1, 1, dtype=value.dtype, device=value.device), None
             x, rest = self._value(conv), ([1, 1], [0, 0], [1, 1], channels)
-            title = _title(known[0] or known[2])
-        norm = [None if one is None else self.constants[one].double() for one in known]
+            title = _title(inputs[0] or inputs[2])
+        norm = [None if arg is None else self.constants[arg].double() for arg in inputs]
         eps: Any = node.args[7]
         args = (x, *map(self.constant, _folded(weight, bias, norm, eps)), *rest)
-        made = self.graph.call_function(_aten.conv2d.default, args)
-        made.meta |= {"val": node.meta["val"], "title": title}
-        self.values[node] = made
+        call = self.graph.call_function(_aten.conv2d.default, args)
+        call.meta |= {"val": node.meta["val"], "title": title}
+        self.values[node] = call
         return True
 
     def _value(self, node: fx.Node) -> fx.Node:
@@ -265,9 +265,9 @@ class _Simplifier:
         return self.values[node]
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        made = self.graph.placeholder("images")
-        made.meta["val"] = node.meta["val"]
-        return made
+        placeholder = self.graph.placeholder("images")
+        placeholder.meta["val"] = node.meta["val"]
+        return placeholder
 
 
 def _folded(weight: Any, bias: Any, norm: list[Any], eps: float) -> tuple[Tensor, Tensor]:
@@ -289,7 +289,7 @@ def _has_constant_weight(node: fx.Node) -> bool:
 
 
 def _is_lopsided(node: fx.Node) -> bool:
-    """Whether padding="same" means one more on one side, which numbers for both sides cannot say."""
+    """Whether padding="same" pads one side more than the other, which one number for both cannot express."""
     names = ("stride", "padding", "dilation")
     given = dict(zip(names, node.args[3:], strict=False)) | dict(node.kwargs)
     if given.get("padding") != "same":

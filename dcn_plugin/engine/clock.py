@@ -82,11 +82,11 @@ def _quartile(rounds: list[tuple[float, float]], number: int) -> float:
 
 
 class _First(NamedTuple):
-    """What the first calls tell.
+    """What the first calls of both sides show.
 
     Args:
         repeats: how many calls of either side make a round.
-        seconds: of both, where one call makes a round, so that these are one; else None.
+        seconds: of both, if one call makes a round: then they are the first round; else None.
     """
 
     repeats: tuple[int, int]
@@ -112,14 +112,14 @@ def _rounds(
     most: int = MOST_ROUNDS,
     needed: float = 1.0,
 ) -> list[tuple[float, float]]:
-    """Seconds of both calls in each round; the order turns from one to the next.
+    """Seconds of both calls in each round; the order is reversed from round to round.
 
     Args:
         plain: a call.
         other: what might take its place.
         device: that they compute on.
-        first: what their first calls told.
-        most: rounds.
+        first: what their first calls showed.
+        most: largest number of rounds.
         needed: the gain that decides; there are fewer rounds where it is clearly reached, or clearly not.
     """
     rounds = [] if first.seconds is None else [first.seconds]
@@ -128,14 +128,14 @@ def _rounds(
         for at in (0, 1) if len(rounds) % 2 == 0 else (1, 0):
             taken[at] = _seconds((plain, other)[at], first.repeats[at], device)
         rounds.append((taken[0], taken[1]))
-        ratios = [one / two for one, two in rounds]
+        ratios = [plain_seconds / other_seconds for plain_seconds, other_seconds in rounds]
         if len(rounds) >= LEAST_ROUNDS and (min(ratios) > needed * CLEAR or max(ratios) < needed / CLEAR):
             break
     return rounds
 
 
 def _seconds(call: Call, repeats: int, device: torch.device) -> float:
-    """Of one call, right after another of its own if it is short: the caches hold what it left, as in real use."""
+    """Seconds of one call. A short one runs once before, so that the caches are filled as in real use."""
     if repeats > 1:
         call()
     start = now(device)

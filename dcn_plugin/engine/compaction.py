@@ -98,7 +98,7 @@ def compact(
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is to be made compact, and how far that has come before anything is measured.
+    """A model to compact, with all that is known of it before anything is measured.
 
     Args:
         captured: the graph of the model.
@@ -106,7 +106,7 @@ class _Task:
         live: of the graph.
         on_images: the graph as it runs on images, batch norm folded.
         as_it_is: a frozen copy of the model.
-        backend: of the rows; None: there is none here.
+        backend: of the rows; None: none works here.
         measured: the costs of steps; None: they are not measured.
         size: (C, H, W) of the images.
         batch: images a batch, at most.
@@ -131,14 +131,14 @@ class _Task:
     cut: bool
 
     def write(self, choice: Choice) -> fx.GraphModule:
-        """The graph that runs as chosen."""
+        """The graph for a choice."""
         if not (choice.on_rows or choice.packed):
             return self.on_images
         backend, packed = self.backend or "reference", choice.packed
         return lower(self.captured, self.steps, self.live, choice.on_rows, backend, device=self.device, packed=packed)
 
     def choose(self) -> Choice:
-        """What is cheapest layer by layer.
+        """The cheapest choice, layer by layer.
 
         Raises:
             CompactError: the budget is below the lists of every layer.
@@ -153,7 +153,7 @@ class _Task:
         return choice
 
     def decide(self, *, use_cache: bool) -> tuple[Decision, fx.GraphModule]:
-        """What is fastest as a whole, and its graph: as it was found before on this machine, or measured now."""
+        """The fastest choice for the whole model, and its graph: from this machine's cache, or measured now."""
         if not use_cache:
             return _fastest(self)
         key = decision_key(
@@ -166,11 +166,11 @@ class _Task:
             dtype=self.dtype,
             cut=self.cut,
         )
-        known = read_decision(key, self.steps, self.measured)
-        if known is not None:
-            graph = self.write(known.choice)
+        stored = read_decision(key, self.steps, self.measured)
+        if stored is not None:
+            graph = self.write(stored.choice)
             graph(torch.zeros(1, *self.size, dtype=self.dtype, device=self.device))  # makes the lists of rows
-            return known, graph
+            return stored, graph
         decision, graph = _fastest(self)
         write_decision(key, decision, self.steps, self.measured)
         return decision, graph
@@ -178,7 +178,7 @@ class _Task:
 
 def _compacted(
     model: nn.Module,
-    asked: AskedBackend,
+    requested: AskedBackend,
     used: Backend | None,
     note: str,
     size: tuple[int, int, int],
@@ -191,7 +191,7 @@ def _compacted(
     batch = batch_size or (16 if max(size[1:]) >= LARGE_IMAGE else 64)
     captured = capture(model, size)
     live, steps = live_neurons(captured.graph), find_steps(captured.graph)
-    measured = Measured(live, batch, device, used) if asked == "auto" and used is not None else None
+    measured = Measured(live, batch, device, used) if requested == "auto" and used is not None else None
     on_images = lower(captured, steps, live, (), "reference", device=device)
     as_it_is = copy_of(model).requires_grad_(False)
     mixing = first_mixing(captured.graph)
@@ -203,7 +203,7 @@ def _compacted(
     task = _Task(
         captured, steps, live, on_images, as_it_is, used, measured, size, batch, max_packed_bytes, device, dtype, cut
     )
-    if asked == "auto":
+    if requested == "auto":
         decision, on_rows = task.decide(use_cache=use_cache)
         busy = "Made on a busy machine: its milliseconds are one thread's." if decision.ladder[-1].one_thread else ""
         note = " ".join(filter(None, (decision.note, busy, note)))
@@ -211,7 +211,7 @@ def _compacted(
         decision = Decision(task.choose(), [Rung(batch, ("compact",))], None, "")
         on_rows = task.write(decision.choice)
         on_rows(torch.zeros(1, *size, dtype=dtype, device=device))  # makes the lists of rows
-    ways = ways_of(decision.ladder) if asked == "auto" else ()
+    ways = ways_of(decision.ladder) if requested == "auto" else ()
     plan = Plan(
         layers=_layers(steps, live, decision.choice, measured, used),
         backend=used if used is not None and decision.choice.on_rows else "dense",
@@ -223,8 +223,8 @@ def _compacted(
         chunk=decision.chunk,
         note=note,
     )
-    kept = as_it_is if any(way == "model" for _, way in ways) else None
-    return CompactModel(copy_of(model), asked, on_images, on_rows, plan, size, device, dtype, kept)
+    original = as_it_is if any(way == "model" for _, way in ways) else None
+    return CompactModel(copy_of(model), requested, on_images, on_rows, plan, size, device, dtype, original)
 
 
 def _least_batch(ways: tuple[tuple[int, Way], ...], batch: int) -> int:
@@ -278,8 +278,8 @@ def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return places.pop()
 
 
-def _backend_for(asked: AskedBackend, device: torch.device, dtype: torch.dtype) -> tuple[Backend | None, str]:
-    """The backend, None for images only; and what the plan has to say about it.
+def _backend_for(requested: AskedBackend, device: torch.device, dtype: torch.dtype) -> tuple[Backend | None, str]:
+    """The backend (None: images only), and a note on it for the plan.
 
     Raises:
         CompactError: what was asked for cannot be used.
@@ -287,12 +287,12 @@ def _backend_for(asked: AskedBackend, device: torch.device, dtype: torch.dtype) 
     if dtype == torch.float16 and device.type == "cpu":
         raise CompactError("float16 is for GPUs.", "a float16 model on the CPU", "float32", "model.float()")
     best: Backend = "triton" if device.type == "cuda" else "c"
-    wanted = best if asked == "auto" else asked
+    wanted = best if requested == "auto" else requested
     problem = _problem(wanted, device, dtype)
     if problem is None:
         return wanted, ""
-    if asked != "auto":
-        raise CompactError(f"The backend {asked!r} cannot be used here: {problem}.", fix="backend='auto'")
+    if requested != "auto":
+        raise CompactError(f"The backend {requested!r} cannot be used here: {problem}.", fix="backend='auto'")
     return None, f"The backend {wanted!r} was not taken: {problem}. The model runs on images."
 
 
@@ -352,7 +352,7 @@ def _best_chunk(
 
     What a few images leave between two layers stays in the caches, and in memory that the process has already.
     """
-    best, found, count = 1 / WORTH, None, batch
+    best, chunk, count = 1 / WORTH, None, batch
     with torch.inference_mode():
         images = torch.rand(batch, *size, device=device)
         while count > 1:
@@ -364,12 +364,12 @@ def _best_chunk(
             )
             if gain < best:
                 break
-            best, found = gain, count
-    return found, best if found is not None else 1.0
+            best, chunk = gain, count
+    return chunk, best if chunk is not None else 1.0
 
 
 def _without_rows(choice: Choice) -> Choice:
-    """The same with everything on images; what was packed stays so."""
+    """The same choice with everything on images; packed weights stay packed."""
     reasons = {
         step: "the whole model is faster on images" if step in choice.on_rows else reason
         for step, reason in choice.reasons.items()

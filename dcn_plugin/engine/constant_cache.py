@@ -13,7 +13,7 @@ __all__ = ["Derived", "derived"]
 class Derived:
     """A cache keyed by the memory of tensors that nobody writes to.
 
-    torch.compile and autograd hand the same memory over as ever new tensor objects, so that the key is where it lies.
+    torch.compile and autograd pass the same memory in new tensor objects, so the key is its address.
     An entry keeps its tensors alive: their memory cannot become another tensor's as long as the entry is there.
     """
 
@@ -24,13 +24,13 @@ class Derived:
         """The value of this kind for these tensors; ``make`` is called where there is none."""
         key = (kind, tuple(map(_place, tensors)))
         if key not in self._entries:
-            self._entries[key] = (tuple(None if one is None else one.detach() for one in tensors), make())
+            self._entries[key] = (tuple(None if tensor is None else tensor.detach() for tensor in tensors), make())
         return self._entries[key][1]
 
     def forget(self, tensors: Iterable[Tensor | None]) -> None:
         """Drop every entry that was derived from one of these."""
-        places = {_place(one) for one in tensors} - {None}
-        for key in [key for key, (kept, _) in self._entries.items() if not places.isdisjoint(map(_place, kept))]:
+        places = {_place(tensor) for tensor in tensors} - {None}
+        for key in [key for key, (sources, _) in self._entries.items() if not places.isdisjoint(map(_place, sources))]:
             del self._entries[key]
 
 

@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     Args:
         choice: which steps run on rows, and why.
         ladder: which ways are allowed at which batch size.
-        chunk: so many images at a time are fastest; None: the whole batch.
+        chunk: this many images at a time are fastest; None: the whole batch.
         note: what the plan says of it.
     """
 

@@ -17,7 +17,7 @@ Run = Callable[[Tensor], object]
 
 
 class Rung(NamedTuple):
-    """What was measured with a batch size.
+    """What was measured at one batch size.
 
     Args:
         batch_size: images a batch.
@@ -55,7 +55,7 @@ def climb(
 ) -> list[Rung]:
     """Race the ways at batch sizes from ``batch_size`` down; a way that lost twice in a row is not asked again.
 
-    Between two of them, one more image than the smaller is measured too, unless it follows that nothing is lost there:
+    Between two of them, the smaller plus one is measured too, unless it follows that nothing is lost there:
     a batch takes no longer than a larger one, and the model no less than for a smaller one.
 
     Args:
@@ -71,10 +71,10 @@ def climb(
     lost: dict[Way, int] = dict.fromkeys(ways, 0)
 
     def measured(count: int) -> Rung:
-        asked: list[Way] = [way for way in ("images", "compact") if way in ways and lost[way] < 2]
+        contenders: list[Way] = [way for way in ("images", "compact") if way in ways and lost[way] < 2]
         images = torch.rand(count, *size, device=device, dtype=dtype)
-        rung = _rung({way: ways[way] for way in ("model", *asked)}, images)
-        for way in asked:
+        rung = _rung({way: ways[way] for way in ("model", *contenders)}, images)
+        for way in contenders:
             lost[way] = 0 if way in rung.allowed else lost[way] + 1
         return rung
 
@@ -133,10 +133,10 @@ def ways_of(ladder: list[Rung]) -> tuple[tuple[int, Way], ...]:
     Returns:
         (first batch size, way), in order; neighbours differ.
     """
-    found: list[tuple[int, Way]] = []
+    starts: list[tuple[int, Way]] = []
     for at, (count, allowed, *_) in enumerate(ladder):
-        found.append((count, allowed[0]))
+        starts.append((count, allowed[0]))
         after = ladder[at + 1] if at + 1 < len(ladder) else None
         if after is not None and after.batch_size > count + 1:
-            found.append((count + 1, next(way for way in after.allowed if way in allowed)))
-    return tuple(one for at, one in enumerate(found) if not at or one[1] != found[at - 1][1])
+            starts.append((count + 1, next(way for way in after.allowed if way in allowed)))
+    return tuple(start for at, start in enumerate(starts) if not at or start[1] != starts[at - 1][1])

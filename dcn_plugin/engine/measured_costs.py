@@ -147,12 +147,12 @@ class Measured:
         (source,), window = step.inputs, pool_window(step.value)
         images = torch.rand(self.batch, *self.live[source].shape, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        indices = [number_rows(self.live[one]).to(self.device) for one in (source, step.value)]
-        there, made = (int(self.live[one].sum()) for one in (source, step.value))
-        x = torch.rand(there, self.batch, device=self.device)
+        indices = [number_rows(self.live[value]).to(self.device) for value in (source, step.value)]
+        rows_in, rows_out = (int(self.live[value].sum()) for value in (source, step.value))
+        x = torch.rand(rows_in, self.batch, device=self.device)
         spread = (*map(list, window[:4]), window[4])
         try:
-            on_rows = timed(lambda: ops.rows_max_pool(x, *indices, *spread, made, self.backend), self.device)
+            on_rows = timed(lambda: ops.rows_max_pool(x, *indices, *spread, rows_out, self.backend), self.device)
         finally:
             ops.forget(indices)
         return timed(lambda: F.max_pool2d(images, *window), self.device), on_rows
@@ -162,7 +162,7 @@ class Measured:
         assert conv is not None
         x = torch.rand(self.batch, *self.live[step.inputs[0]].shape, device=self.device)
         x = x.contiguous(memory_format=torch.channels_last)
-        kept = None if bool(conv.kept.all()) else conv.kept.to(x.device, x.dtype)
+        mask = None if bool(conv.kept.all()) else conv.kept.to(x.device, x.dtype)
         other = torch.rand(self.batch, *conv.kept.shape, device=self.device) if len(step.inputs) > 1 else None
         other = None if other is None else other.contiguous(memory_format=torch.channels_last)
 
@@ -175,8 +175,8 @@ class Measured:
                 y = torch.addcmul(scale[1], x, scale[0])
             else:
                 y = (images_conv if packed else F.conv2d)(x, conv.weight, conv.bias, *geometry)
-            if kept is not None and scale is None:
-                y.mul_(kept)
+            if mask is not None and scale is None:
+                y.mul_(mask)
             if other is not None:
                 y.add_(other)
             if conv.relu:
@@ -190,7 +190,7 @@ class Measured:
     def _on_rows(self, step: Step) -> float:
         conv = step.conv
         assert conv is not None
-        indices = [number_rows(self.live[one]) for one in (*step.inputs, step.value)]
+        indices = [number_rows(self.live[value]) for value in (*step.inputs, step.value)]
         x, *rest, out = (torch.rand(int(index.max()) + 1, self.batch, device=self.device) for index in indices)
         residual, residual_index = (rest[0], indices[1]) if rest else (None, None)
         named = (conv.weight, conv.bias, indices[0], indices[-1], conv.kept, residual_index)

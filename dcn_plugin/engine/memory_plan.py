@@ -43,25 +43,25 @@ class Inference:
     def __call__(self, images: Tensor) -> Tensor:
         """The graph's output for images (N, C, H, W); it does not lie in the memory that is kept."""
         with self._memory(len(images)) as memory:
-            made: Tensor = self._graph(images, memory)
-        return made
+            result: Tensor = self._graph(images, memory)
+        return result
 
     @contextmanager
     def _memory(self, count: int) -> Iterator[Tensor]:
-        """(rows, count), for the one who asks."""
+        """A block (rows, count), for one call."""
         size = self.rows * count
         try:
-            kept = self._spare.pop()
+            spare = self._spare.pop()
         except IndexError:  # not there yet, or another thread has it
-            kept = torch.empty(0)
-        block = kept
-        if len(kept) < size:
+            spare = torch.empty(0)
+        block = spare
+        if len(spare) < size:
             with torch.inference_mode(False):  # others cannot be written to outside of it
                 block = torch.empty(size, dtype=torch.float32, device="cpu")
         try:
             yield block[:size].view(self.rows, count)
         finally:
-            self._spare.append(block if len(block) <= self.rows * self._largest else kept)
+            self._spare.append(block if len(block) <= self.rows * self._largest else spare)
 
 
 def _places(graph: fx.Graph) -> tuple[dict[fx.Node, int], int]:
@@ -77,20 +77,20 @@ def _places(graph: fx.Graph) -> tuple[dict[fx.Node, int], int]:
         operator = _OPERATORS.get(node.target)
         if operator is None or node.args[-1] != "c":
             continue
-        living = sorted((starts[one], end) for one, (last, end) in ends.items() if last >= order[node])
+        living = sorted((starts[other], end) for other, (last, end) in ends.items() if last >= order[node])
         start, rows = 0, operator.rows(node)
         for begin, end in living:
             if start + rows <= begin:
                 break
             start = max(start, end)
         starts[node] = start
-        ends[node] = max((order[one] for one in node.users), default=order[node]), start + rows
+        ends[node] = max((order[reader] for reader in node.users), default=order[node]), start + rows
         total = max(total, start + rows)
     return starts, total
 
 
 class _Filled(nn.Module):
-    """Fills some rows of the memory, and hands them on."""
+    """Fills some rows of the memory, and returns them."""
 
     def __init__(self, fill: Fill, start: int, rows: int) -> None:
         super().__init__()
@@ -107,17 +107,17 @@ def _written(given: fx.GraphModule, starts: dict[fx.Node, int]) -> fx.GraphModul
     graph, root = fx.Graph(), nn.Module()
     for name, value in given.named_buffers():
         root.register_buffer(name, value, persistent=False)
-    made: dict[fx.Node, fx.Node] = {}
+    copies: dict[fx.Node, fx.Node] = {}
     memory: fx.Node | None = None
     for node in given.graph.nodes:
         if node in starts:
-            operator, name = _OPERATORS[node.target], f"fill_{len(made)}"
+            operator, name = _OPERATORS[node.target], f"fill_{len(copies)}"
             root.add_module(name, _Filled(operator.fill(given, node), starts[node], operator.rows(node)))
-            inputs = [made[one] for one in node.args[: operator.values] if one is not None]
+            inputs = [copies[source] for source in node.args[: operator.values] if source is not None]
             assert memory is not None
-            made[node] = graph.call_module(name, (memory, *inputs))
+            copies[node] = graph.call_module(name, (memory, *inputs))
         else:
-            made[node] = graph.node_copy(node, made.__getitem__)
+            copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "placeholder":
                 memory = graph.placeholder("memory")
     for node in list(graph.find_nodes(op="get_attr")):
@@ -144,10 +144,10 @@ class _Operator(NamedTuple):
 
 
 def _conv(graph: fx.GraphModule, node: fx.Node) -> Fill:
-    weight, bias, in_index, out_index, kept, residual_index = (_value(graph, one) for one in node.args[2:8])
+    weight, bias, in_index, out_index, mask, residual_index = (_value(graph, argument) for argument in node.args[2:8])
     stride, padding, dilation, groups, relu = node.args[8:13]
     geometry = Geometry(_pair(stride), _pair(padding), _pair(dilation), cast(int, groups))
-    run = ops.conv_runner(weight, bias, in_index, out_index, kept, residual_index, geometry, "c")
+    run = ops.conv_runner(weight, bias, in_index, out_index, mask, residual_index, geometry, "c")
 
     def fill(out: Tensor, x: Tensor, *other: Tensor) -> None:
         run(x.contiguous(), out, residual=other[0].contiguous() if other else None, relu=relu)
@@ -156,7 +156,7 @@ def _conv(graph: fx.GraphModule, node: fx.Node) -> Fill:
 
 
 def _pool(graph: fx.GraphModule, node: fx.Node) -> Fill:
-    in_index, out_index = (_value(graph, one) for one in node.args[1:3])
+    in_index, out_index = (_value(graph, argument) for argument in node.args[1:3])
     kernel, stride, padding, dilation, ceil = node.args[3:8]
     window = Window(_pair(kernel), _pair(stride), _pair(padding), _pair(dilation), bool(ceil))
     windows = ops.pool_lists(in_index, out_index, window)

@@ -20,7 +20,7 @@ __all__ = ["IMAGES_CONV", "can_pack", "images_conv", "scale_of"]
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this build of PyTorch has what it takes: the operators that torch.compile calls on CPUs."""
+    """Whether this build of PyTorch has the operators that torch.compile calls on CPUs."""
     there = hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
     return device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available() and there
 
@@ -83,9 +83,9 @@ IMAGES_CONV = torch.ops.dcn_plugin.images_conv.default
 
 
 def scale_of(conv: Conv) -> tuple[Tensor, Tensor] | None:
-    """What a convolution multiplies each channel with and adds to it, its mask included; None: it does more.
+    """Scale and shift, mask included, of a convolution that does nothing else to its channels; None: it does more.
 
-    The batch norm of a pre-activation network is one. As a convolution it takes 50 times as long as this.
+    The batch norm of a pre-activation network is one. Run as a convolution it takes 50 times as long.
 
     Returns:
         Weight and bias, (1, C, H, W), or (1, C, 1, 1) without a mask.
@@ -93,11 +93,11 @@ def scale_of(conv: Conv) -> tuple[Tensor, Tensor] | None:
     channels = len(conv.weight)
     if conv.weight.shape[1:] != (1, 1, 1) or conv.geometry != Geometry(groups=channels):
         return None
-    weight, bias = (one.view(1, channels, 1, 1) for one in (conv.weight, conv.bias))
+    weight, bias = (values.view(1, channels, 1, 1) for values in (conv.weight, conv.bias))
     if bool(conv.kept.all()):
         return weight, bias
-    kept = conv.kept.to(weight.device, weight.dtype)
-    return _channels_last(weight * kept), _channels_last(bias * kept)
+    mask = conv.kept.to(weight.device, weight.dtype)
+    return _channels_last(weight * mask), _channels_last(bias * mask)
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -24,30 +24,30 @@ def multiply_adds(step: Step, live: Live) -> tuple[int, int]:
     return _work(conv, torch.ones_like(there), torch.ones_like(conv.kept)), _work(conv, there, conv.kept)
 
 
-def _work(conv: Conv, there: Tensor, kept: Tensor) -> int:
+def _work(conv: Conv, there: Tensor, mask: Tensor) -> int:
     outputs, inputs, high, wide = conv.weight.shape
     geometry, groups = conv.geometry, conv.geometry.groups
     # How many inputs the window of each output has, in its group.
     window = torch.ones(groups, inputs, high, wide)
     readable = F.conv2d(there[None].float(), window, None, *geometry[:3], groups)[0]
-    made = kept.view(groups, outputs // groups, *kept.shape[1:]).sum(1)
-    return int((readable.double() * made).sum().round())
+    live_outputs = mask.view(groups, outputs // groups, *mask.shape[1:]).sum(1)
+    return int((readable.double() * live_outputs).sum().round())
 
 
 class Costs(Protocol):
     """What a step or a conversion costs, in any unit."""
 
     def images(self, step: Step) -> float:
-        """On images."""
+        """The cost of a step on images."""
 
     def rows(self, step: Step) -> float | None:
-        """On rows; None: not at all."""
+        """The cost of a step on rows; None: it cannot run there."""
 
     def conversion(self, node: fx.Node) -> tuple[float, float]:
-        """Of a value: to rows, and back to images."""
+        """The costs of converting a value to rows, and back to images."""
 
     def saved_by_packing(self, step: Step) -> float:
-        """What a convolution on images saves if its weights are laid out once, which its cost on images counts on."""
+        """What a convolution on images saves if its weights are laid out once; already left out of its cost there."""
 
 
 @dataclass(eq=False)
@@ -122,7 +122,7 @@ def choose(steps: list[Step], live: Live, costs: Costs, *, budget: int) -> Choic
         if cost is not None:
             on_rows[step] = cost
     spent = 0
-    for step in sorted(sizes, key=lambda one: (on_rows[one] - costs.images(one)) / max(sizes[one], 1)):
+    for step in sorted(sizes, key=lambda conv: (on_rows[conv] - costs.images(conv)) / max(sizes[conv], 1)):
         if spent + sizes[step] > budget:
             reasons[step] = f"its lists ({sizes[step] / 2**20:.1f} MiB) go beyond max_packed_bytes"
             del on_rows[step]
@@ -147,7 +147,7 @@ def _worth_packing(steps: list[Step], costs: Costs, on_rows: frozenset[Step], bu
         if step.conv is not None and step not in on_rows
     }
     chosen = set()
-    for step in sorted((one for one in saved if saved[one] > 0), key=saved.__getitem__, reverse=True):
+    for step in sorted((conv for conv in saved if saved[conv] > 0), key=saved.__getitem__, reverse=True):
         assert step.conv is not None
         if step.conv.weight.nbytes <= budget:
             budget -= step.conv.weight.nbytes
@@ -157,11 +157,11 @@ def _worth_packing(steps: list[Step], costs: Costs, on_rows: frozenset[Step], bu
 
 def _readers(steps: list[Step]) -> dict[fx.Node, list[Step]]:
     """The steps that read each value which a step makes."""
-    made = {step.value for step in steps}
+    values = {step.value for step in steps}
     readers: dict[fx.Node, list[Step]] = {}
     for step in steps:
         for value in dict.fromkeys(step.inputs):
-            if value in made:
+            if value in values:
                 readers.setdefault(value, []).append(step)
     return readers
 
@@ -192,6 +192,6 @@ def _cut(steps: list[Step], costs: Costs, on_rows: dict[Step, float]) -> frozens
             graph.add_edge(("to images", value), step)
             graph.add_edge(step, ("to rows", value))
     _, (side, _) = networkx.minimum_cut(graph, "rows", "images")
-    chosen = frozenset(one for one in side if isinstance(one, Step))
+    chosen = frozenset(node for node in side if isinstance(node, Step))
     # Without a convolution on rows the conversions are for nothing.
     return chosen if any(step.kind == "conv" for step in chosen) else frozenset()

@@ -47,7 +47,7 @@ class Plan:
     Args:
         layers: all convolutions in order.
         backend: of the layers that run on rows.
-        batch_size: that was measured with.
+        batch_size: at which was measured.
         dense_ms: milliseconds a batch of the whole model as it is, masks included; None: not measured.
         compact_ms: the same, as planned.
         least_batch: from this batch size on, up to the measured one, the layers run as planned; one more than the
@@ -133,8 +133,8 @@ class Plan:
     def _ways(self) -> str:
         if not self.ways:
             return f"smaller batches than {self.least_batch} run on images"
-        said = {"compact": "as planned", "images": "on images", "model": "as the model is"}
-        return "batches run " + ", ".join(f"{said[way]} from {first} on" for first, way in self.ways)
+        phrases = {"compact": "as planned", "images": "on images", "model": "as the model is"}
+        return "batches run " + ", ".join(f"{phrases[way]} from {first} on" for first, way in self.ways)
 
 
 def _ms(value: float | None) -> str:

@@ -44,7 +44,7 @@ class AdversarialBatch:
         images: float32 (B, C, H, W) in [0, 1], rounded as the set says.
         labels: int64 (B,).
         source_correct: bool (B,), the source was right on the clean image.
-        fooled: bool (B,), it was, and no longer is (judged before rounding, as in the authors' code).
+        fooled: bool (B,), the source was right and no longer is (judged before rounding, as in the authors' code).
         zero_gradient: bool (B,), the loss had a gradient of exactly zero at some step.
         started: bool (B,), False where a decision-based attack found no adversarial image to start from.
         distance: float64 (B,), see :class:`~dcn_plugin.attacks.AttackResult`; of the images before rounding.
@@ -92,7 +92,7 @@ class AdversarialSet:
             the distance. The images are then stored as uint8.
         batch_size: images at a time.
         store: where finished batches are kept and looked for.
-        limit: only the first this many images of ``data``, all by default.
+        limit: how many images of ``data``, from the first on; all by default.
         team: processes that share the images; ``Team.of(accelerator)`` for those of an Accelerator. Each writes the
             batches it makes into the store.
         model_key: gives the key of the source; within one run :class:`ModelKeys`, which hashes it once.
@@ -179,23 +179,23 @@ class AdversarialSet:
         if self.store is not None and key is None:
             _log.warning("The images of %s on %s are not kept: they have no key", self.attack.name, self.name)
         for first, images, labels in own_batches(self.data, self.batch_size, self.team, count=len(self)):
-            kept = self.store.read_batch(key, first) if self.store is not None and key is not None else None
-            if kept is None:
+            columns = self.store.read_batch(key, first) if self.store is not None and key is not None else None
+            if columns is None:
                 self._fits  # noqa: B018  (checked once)
-                kept = self._attacked(images, labels, first)
+                columns = self._attacked(images, labels, first)
                 if self.store is not None and key is not None:
                     about = {"source": self.name, "attack": self.attack.name}
-                    self.store.write_batch(key, first, kept, about)
-            kept = {column: kept[column] for column in _COLUMNS if column not in ("labels", "change")}
+                    self.store.write_batch(key, first, columns, about)
+            columns = {column: columns[column] for column in _COLUMNS if column not in ("labels", "change")}
             if self.rounding == "8bit":
-                kept["images"] = kept["images"].float() / 255
+                columns["images"] = columns["images"].float() / 255
             # Not kept, but measured each time: runs of before it was measured have no such column.
-            change = self.attack.changes(images.cpu(), kept["images"])
-            yield AdversarialBatch(first=first, labels=labels.cpu(), change=change, **kept)
+            change = self.attack.changes(images.cpu(), columns["images"])
+            yield AdversarialBatch(first=first, labels=labels.cpu(), change=change, **columns)
 
     @functools.cached_property
     def loaded(self) -> AdversarialBatch:
-        """All images as one batch. It stays in memory; whoever iterates from then on reads it."""
+        """All images as one batch. It stays in memory; later iterations read it."""
         parts = [(batch.first, tuple(getattr(batch, column) for column in _COLUMNS)) for batch in self]
         return AdversarialBatch(0, *whole(parts, self.team))
 
@@ -206,28 +206,28 @@ class AdversarialSet:
 
     def _attacked(self, images: Tensor, labels: Tensor, first: int) -> dict[str, Tensor]:
         device = device_of(self.source)
-        made = self.attack(
+        result = self.attack(
             self.source, images.to(device), labels.to(device), batch_size=self.batch_size, first_index=first
         )
-        adversarial = made.images.cpu()
+        adversarial = result.images.cpu()
         if self.rounding == "8bit":
             adversarial = (adversarial * 255).round().to(torch.uint8)
         examples: dict[str, Tensor] = {}
-        if self.store is not None and not first and len(rows := made.fooled.nonzero().flatten()[:_EXAMPLES]):
+        if self.store is not None and not first and len(rows := result.fooled.nonzero().flatten()[:_EXAMPLES]):
             with torch.no_grad(), eval_mode(self.source):
-                said = check_answers(self.source(made.images[rows]), count=len(rows))
+                answers = check_answers(self.source(result.images[rows]), count=len(rows))
             examples = {
                 "example_clean": images.to(device)[rows].float().cpu(),
                 "example_labels": labels.cpu()[rows.cpu()].long(),
-                "example_said": (said.argmax(dim=1) if said.ndim == 2 else said).cpu().long(),
+                "example_said": (answers.argmax(dim=1) if answers.ndim == 2 else answers).cpu().long(),
             }
         return {
             **examples,
             "images": adversarial,
-            "source_correct": made.correct.cpu(),
-            "fooled": made.fooled.cpu(),
-            "zero_gradient": made.zero_gradient.cpu(),
-            "started": made.started.cpu(),
-            "distance": made.distance.cpu(),
-            "queries": made.queries.cpu(),
+            "source_correct": result.correct.cpu(),
+            "fooled": result.fooled.cpu(),
+            "zero_gradient": result.zero_gradient.cpu(),
+            "started": result.started.cpu(),
+            "distance": result.distance.cpu(),
+            "queries": result.queries.cpu(),
         }

@@ -1,4 +1,4 @@
-"""Whether models and images fit each other, found out before anything is measured."""
+"""Whether models and images fit each other, checked before anything is measured."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _REFUSALS = (RuntimeError, AssertionError, IndexError, ValueError)
 
 
 def check_fits(data: LabelledImages, *groups: Mapping[str, nn.Module]) -> None:
-    """:func:`check_fit` for each of several models by name; one that stands there twice is asked once."""
-    asked: list[nn.Module] = []
+    """:func:`check_fit` for each of several models by name; a model that occurs twice is checked once."""
+    models: list[nn.Module] = []
     for name, model in itertools.chain.from_iterable(group.items() for group in groups):
-        if not any(model is other for other in asked):
+        if not any(model is other for other in models):
             check_fit(model, data, name=name)
-            asked.append(model)
+            models.append(model)
 
 
 def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", classes: bool = True) -> int | None:
@@ -57,11 +57,11 @@ def check_fit(model: nn.Module, data: LabelledImages, *, name: str = "", classes
     if classes:
         check_names(model, data, name=name)
     with refusals(model, data.shape, name=name):
-        said = _ask(model, data.shape)
-    if isinstance(said, Tensor) and not said.is_floating_point():
-        check_answers(said, count=1)
+        answer = _ask(model, data.shape)
+    if isinstance(answer, Tensor) and not answer.is_floating_point():
+        check_answers(answer, count=1)
         return None
-    count = check_logits(said, count=1, finite=False).shape[1]
+    count = check_logits(answer, count=1, finite=False).shape[1]
     if classes:
         check_count(model, count, data, name=name)
     return count
@@ -115,7 +115,7 @@ def refusals(model: nn.Module, shape: tuple[int, int, int], *, name: str = "") -
     """Turn what a model raises on images that it is not made for into a named error.
 
     Args:
-        model: that is asked inside.
+        model: that is run inside.
         shape: (C, H, W) of the images.
         name: of the model, for the message.
 
@@ -157,12 +157,12 @@ def _advice(model: nn.Module, shape: tuple[int, int, int]) -> str:
 
 @torch.no_grad()
 def _ask(model: nn.Module, shape: tuple[int, int, int]) -> object:
-    """What the model says about one black image."""
+    """The model's output for one black image."""
     device = device_of(model)
     image = torch.zeros(1, *shape, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eval_mode(model):
-        said: object = model(as_input(image, model_dtype(model)))
-    return said
+        answer: object = model(as_input(image, model_dtype(model)))
+    return answer
 
 
 def _called(model: nn.Module, name: str) -> str:

@@ -31,7 +31,7 @@ class Option:
             (0, 1], a text, or the path of a file with a class map.
         default: what holds where it is not given.
         choices: the only texts, where there are few.
-        several: it may be given again; the value is a tuple.
+        several: it may be repeated; the value is a tuple.
         flag: on the command line; "--name" by default.
         metavar: what stands for the value in a help text.
         required: it has no default.
@@ -72,7 +72,7 @@ class Strength:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a protocol is to measure, whoever asks: the command line, a recipe.
+    """What a protocol is to measure, as the command line or a recipe asks for it.
 
     Args:
         targets: name -> model to measure.
@@ -140,12 +140,12 @@ class Protocol:
 
     @property
     def verdicts(self) -> bool:
-        """Whether its records hold a verdict, so that one in which no image counts is sound."""
+        """Whether its records hold a verdict, so that a record in which no image counts is sound."""
         return self.figure == "passed"
 
     def takes(self, option: str) -> bool:
         """Whether it has an option of this name."""
-        return any(known.name == option for known in self.options)
+        return any(candidate.name == option for candidate in self.options)
 
 
 #: The attacks of the command line where none is named.

@@ -271,12 +271,12 @@ class ResultFile:
         return cls(raw["spec"], tuple(map(Result.from_dict, raw["results"])), raw["run"])
 
 
-def _share(part: int | None, whole: int) -> float | None:
-    return part / whole if part is not None and whole else None
+def _share(part: int | None, total: int) -> float | None:
+    return part / total if part is not None and total else None
 
 
-def _interval(part: int | None, whole: int) -> tuple[float, float] | None:
-    return wilson(part, whole) if part is not None and whole else None
+def _interval(part: int | None, total: int) -> tuple[float, float] | None:
+    return wilson(part, total) if part is not None and total else None
 
 
 def _is_scalars(value: object) -> bool:

@@ -128,8 +128,8 @@ class Session:
         """Measure units one after the other; each is kept before the next one begins.
 
         Args:
-            what: they are, for the log.
-            units: in the order of the records; one that is made as it is come to may ask the models first.
+            what: the units are, for the log.
+            units: in the order of the records; a unit that is made lazily may run the models first.
             count: of the units.
             size: of each, in the bar's units.
             unit: of the bar.
@@ -141,11 +141,11 @@ class Session:
             SpecError: the processes are about to measure different things.
         """
         with progress_bar(count * size, what, show=self.progress, unit=unit, team=self.team) as bar:
-            for number, one in enumerate(units, 1):
-                yield from self.recall(one, bar)
+            for number, item in enumerate(units, 1):
+                yield from self.recall(item, bar)
                 bar.reach(number * size)
-                if one.title:
-                    bar.cell(one.title, number, count)
+                if item.title:
+                    bar.cell(item.title, number, count)
 
     def recall(self, unit: Unit, bar: Any = None) -> list[Result]:
         """The records of a unit: those that the store has, and the others measured now and written before this returns.
@@ -156,17 +156,17 @@ class Session:
         keyed = self.store is not None or self.team.size > 1
         keys = {part: unit.key(part) if keyed else None for part in unit.parts}
         self.team.check(keys if len(keys) > 1 else next(iter(keys.values())))
-        known: dict[str, Sequence[Result]] = {}
+        records: dict[str, Sequence[Result]] = {}
         if self.store is not None:
-            known = self.team.first(functools.partial(_kept, self.store, keys))
-        missing = [part for part in unit.parts if part not in known]
+            records = self.team.first(functools.partial(_kept, self.store, keys))
+        missing = [part for part in unit.parts if part not in records]
         if missing:
-            known |= unit.measure(missing, bar)
+            records |= unit.measure(missing, bar)
             for part in missing:
                 key = keys[part]
                 if self.store is not None and key is not None and self.team.leads:
-                    self.store.write_unit(key, known[part])
-        return [result for part in unit.parts for result in known[part]]
+                    self.store.write_unit(key, records[part])
+        return [result for part in unit.parts for result in records[part]]
 
 
 def _kept(store: RunDirectory, keys: Mapping[str, Key | None]) -> dict[str, Sequence[Result]]:

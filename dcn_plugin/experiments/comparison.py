@@ -137,8 +137,8 @@ def to_markdown(
         for row in dict.fromkeys(number.row for number in numbers)
     ]
     for label, why in spec.skip.items():
-        known = None if spec.numbers is None else spec.numbers.row(label)
-        shown = [f"({known.values[c]:g})" if known and known.values.get(c) is not None else "" for c in columns]
+        paper = None if spec.numbers is None else spec.numbers.row(label)
+        shown = [f"({paper.values[c]:g})" if paper and paper.values.get(c) is not None else "" for c in columns]
         rows.append([f"{label}: {why}", *shown])
     lines += ["", *markdown(["", *heads], rows)]
     lines += ["", verdict] if verdict else []
@@ -154,14 +154,14 @@ def to_markdown(
 def caveats(spec: RecipeSpec, scale: Scale) -> str:
     """What has to be known before numbers of a scale are compared with the paper's."""
     training = scale.training
-    own = f"Scale {scale.name}: width {scale.width}, {training.epochs} epochs, last epoch"
+    run = f"Scale {scale.name}: width {scale.width}, {training.epochs} epochs, last epoch"
     images = "all test images" if scale.images is None else f"{scale.images} test images"
     if scale.name == "full":
-        return f"{own}, {images}. The authors kept the best epoch on the test set, and named no seeds."
+        return f"{run}, {images}. The authors kept the best epoch on the test set, and named no seeds."
     what = " on another data set" if scale.data not in (None, spec.data) else ""
     smoke = " It shows that the recipe runs, and nothing else." if scale.name == "smoke" else ""
     return (
-        f"{own}, {images}. The paper's networks have width {PAPER_WIDTH}, trained for up to 350 epochs: these numbers "
+        f"{run}, {images}. The paper's networks have width {PAPER_WIDTH}, trained for up to 350 epochs: these numbers "
         f"come from smaller networks{what}, and the difference to the paper's is no failure to reproduce them.{smoke}"
     )
 

@@ -35,7 +35,7 @@ class DemoSpec:
         steps: steps of the attack.
         sigmas: of the Gaussian noise, in the same units.
         threads: torch's threads. With one, the numbers do not depend on the number of cores.
-        images: the first so many test images; None: all.
+        images: this many test images, from the first on; None: all.
     """
 
     size: int = 16

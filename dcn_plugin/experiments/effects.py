@@ -121,13 +121,13 @@ def _less(value: float | None, base: float | None, unit: Unit) -> float | None:
     return value - base if unit == "points" else math.log(value / base)
 
 
-def _difference(one: Number, base: Number) -> Interval:
-    assert one.ours is not None and base.ours is not None
-    low, high = (100 * end for end in newcombe(_counts(one), _counts(base)))
-    over_seeds = _student((one.spread, one.seeds), (base.spread, base.seeds))
+def _difference(variant: Number, base: Number) -> Interval:
+    assert variant.ours is not None and base.ours is not None
+    low, high = (100 * end for end in newcombe(_counts(variant), _counts(base)))
+    over_seeds = _student((variant.spread, variant.seeds), (base.spread, base.seeds))
     if over_seeds is None:
         return low, high
-    ours = one.ours - base.ours
+    ours = variant.ours - base.ours
     return min(low, ours - over_seeds), max(high, ours + over_seeds)
 
 
@@ -138,17 +138,17 @@ def _counts(number: Number) -> tuple[int, int]:
     return round(number.ours / 100 * images), images
 
 
-def _ratio(one: Number, base: Number, results: Sequence[Result]) -> Interval:
-    assert one.ours is not None and base.ours is not None
-    ours = math.log(one.ours / base.ours)
-    spreads = [None if number.spread is None else number.spread / (number.ours or 1) for number in (one, base)]
-    over_seeds = _student((spreads[0], one.seeds), (spreads[1], base.seeds))
+def _ratio(variant: Number, base: Number, results: Sequence[Result]) -> Interval:
+    assert variant.ours is not None and base.ours is not None
+    ours = math.log(variant.ours / base.ours)
+    spreads = [None if number.spread is None else number.spread / (number.ours or 1) for number in (variant, base)]
+    over_seeds = _student((spreads[0], variant.seeds), (spreads[1], base.seeds))
     if over_seeds is not None:
         return ours - over_seeds, ours + over_seeds
-    intervals = _median_interval(one, results), _median_interval(base, results)
+    intervals = _median_interval(variant, results), _median_interval(base, results)
     if intervals[0] is None or intervals[1] is None:
         return _ANYTHING
-    return difference_interval((math.log(one.ours), math.log(base.ours)), (intervals[0], intervals[1]))
+    return difference_interval((math.log(variant.ours), math.log(base.ours)), (intervals[0], intervals[1]))
 
 
 def _median_interval(number: Number, results: Sequence[Result]) -> Interval | None:
@@ -162,9 +162,9 @@ def _median_interval(number: Number, results: Sequence[Result]) -> Interval | No
     return None
 
 
-def _student(one: tuple[float | None, int], other: tuple[float | None, int]) -> float | None:
+def _student(first: tuple[float | None, int], second: tuple[float | None, int]) -> float | None:
     """Half the 95 % interval of a difference of two means over seeds; None where one is of a single seed."""
-    if one[0] is None or other[0] is None:
+    if first[0] is None or second[0] is None:
         return None
-    quantile = student_quantile(0.975, min(one[1], other[1]) - 1)
-    return quantile * math.hypot(one[0] / math.sqrt(one[1]), other[0] / math.sqrt(other[1]))
+    quantile = student_quantile(0.975, min(first[1], second[1]) - 1)
+    return quantile * math.hypot(first[0] / math.sqrt(first[1]), second[0] / math.sqrt(second[1]))

@@ -68,7 +68,7 @@ def now() -> str:
 
 @contextlib.contextmanager
 def fixed_threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads inside."""
+    """Let torch compute with this many threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -82,7 +82,7 @@ class Measurement:
         rows: label -> the networks whose mean logits count.
         sources: likewise, the attacked ones.
         attacks: label -> attack.
-        images: the first so many test images; None: all.
+        images: this many test images, from the first on; None: all.
         scale: of the run.
         data: name of the data set.
     """

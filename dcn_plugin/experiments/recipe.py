@@ -59,14 +59,14 @@ class Measure:
         sources: label -> the networks whose mean logits are attacked.
         attacks: label -> attack.
         levels: strengths, in grey levels, of a protocol that takes some.
-        ks: patches along either axis, likewise.
+        ks: patches along either axis, of a protocol that shuffles patches.
         columns: name of a column of the table, with {source}, {attack}, {level} or {k} in it.
         figure: what stands in the table: "defense_rate" (the paper's denominator), "accuracy_all" (every test image),
             or a figure of the record.
         rows: the rows that are measured; () = all.
-        groups: rows that are compared with each other only, where images count that a whole comparison has right.
+        groups: rows that are compared only with each other; the images count that all rows of a group have right.
         rounding: of adversarial images.
-        confidence: least softmax of an image that counts, likewise.
+        confidence: least softmax probability of an image that counts.
         count: images of pictures to look at.
     """
 
@@ -321,9 +321,9 @@ def _labelled(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {text: text for text in given}
 
 
-def _check_keys(what: str, raw: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(what: str, raw: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for key in raw:
-        check_known(f"key of a {what}", key, known)
+        check_known(f"key of a {what}", key, allowed)
 
 
 def is_rate(figure: str) -> bool:

@@ -30,13 +30,13 @@ class Scale:
         training: of every network alike, but for its seed.
         data: a data set in place of the recipe's own.
         width: channels of a network's first stage; 64 is the paper's.
-        train_images: only the first so many training images.
-        images: of the test images, the first so many.
+        train_images: this many training images, from the first on.
+        images: this many test images, from the first on.
         cw_images: of those, for Carlini and Wagner's attack; the paper's 1,056.
         count: images of a decision-based attack, the first that a network has right; the paper's 500.
         boundary_steps: of the boundary attack.
         queries: of a decision-based attack on an image; None: no limit, as in the paper.
-        max_steps: gradient attacks of more steps get so many, and a step size in proportion.
+        max_steps: gradient attacks of more steps get this many, and a step size in proportion.
         cw_steps: of Adam, in each round.
         members: networks of an ensemble, at most.
         batch_size: images at a time in attacks and measurements.

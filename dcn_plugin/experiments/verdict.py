@@ -76,7 +76,7 @@ _HEADS: Mapping[Headline, str] = {
     "mixed": "Mixed",
     "not compared": "Not compared",
 }
-# So many effects without a number of the paper are told one by one.
+# Up to this many effects without a number of the paper are told one by one.
 _SINGLE = 4
 
 

@@ -102,13 +102,13 @@ def _register(base: str) -> None:
 
 def _without_weights(base: str) -> DefaultCfg:
     """What timm says about the base model, tag by tag, without the places where its weights lie."""
-    own = {
+    cfgs = {
         split_model_name_tag(name)[1]: dataclasses.replace(
             cfg, **NO_WEIGHTS, **_NO_LONGER_TRUE, custom_load=False, fixed_input_size=True
         )
         for name, cfg in get_arch_pretrained_cfgs(base).items()
     }
-    return DefaultCfg(tags=deque(own), cfgs=own)
+    return DefaultCfg(tags=deque(cfgs), cfgs=cfgs)
 
 
 def _build(

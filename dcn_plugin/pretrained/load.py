@@ -51,11 +51,11 @@ def load_pretrained(name: str, *, cache_dir: str | os.PathLike[str] | None = Non
     entry = find_entry(name)
     path = find_weights(entry.card, folder=entry.folder, cache_dir=cache_dir, progress=progress)
     network = load_half(path, build_network(entry.card))
-    found = _spec_of(network)
-    if found != entry.card.defects:
+    spec = _spec_of(network)
+    if spec != entry.card.defects:
         raise CheckpointError(
             f"The masks in {path.name} are not those that the card of {name} describes.",
-            _in_words(found),
+            _in_words(spec),
             _in_words(entry.card.defects),
             "correct the card: its defects are dcn_plugin.defect_spec(network)",
         )

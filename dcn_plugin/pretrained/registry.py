@@ -65,23 +65,23 @@ def register_pretrained(card: PretrainedCard | str | os.PathLike[str], *, replac
     else:
         path = Path(card).expanduser().resolve()
         entry = Entry(PretrainedCard.read(path), path.parent)
-    one = entry.card
-    if one.url is None and (entry.folder is None or not (entry.folder / one.file).is_file()):
+    new_card = entry.card
+    if new_card.url is None and (entry.folder is None or not (entry.folder / new_card.file).is_file()):
         raise PretrainedError(
-            f"The card of {one.name} does not say where its weights are.",
-            f"url=None, and no {one.file} beside the card",
+            f"The card of {new_card.name} does not say where its weights are.",
+            f"url=None, and no {new_card.file} beside the card",
             "a url, or the file beside the card's JSON file",
         )
-    taken = _entries().get(one.name)
+    taken = _entries().get(new_card.name)
     if taken is not None and taken != entry and not replace:
         raise PretrainedError(
             "Another pretrained network has this name.",
-            one.name,
+            new_card.name,
             "a name that is free",
             "choose another name, or pass replace=True",
         )
-    _registered[one.name] = entry
-    return one
+    _registered[new_card.name] = entry
+    return new_card
 
 
 def find_entry(name: str) -> Entry:

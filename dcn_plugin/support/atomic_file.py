@@ -1,7 +1,7 @@
 """Files that are whole or not there, and folders that are known to take them before the work begins.
 
 A file is written beside its place, under a name of its own (``.dcn-0123456789abcdef.tmp``), and then moved onto it. A
-process that is killed in between leaves that draft; whoever writes into the folder next removes it. A draft that
+process that is killed in between leaves that draft; the next write into the folder removes it. A draft that
 somebody is writing is locked (``flock``), and the lock goes with its process, however that ends: whether a draft is
 alive does not hang on clocks, nor on process numbers, which mean nothing in another container. Where locks do not work
 (some network drives, Windows) only drafts older than an hour go, and no write takes that long.
@@ -94,9 +94,9 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Remove the drafts in a folder that no process is writing any more; not those in folders below it."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if (found := _DRAFT.fullmatch(entry.name)) is not None:
+            if (draft := _DRAFT.fullmatch(entry.name)) is not None:
                 with contextlib.suppress(OSError):  # another process was faster, or it belongs to somebody else
-                    _remove_dead(entry.path, locks=found[1] is not None)
+                    _remove_dead(entry.path, locks=draft[1] is not None)
 
 
 def _remove_dead(path: str, *, locks: bool) -> None:

@@ -1,4 +1,4 @@
-"""Who works: this process alone, or several that share the images of every measurement or training step.
+"""The processes at work: this one alone, or several that share the images of every measurement or training step.
 
 The images are dealt out by whole batches, so that an attack which draws for a batch at once draws the same. What
 became of each image is then put together in the order of the data, on every process: they all end with the records
@@ -55,7 +55,7 @@ class Team(NamedTuple):
         return self.rank == 0
 
     def gather(self, own: list[T]) -> list[T]:
-        """What every process gives, in the order of the processes. All have to call it."""
+        """The items of all processes, in the order of the processes. All have to call it."""
         if self.size == 1:
             return own
         from accelerate.utils import gather_object
@@ -63,9 +63,9 @@ class Team(NamedTuple):
         return list(gather_object(own))
 
     def first(self, ask: Callable[[], T]) -> T:
-        """What the first process finds, on all of them; the others do not look."""
-        (found,) = self.gather([ask()] if self.leads else [])
-        return found
+        """The result of ``ask`` in the first process, on all of them; the others do not call it."""
+        (answer,) = self.gather([ask()] if self.leads else [])
+        return answer
 
     def check(self, key: Mapping[str, Any] | None) -> None:
         """Make sure that all processes are about to measure the same.
@@ -93,7 +93,7 @@ ALONE = Team()
 
 
 def whole(parts: Sequence[Part], team: Team) -> tuple[Tensor, ...]:
-    """Put together what all processes found out, in the order of the data.
+    """Put the results of all processes together, in the order of the data.
 
     Args:
         parts: of this process, maybe none; every part of every process has the same columns.
@@ -109,11 +109,11 @@ def whole(parts: Sequence[Part], team: Team) -> tuple[Tensor, ...]:
     return tuple(torch.cat(column) for column in zip(*in_order, strict=True))
 
 
-def _different(one: Any, other: Any, name: str = "key") -> Iterator[str]:
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        if one != other:
+def _different(left: Any, right: Any, name: str = "key") -> Iterator[str]:
+    if not (isinstance(left, Mapping) and isinstance(right, Mapping)):
+        if left != right:
             yield name
         return
-    for key in {**one, **other}:
+    for key in {**left, **right}:
         inner = str(key) if name == "key" else f"{name}.{key}"
-        yield from _different(one.get(key), other.get(key), inner)
+        yield from _different(left.get(key), right.get(key), inner)

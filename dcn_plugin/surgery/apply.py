@@ -270,7 +270,7 @@ def _warn_if_only_an_embedding(model: nn.Module, trace: Trace, conv: str) -> Non
 
 def _warn_of_dead_sites(spec: DefectSpec, masks: list[DefectMask2d]) -> None:
     bits = [mask.mask for mask in masks]
-    dead = [site for site, kept in zip(spec.sites, bits, strict=True) if not kept.is_meta and not bool(kept.any())]
+    dead = [site for site, keep in zip(spec.sites, bits, strict=True) if not keep.is_meta and not bool(keep.any())]
     if dead:
         shown = ", ".join(f"{site.name!r} ({'x'.join(map(str, site.shape))}, p={site.mask.p:g})" for site in dead[:3])
         warn_caller(

@@ -78,16 +78,16 @@ class Follower(TorchDispatchMode):
         if op in KEEPS:
             moved = func(*tree_map(lambda v: self._as_data(v, key), args), **kwargs)
             return [v.abs() == 1 for v in tree_leaves(moved) if isinstance(v, Tensor)]
-        known = [v for v in tensors if key in self._dead.get(v, {})]
+        tracked = [v for v in tensors if key in self._dead.get(v, {})]
         shape = results[0].shape if results else ()
         if op in LINEAR:
-            whole = [v for v in tensors if v.shape == shape and not any(v is other for other in known)]
-            if whole and op not in ("mul", "div"):
+            same_shape = [v for v in tensors if v.shape == shape and not any(v is other for other in tracked)]
+            if same_shape and op not in ("mul", "div"):
                 return []
-        elif not any(name in op for name in NORM_OPS) or known[0].shape != shape:
+        elif not any(name in op for name in NORM_OPS) or tracked[0].shape != shape:
             return []
         dead = torch.ones(shape, dtype=torch.bool, device=results[0].device)
-        for tensor in known:
+        for tensor in tracked:
             dead = dead & self._dead[tensor][key]
         return [dead]
 

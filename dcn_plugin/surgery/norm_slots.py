@@ -108,7 +108,7 @@ def slot_of(module: nn.Module) -> Slot | None:
 
 
 def taken_names(module: nn.Module) -> list[str]:
-    """What a norm has of its own under the names that the mask needs, [] if there is place for a mask.
+    """The names that a mask needs and the norm already uses; [] if there is place for a mask.
 
     A plain norm gets ``drop`` and ``act`` and another class, so that it may have neither these attributes nor methods
     that its class has and the other one has not. And a forward of the instance's own would never call the mask.
@@ -122,8 +122,8 @@ def taken_names(module: nn.Module) -> list[str]:
     return names
 
 
-def _defined_by_subclasses(cls: type[nn.Module], known: type[nn.Module]) -> Iterator[str]:
-    for base in cls.__mro__[: cls.__mro__.index(known)]:
+def _defined_by_subclasses(cls: type[nn.Module], norm_class: type[nn.Module]) -> Iterator[str]:
+    for base in cls.__mro__[: cls.__mro__.index(norm_class)]:
         yield from (name for name in vars(base) if name not in _HARMLESS)
 
 
@@ -145,9 +145,9 @@ def layout_of(module: nn.Module, ndim: int) -> Layout:
 
 def with_slot(norm: nn.Module) -> None:
     """Turn a plain norm into its fused twin, in place: the same object with ``.drop`` and ``.act``."""
-    known = _known(bare_class(type(norm)), _TWINS)
-    assert known is not None
-    norm.__class__ = on_top_of(_TWINS[known], type(norm))
+    norm_class = _known(bare_class(type(norm)), _TWINS)
+    assert norm_class is not None
+    norm.__class__ = on_top_of(_TWINS[norm_class], type(norm))
     norm.drop = nn.Identity().train(norm.training)
     norm.act = nn.Identity().train(norm.training)
     # The plain norm never takes timm's reduced-precision path, unless it has decided for itself already.
@@ -157,13 +157,13 @@ def with_slot(norm: nn.Module) -> None:
 def remove_slot(norm: nn.Module, plain: type[nn.Module]) -> None:
     """Undo :func:`with_slot`; ``plain`` is the class the norm had before, without its parametrisation."""
     del norm.drop, norm.act
-    known = _known(plain, _TWINS)
-    assert known is not None
-    if known not in _CHOOSE_PRECISION:
+    norm_class = _known(plain, _TWINS)
+    assert norm_class is not None
+    if norm_class not in _CHOOSE_PRECISION:
         norm.__dict__.pop("_fast_norm", None)
     twin = bare_class(type(norm))
     # A converter may have turned the twin into another class meanwhile; that one's own plain form is right then.
-    if twin in _FUSED and twin is not _TWINS[known]:
+    if twin in _FUSED and twin is not _TWINS[norm_class]:
         plain = next(p for p, other in _TWINS.items() if other is twin)
     if twin in _FUSED:
         norm.__class__ = on_top_of(plain, type(norm))

@@ -22,5 +22,5 @@ def on_top_of(base: type[nn.Module], cls: type[nn.Module]) -> type[nn.Module]:
     """``base`` with the parametrisation of ``cls``; ``base`` itself where there is none."""
     if not is_parametrized(cls):
         return base
-    own = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
-    return type(f"Parametrized{base.__name__}", (base,), own)
+    attributes = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{base.__name__}", (base,), attributes)

@@ -77,7 +77,7 @@ class _Signal:
 
     Args:
         kind: which of the three.
-        obstacle: what has made zeros something else.
+        obstacle: what has turned zeros into other values.
         stream: other signals, or position embeddings, have been added.
         reordered: channels may no longer be dimension 1.
     """
@@ -109,11 +109,11 @@ def obstacle_behind(trace: Trace, start: int, gates: frozenset[tuple[int, int]],
         if index in seen or not read:
             continue
         alone = all(len(readers[p]) == 1 for p in read)
-        found = _step(node, list(read.values()), others=_others(trace, node, read), normed=normed, alone=alone)
-        if isinstance(found, Obstacle):
-            return found
-        if found is not None:
-            seen[index] = found
+        outcome = _step(node, list(read.values()), others=_others(trace, node, read), normed=normed, alone=alone)
+        if isinstance(outcome, Obstacle):
+            return outcome
+        if outcome is not None:
+            seen[index] = outcome
             for reader in readers[index]:
                 heapq.heappush(todo, reader)
     return None

@@ -158,8 +158,8 @@ def _with_what_follows(model: nn.Module, trace: Trace, site: Site, gates: _Edges
             problem=f"an activation ({beside.op}) reads the convolution {site.conv!r} beside the norm {site.owner!r}, "
             "and would see its neurons unmasked",
         )
-    found = obstacle_behind(trace, start, gates, normed=site.slot != "conv")
-    return site if found is None else replace(site, problem=_explained(model, site, found))
+    obstacle = obstacle_behind(trace, start, gates, normed=site.slot != "conv")
+    return site if obstacle is None else replace(site, problem=_explained(model, site, obstacle))
 
 
 def _read_directly(trace: Trace, norm: Node) -> int | None:
@@ -176,12 +176,12 @@ def _read_directly(trace: Trace, norm: Node) -> int | None:
 
 def _direct_readers(trace: Trace, index: int) -> list[Node]:
     """What reads the result of a node as it is."""
-    found: list[Node] = []
+    readers: list[Node] = []
     for reader in trace.readers[index]:
         node = trace.nodes[reader]
         unchanged = node.kind == "op" and node.op in _UNCHANGED
-        found += _direct_readers(trace, reader) if unchanged else [node]
-    return found
+        readers += _direct_readers(trace, reader) if unchanged else [node]
+    return readers
 
 
 def _end_of_call(trace: Trace, site: Site) -> int:
@@ -190,38 +190,38 @@ def _end_of_call(trace: Trace, site: Site) -> int:
     return next((stop - 1 for first, stop, _ in calls if first <= site.node < stop), site.node)
 
 
-def _explained(model: nn.Module, site: Site, found: Obstacle) -> str:
-    where = _shown(found.node.module)
-    if found.node.module:
-        where += f" ({type(model.get_submodule(found.node.module)).__name__})"
+def _explained(model: nn.Module, site: Site, obstacle: Obstacle) -> str:
+    where = _shown(obstacle.node.module)
+    if obstacle.node.module:
+        where += f" ({type(model.get_submodule(obstacle.node.module)).__name__})"
     does, so = {
         "norm": ("normalises", "and a mask belongs behind the norm"),
         "shift": ("adds a constant", "so that masked neurons would not be zero there"),
-        "mix": (f"mixes positions ({found.node.op})", "so that masked neurons would not be zero there"),
-    }[found.kind]
+        "mix": (f"mixes positions ({obstacle.node.op})", "so that masked neurons would not be zero there"),
+    }[obstacle.kind]
     return f"{where} {does} between {site.owner!r} and the next activation, {so}"
 
 
 def gate_edges(trace: Trace) -> _Edges:
     """The edges (reader, read) of the data flow through which a signal only scales another."""
-    found: set[tuple[int, int]] = set()
+    edges: set[tuple[int, int]] = set()
     for node in trace.nodes:
         if node.op == "mul" and len(node.parents) == 2:
-            found.update((node.index, p) for p in _gating(trace, node))
+            edges.update((node.index, p) for p in _gating(trace, node))
         elif node.op in _PRODUCTS and len(node.parents) == 2:
             # Attention weights may pass another convolution on their way ("talking heads").
             bounded = [p for p in node.parents if _is_bounded(trace, p, through_convs=True)]
             if len(bounded) == 1:
-                found.add((node.index, bounded[0]))
+                edges.add((node.index, bounded[0]))
         elif node.op.startswith("_scaled_dot_product") and len(node.parents) == 3:
-            found.update((node.index, p) for p in node.parents[:2])
-    return frozenset(found)
+            edges.update((node.index, p) for p in node.parents[:2])
+    return frozenset(edges)
 
 
 def _gating(trace: Trace, node: Node) -> list[int]:
     left, right = (trace.nodes[p].shape for p in node.parents)
-    for parent, own, other in zip(node.parents, (left, right), (right, left), strict=True):
-        if len(own) == len(other) == 4 and own[2:] == (1, 1) != other[2:]:
+    for parent, shape, other in zip(node.parents, (left, right), (right, left), strict=True):
+        if len(shape) == len(other) == 4 and shape[2:] == (1, 1) != other[2:]:
             return [parent]
     bounded = [p for p in node.parents if _is_bounded(trace, p)]
     return bounded if len(bounded) == 1 else []

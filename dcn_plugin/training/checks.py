@@ -142,7 +142,7 @@ def check_masks(
         MaskStateError: processes have different masks.
         MaskLostError: training changed a mask, or one does not act any more.
     """
-    if any(one != expected for one in found):
+    if any(digest != expected for digest in found):
         if model is None:
             raise MaskStateError(
                 "The processes have different masks.", list(found), "one seed", "make the model with the same seed"

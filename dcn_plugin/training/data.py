@@ -52,7 +52,7 @@ Shard = Team
 class TrainData(Protocol):
     """Images to train on. Write one to train on images of another kind; :class:`HeldImages` shows how.
 
-    One that tells what its classes are called has an attribute ``class_names``, as
+    Data that know what their classes are called have an attribute ``class_names``, as
     :class:`~dcn_plugin.data.LabelledImages` has it.
     """
 
@@ -138,14 +138,14 @@ class HeldImages:
         for places in plan_epoch(len(self), batch_size, generator=generator):
             moves = draw_moves(len(places), pixels=self.shift, flip=self.flip, generator=generator)
             colors = draw_colors(len(places), std=self.pca_color, generator=generator) if self.pca_color else None
-            own = places[shard.rows]
-            chosen = own.to(device)
+            shard_places = places[shard.rows]
+            chosen = shard_places.to(device)
             moves = moves[shard.rows]
             pixels = moves(self._pixels[chosen])
             images = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
             if colors is not None:
                 images = shift_colors(images, colors[shard.rows])
-            yield Batch(images, self._labels[chosen], own, moves if colors is None else None)
+            yield Batch(images, self._labels[chosen], shard_places, moves if colors is None else None)
 
 
 class StreamedImages:

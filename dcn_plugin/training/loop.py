@@ -161,10 +161,10 @@ def train(
     with contextlib.ExitStack() as undo:
         undo.enter_context(training_flags(model))
         undo.callback(model.zero_grad)
-        found = None if folder is None else folder.read()
-        if found is not None:
-            run.snapshot.restore(found[0])
-            run.history = found[1]
+        previous = None if folder is None else folder.read()
+        if previous is not None:
+            run.snapshot.restore(previous[0])
+            run.history = previous[1]
         if len(run.history.epochs) < config.epochs:
             run.history.begin(processes.device, compute_dtype(config.amp, processes.device))
         bar = progress_bar(run.steps, name, show=progress, unit="step", team=processes.team)
@@ -298,9 +298,9 @@ class _Run:
     def _accuracy(self, data: ImageSet | ImageFiles) -> float:
         """Share of the images that the network has right, measured by all processes together."""
         team = self._processes.team
-        own = torch.arange(len(data))[team.rows]
-        part = data if team.size == 1 else part_of(data, own)
-        right = correct_on(self.network, part).sum() if len(own) else torch.zeros((), dtype=torch.int64)
+        rows = torch.arange(len(data))[team.rows]
+        part = data if team.size == 1 else part_of(data, rows)
+        right = correct_on(self.network, part).sum() if len(rows) else torch.zeros((), dtype=torch.int64)
         return float(self._processes.total(right.to(self._processes.device))) / len(data)
 
 

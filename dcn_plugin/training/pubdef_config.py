@@ -167,7 +167,7 @@ def _kept(images: Tensor, number: int) -> Tensor:
         )
     if images.dtype == torch.uint8:
         return images
-    kept = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    pixels = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     exact = True
     for start in range(0, len(images), 1024):
         part = images[start : start + 1024].float()
@@ -179,5 +179,5 @@ def _kept(images: Tensor, number: int) -> Tensor:
             )
         eight_bit = part.mul(255).round_().byte()
         exact = exact and torch.equal(eight_bit.float().div_(255), part)
-        kept[start : start + 1024] = eight_bit
-    return kept if exact else images.float()
+        pixels[start : start + 1024] = eight_bit
+    return pixels if exact else images.float()

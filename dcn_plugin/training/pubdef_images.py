@@ -37,7 +37,7 @@ def public_images(
         attacks: each runs once a source.
         data: the images that are trained on, as they are.
         batch_size: images at a time.
-        store: finished images are kept there as they come, and reused by whoever asks for the same.
+        store: finished images are kept there as they come, and reused where the same are asked for.
         accelerator: an :class:`accelerate.Accelerator` whose processes share the work; all of them get all images.
         progress: show a progress bar on stderr, if that is a terminal.
 
@@ -58,15 +58,15 @@ def public_images(
         )
     team = Team.of(accelerator)
     pairs = list(itertools.product(sources.items(), attacks))
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     with progress_bar(len(pairs) * len(data), "public models", show=progress, team=team) as bar:
         for number, ((name, source), attack) in enumerate(pairs, 1):
-            made = AdversarialSet(name, source, attack, data, "8bit", batch_size, store, team=team)
-            team.check({"set": made.key})
+            adversarial = AdversarialSet(name, source, attack, data, "8bit", batch_size, store, team=team)
+            team.check({"set": adversarial.key})
             parts = []
-            for batch in made:
+            for batch in adversarial:
                 parts.append((batch.first, ((batch.images * 255).round().to(torch.uint8),)))
                 bar.update(len(batch.images) * team.size)
-            found += whole(parts, team)
+            results += whole(parts, team)
             bar.reach(number * len(data))
-    return found
+    return results

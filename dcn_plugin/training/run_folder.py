@@ -48,15 +48,15 @@ class Snapshot:
         self.network, self.optimizer, self.average, self.generator = network, optimizer, average, generator
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name."""
-        found = {f"model.{key}": value for key, value in self.network.state_dict().items()}
+        """All its tensors by name."""
+        entries = {f"model.{key}": value for key, value in self.network.state_dict().items()}
         if self.average is not None:
-            found |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
+            entries |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
         for number, parameter in enumerate(self._parameters()):
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
-                found[f"momentum.{number}"] = momentum
-        return found | {"generator": self.generator.get_state()}
+                entries[f"momentum.{number}"] = momentum
+        return entries | {"generator": self.generator.get_state()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`tensors` gave, of the same model and settings."""

@@ -206,8 +206,8 @@ def _measure(question: _Question, change: Change, ask_clean: Callable[[], _Clean
     parts = []
     names: tuple[str, ...] = ()
     for first, images, labels in own_batches(question.data, batch_size, team):
-        made = change.apply(images, labels, first)
-        changed = made if isinstance(made, Changed) else Changed(made)
+        result = change.apply(images, labels, first)
+        changed = result if isinstance(result, Changed) else Changed(result)
         names = tuple(changed.measured)
         answers = [
             predict(target, changed.images, batch_size=batch_size, name=name)[0]
@@ -217,7 +217,7 @@ def _measure(question: _Question, change: Change, ask_clean: Callable[[], _Clean
         bar.update(len(images) * team.size)
     truth, *columns = whole(parts, team)
     predictions = dict(zip(question.targets, columns, strict=False))
-    held = {name: classes == truth for name, classes in predictions.items()}
+    still_correct = {name: classes == truth for name, classes in predictions.items()}
     # The first process has a batch of every set, and so knows the names.
     names = team.first(lambda: names)
     numbers = zip(names, columns[len(predictions) :], strict=True)
@@ -236,8 +236,8 @@ def _measure(question: _Question, change: Change, ask_clean: Callable[[], _Clean
             n_total=len(question.data),
             n_clean_correct=int(clean.right[name].sum()),
             n_counted=int(clean.counted.sum()),
-            n_defended=int((clean.counted & held[name]).sum()),
-            n_correct=int(held[name].sum()),
+            n_defended=int((clean.counted & still_correct[name]).sum()),
+            n_correct=int(still_correct[name].sum()),
             figures=_followed(change.lures, predictions[name], clean.counted) | means,
             hardware=ran_on(target),
         )

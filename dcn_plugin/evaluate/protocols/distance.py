@@ -131,13 +131,13 @@ def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]
     right, started, fooled, distance, queries = whole(parts, session.team)
     distances = distance[fooled].tolist()
     low, high = median_interval(distances) if distances else (None, None)
-    asked = queries[right].double()
+    counts = queries[right].double()
     figures: dict[str, Scalar] = {
         "median_distance": float(distance[fooled].quantile(0.5)) if distances else None,
         "distance_low": low,
         "distance_high": high,
-        "mean_queries": float(asked.mean()) if len(asked) else None,
-        "max_queries": int(asked.max()) if len(asked) else None,
+        "mean_queries": float(counts.mean()) if len(counts) else None,
+        "max_queries": int(counts.max()) if len(counts) else None,
     }
     return [
         Result(

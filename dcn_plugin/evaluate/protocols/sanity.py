@@ -143,13 +143,13 @@ def sanity(
 
 
 def _others(model: nn.Module, sources: Mapping[str, nn.Module], session: Session) -> dict[str, nn.Module]:
-    """The sources without the model itself: what PGD wins there it wins on the model, and no lead could ever show."""
+    """The sources without the model itself: attacks on it are not black-box, and could show no lead."""
     inside = network_in(model)
-    own = session.model_key(inside)
+    key = session.model_key(inside)
     itself = [
         name
         for name, source in sources.items()
-        if network_in(source) is inside or (own is not None and session.model_key(network_in(source)) == own)
+        if network_in(source) is inside or (key is not None and session.model_key(network_in(source)) == key)
     ]
     if itself:
         warn_caller(
@@ -208,10 +208,10 @@ def _zero_gradient(case: Attempts) -> Verdict:
 
 
 def _unbounded(case: Attempts) -> Verdict:
-    whole = case.pgd(1.0)
+    outcome = case.pgd(1.0)
     # What a smaller ball gave lies in this one too.
-    fooled = _any_of([whole, *_ladder(case).values()])
-    count, total = int(fooled.sum()), int(whole.right.sum())
+    fooled = _any_of([outcome, *_ladder(case).values()])
+    count, total = int(fooled.sum()), int(outcome.right.sum())
     share = count / total if total else None
     return Verdict(None if share is None else count == total, {"n_fooled": count, "fooled_share": share})
 
@@ -245,9 +245,9 @@ def _settings(case: Attempts, check: str) -> dict[str, Scalar]:
 
 
 def _key(case: Attempts, check: str, name: str, session: Session) -> Key | None:
-    asked = case.sources if check == "black-box" else {}
+    networks = case.sources if check == "black-box" else {}
     model = session.model_key(case.model)
-    sources = {source: session.model_key(network) for source, network in asked.items()}
+    sources = {source: session.model_key(network) for source, network in networks.items()}
     if model is None or None in sources.values():
         return None
     return {

@@ -36,7 +36,7 @@ class RandomCorners(Attack):
 
     def perturb(self, run: AttackRun) -> Tensor:
         """Return the adversarial images (N, C, H, W) of one batch."""
-        found, standing = run.images.clone(), run.correct.clone()
+        adversarial, standing = run.images.clone(), run.correct.clone()
         for _ in range(self.draws):
             rows = standing.nonzero().flatten()
             if not len(rows):
@@ -44,9 +44,9 @@ class RandomCorners(Attack):
             corner = run.streams.uniform(run.images[rows], -1, 1, rows=rows.tolist()).sign()
             tried = (run.images[rows] + self.eps * corner).clamp(0, 1)
             won = run.logits(tried, rows.cpu().numpy()).argmax(dim=1) != run.labels[rows]
-            found[rows[won]] = tried[won]
+            adversarial[rows[won]] = tried[won]
             standing[rows[won]] = False
-        return found
+        return adversarial
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Outcome:
 
     Args:
         right: bool, the model is right on the clean image.
-        fooled: bool, it was and is no longer, and the image lies within the ball.
+        fooled: bool, it was right and is no longer, and the image lies within the ball.
         zero_gradient: bool, the loss had a gradient of exactly zero at some step.
         margin: float64, the largest logit of another class less that of the true class, on the attack's image. Unlike
             the cross-entropy it does not round to zero where a model is sure.
@@ -80,7 +80,7 @@ class Attempts:
         queries: of HopSkipJump on each image.
         attack_seed: of what is random.
         batch_size: images at a time.
-        team: processes that share the images; each gets every outcome whole.
+        team: processes that share the images; each gets the complete outcomes.
     """
 
     model: nn.Module
@@ -132,13 +132,13 @@ class Attempts:
         parts = []
         for first, batch, truth in own_batches(self.data, size, self.team):
             images, labels = batch.to(device), truth.cpu()
-            made = attack(attacked, images, labels.to(device), batch_size=size, first_index=first)
-            right = made.correct.cpu() if source is None else correct(self.model, images, labels, batch_size=size)
-            margin = _margin(logits_of(self.model, made.images, batch_size=size), labels)
-            furthest = (made.images - images).abs().flatten(1).amax(dim=1).cpu()
+            result = attack(attacked, images, labels.to(device), batch_size=size, first_index=first)
+            right = result.correct.cpu() if source is None else correct(self.model, images, labels, batch_size=size)
+            margin = _margin(logits_of(self.model, result.images, batch_size=size), labels)
+            furthest = (result.images - images).abs().flatten(1).amax(dim=1).cpu()
             # x + eps is rounded to the dtype of the images.
             inside = furthest <= radius + torch.finfo(images.dtype).eps
-            parts.append((first, (right, right & (margin > 0) & inside, made.zero_gradient.cpu(), margin)))
+            parts.append((first, (right, right & (margin > 0) & inside, result.zero_gradient.cpu(), margin)))
         return Outcome(*whole(parts, self.team))
 
 

@@ -116,7 +116,7 @@ def _measure(
     data = sets[0].data
     # Source and attack -> how many images each target has right.
     singles: dict[str, list[tuple[int, str]]] = {name: [] for name in targets}
-    held = {name: clean[name].clone() for name in targets}
+    defended = {name: clean[name].clone() for name in targets}
     furthest = 0.0
     for number, images in enumerate(sets, 1):
         parts = []
@@ -129,10 +129,10 @@ def _measure(
             bar.update(len(batch.images) * session.team.size)
         bar.reach(number * len(data))
         bar.cell(images.title, number, len(sets))
-        change, *kept = whole(parts, session.team)
+        change, *columns = whole(parts, session.team)
         furthest = max(furthest, float(change.max()))
-        for name, still in zip(targets, kept, strict=True):
-            held[name] &= still
+        for name, still in zip(targets, columns, strict=True):
+            defended[name] &= still
             singles[name].append((int(still.sum()), f"{images.name} / {images.attack!r}"))
     one_norm = len({images.attack.change_norm for images in sets}) == 1
     radii = {images.attack.eps for images in sets}
@@ -162,8 +162,8 @@ def _measure(
                 n_total=len(data),
                 n_clean_correct=int(right.sum()),
                 n_counted=int(right.sum()),
-                n_defended=int(held[name].sum()),
-                n_correct=int(held[name].sum()),
+                n_defended=int(defended[name].sum()),
+                n_correct=int(defended[name].sum()),
                 figures={"worst_single_accuracy": fewest / len(data), "worst_single": which},
                 hardware=ran_on(target),
             )

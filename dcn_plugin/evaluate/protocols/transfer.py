@@ -36,7 +36,7 @@ __all__ = ["PROTOCOL", "CleanAnswers", "measure_targets", "transfer"]
 class CleanAnswers:
     """Which clean images each target classifies correctly: asked once a target, when it is first needed.
 
-    Before the first, all targets and sources are held against the data, so that no attack runs in vain.
+    Before the first, all targets and sources are checked against the data, so that no attack runs in vain.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ def measure_targets(
         made: the images, and the processes that share them. Targets whose records its store has are not asked again.
         targets: name -> model, images in [0, 1] -> logits.
         training_seed: of the run that made the models; it goes into the records as ``seed``.
-        clean: what the targets say on the clean images, where that is known already.
+        clean: the targets' answers on the clean images, where they are known already.
         bar: a progress bar over images.
         seed: the name of ``training_seed`` before 0.2.
 
@@ -164,7 +164,7 @@ def measure_targets(
 
 
 def _unit(session: Session, images: AdversarialSet, targets: Mapping[str, nn.Module], clean: CleanAnswers) -> Unit:
-    """One set of images, whose parts are the targets: a new target meets images that are there."""
+    """One set of images, whose parts are the targets: a new target reuses the stored images."""
 
     def measure(names: Sequence[str], bar: Any) -> dict[str, list[Result]]:
         return _measure(session, images, {name: targets[name] for name in names}, clean, bar)
@@ -199,8 +199,8 @@ def _measure(
         parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change, *still)))
         if bar is not None:
             bar.update(len(batch.images) * session.team.size)
-    source_correct, fooled, zero_gradient, change, *kept = whole(parts, session.team)
-    held = dict(zip(targets, kept, strict=True))
+    source_correct, fooled, zero_gradient, change, *columns = whole(parts, session.team)
+    still_correct = dict(zip(targets, columns, strict=True))
     counted = {name: fooled & right[name] for name in targets}
     return {
         name: [
@@ -217,8 +217,8 @@ def _measure(
                 largest_change=float(change.max()),
                 n_clean_correct=int(right[name].sum()),
                 n_counted=int(counted[name].sum()),
-                n_defended=int((counted[name] & held[name]).sum()),
-                n_correct=int(held[name].sum()),
+                n_defended=int((counted[name] & still_correct[name]).sum()),
+                n_correct=int(still_correct[name].sum()),
                 hardware=ran_on(target, source=images.source),
             )
         ]

@@ -81,12 +81,12 @@ def whitebox(
     check_all_names(data, measured)
     check_once = functools.cache(lambda: check_fits(data, measured))
 
-    def unit(one: AdversarialSet) -> Unit:
+    def unit(images: AdversarialSet) -> Unit:
         def measure(bar: Any) -> list[Result]:
             check_once()
-            return _measure(session, one, bar)
+            return _measure(session, images, bar)
 
-        return Unit.whole(one.title, functools.partial(_key, session, one), measure)
+        return Unit.whole(images.title, functools.partial(_key, session, images), measure)
 
     return session.measure("white-box", map(unit, sets), count=len(sets), size=len(data))
 
@@ -104,7 +104,7 @@ def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]
         parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change)))
         bar.update(len(batch.images) * session.team.size)
     right, fooled, zero_gradient, change = whole(parts, session.team)
-    held = int((right & ~fooled).sum())
+    defended = int((right & ~fooled).sum())
     return [
         Result(
             protocol="whitebox",
@@ -117,8 +117,8 @@ def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]
             largest_change=float(change.max()),
             n_clean_correct=int(right.sum()),
             n_counted=int(right.sum()),
-            n_defended=held,
-            n_correct=held,
+            n_defended=defended,
+            n_correct=defended,
             hardware=ran_on(images.source),
         )
     ]
