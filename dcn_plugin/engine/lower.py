@@ -264,7 +264,9 @@ def write_in_place(graph: fx.Graph) -> None:
         if node.target not in _IN_PLACE or node.op != "call_function":
             continue
         first = node.args[0]
-        if isinstance(first, fx.Node) and first.target in _FRESH and len(first.users) == 1:
+        # A square reads its input twice, and its gradient needs it.
+        once = node.args.count(first) == 1
+        if isinstance(first, fx.Node) and first.target in _FRESH and len(first.users) == 1 and once:
             before, after = first.meta.get("val"), node.meta.get("val")
             if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
                 node.target = _IN_PLACE[node.target]
