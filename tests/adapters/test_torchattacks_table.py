@@ -194,7 +194,7 @@ def test_a_refusal_names_the_value_what_is_allowed_and_the_nearest_name() -> Non
     assert str(caught.value.allowed).split(", ") == list(KNOWN)
     with pytest.raises(SpecError) as caught:
         resolve_options("MIFGSM", {"decya": 1.0})
-    assert (caught.value.got, caught.value.fix) == ("decya", "did you mean 'decay'")
+    assert (caught.value.got, caught.value.fix) == ("decya", "did you mean decay?")
     assert str(caught.value.allowed).split(", ") == [*parameters("MIFGSM"), "seed"]
     with pytest.raises(SpecError) as caught:
         resolve_options("PGD", {"steps": 0})
