@@ -11,7 +11,18 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Compared", "alone", "compared", "is_quiet", "now", "steady", "sure_gain", "timed"]
+__all__ = [
+    "LEAST_ROUNDS",
+    "MOST_ROUNDS",
+    "Compared",
+    "alone",
+    "compared",
+    "is_quiet",
+    "now",
+    "steady",
+    "sure_gain",
+    "timed",
+]
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 7
 CLEAR = 1.15
@@ -42,7 +53,7 @@ class Compared(NamedTuple):
     one_thread: bool = False
 
 
-def compared(plain: Call, other: Call, device: torch.device) -> Compared:
+def compared(plain: Call, other: Call, device: torch.device, *, most: int = MOST_ROUNDS) -> Compared:
     """Compare two calls round by round, each in turn, so that a change in the machine's speed falls on both.
 
     On a quiet machine their time on the clock counts. On a busy one that says little: threads wait for one that is not
@@ -53,15 +64,16 @@ def compared(plain: Call, other: Call, device: torch.device) -> Compared:
         plain: a call.
         other: what might take its place.
         device: that they compute on.
+        most: rounds.
     """
     if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
-        rounds = _rounds(plain, other, device, _first(plain, other, device))
+        rounds = _rounds(plain, other, device, _first(plain, other, device), most=most)
         # Programs may have come while it was measured.
         if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
             return _told(rounds, _quartile(rounds, 0))
     with alone():
         first = _first(plain, other, device)
-        rounds = _rounds(plain, other, device, first, needed=DOUBT)
+        rounds = _rounds(plain, other, device, first, most=most, needed=DOUBT)
     gain = _quartile(rounds, 0) / DOUBT
     if 1 <= gain < VETO:
         gain = min(gain, _quartile(_rounds(plain, other, device, first._replace(seconds=None), most=LEAST_ROUNDS), 2))

@@ -23,6 +23,7 @@ import torch
 import torch.hub
 
 from dcn_plugin.engine.capture import shape_of
+from dcn_plugin.engine.clock import is_quiet
 from dcn_plugin.engine.ladder import Rung
 from dcn_plugin.engine.liveness import Live
 from dcn_plugin.engine.measured_costs import Measured, kind_of
@@ -94,7 +95,10 @@ def decision_key(
 
 
 def read_decision(key: Key, steps: list[Step], measured: Measured | None) -> Decision | None:
-    """The decision under a key, its times put into ``measured``; None: there is none."""
+    """The decision under a key, its times put into ``measured``; None: there is none.
+
+    What was measured on a busy machine is taken while it is busy: an idle one can do better.
+    """
     path = _path(key)
     if path is None or not path.is_file():
         return None
@@ -110,6 +114,8 @@ def read_decision(key: Key, steps: list[Step], measured: Measured | None) -> Dec
             packed=frozenset(steps[number] for number in raw["packed"]),
         )
         ladder = [Rung(rung[0], tuple(rung[1]), *rung[2:]) for rung in raw["ladder"]]
+        if any(rung.one_thread for rung in ladder) and is_quiet():
+            return None
         times = {numbered[number]: (both[0], both[1]) for number, both in raw["times"].items()}
         packed_ms = {numbered[number]: float(ms) for number, ms in raw["packed_ms"].items()}
         if measured is not None:
@@ -121,9 +127,9 @@ def read_decision(key: Key, steps: list[Step], measured: Measured | None) -> Dec
 
 
 def write_decision(key: Key, decision: Decision, steps: list[Step], measured: Measured | None) -> None:
-    """Keep a decision, unless it was made on a busy machine: an idle one can do better."""
+    """Keep a decision in the place of an earlier one."""
     path = _path(key)
-    if path is None or any(rung.one_thread for rung in decision.ladder):
+    if path is None:
         return
     number = {step: place for place, step in enumerate(steps)}
     choice = decision.choice

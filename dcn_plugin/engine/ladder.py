@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_plugin.engine.clock import Compared, compared, steady
+from dcn_plugin.engine.clock import LEAST_ROUNDS, MOST_ROUNDS, Compared, compared, steady
 from dcn_plugin.engine.plan import Way
 
 __all__ = ["Rung", "climb", "raced", "rungs", "ways_of"]
@@ -39,10 +39,10 @@ def rungs(batch_size: int) -> list[int]:
     return sorted({2**at for at in range(batch_size.bit_length())} | {batch_size})
 
 
-def raced(plain: Run, other: Run, images: Tensor) -> Compared:
+def raced(plain: Run, other: Run, images: Tensor, *, most: int = MOST_ROUNDS) -> Compared:
     """Compare two ways of running these images; see :func:`dcn_plugin.engine.clock.compared`."""
     with torch.inference_mode():
-        return compared(lambda: plain(images), lambda: other(images), images.device)
+        return compared(lambda: plain(images), lambda: other(images), images.device, most=most)
 
 
 def climb(
@@ -104,7 +104,9 @@ def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:
     model_ms = best_ms = 0.0
     one_thread = False
     for way in [way for way in ways if way != "model"]:
-        run = raced(ways[allowed[0]], ways[way], images)
+        # Of two ways that are faster than the model either will do: few rounds tell.
+        most = MOST_ROUNDS if allowed[0] == "model" else LEAST_ROUNDS
+        run = raced(ways[allowed[0]], ways[way], images, most=most)
         if not model_ms:
             model_ms = best_ms = run.plain_ms
             one_thread = run.one_thread

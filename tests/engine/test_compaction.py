@@ -278,7 +278,7 @@ class Judge:
         self.times = times
         self.asked: list[tuple[str, str, int]] = []
 
-    def __call__(self, plain: Any, other: Any, given_images: Tensor) -> Compared:
+    def __call__(self, plain: Any, other: Any, given_images: Tensor, **_: Any) -> Compared:
         one, two, count = self.kind(plain), self.kind(other), len(given_images)
         for run in (plain, other):
             run(given_images)

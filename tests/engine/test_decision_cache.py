@@ -22,7 +22,8 @@ SIZE = (3, 16, 16)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DCN_ENGINE_CACHE", str(tmp_path))
-    monkeypatch.setattr(clock, "is_quiet", lambda: True)
+    for module in (clock, decision_cache):
+        monkeypatch.setattr(module, "is_quiet", lambda: True)
     return tmp_path
 
 
@@ -94,11 +95,19 @@ def test_what_may_change_a_decision_is_measured_anew(
 
 
 @needs_c
-def test_what_was_measured_on_a_busy_machine_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "is_quiet", lambda: False)
+def test_what_was_measured_on_a_busy_machine_is_taken_while_it_is_busy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, no_more_measuring: Callable[[], None]
+) -> None:
+    quiet = [False]
+    for module in (clock, decision_cache):
+        monkeypatch.setattr(module, "is_quiet", lambda: quiet[0])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    dcn.compact(network(), batch_size=2)
-    assert not list(folder.iterdir())
+    busy = dcn.compact(network(), batch_size=2)
+    no_more_measuring()
+    assert dcn.compact(network(), batch_size=2).plan == busy.plan
+    quiet[0] = True
+    with pytest.raises(AssertionError, match="measured again"):
+        dcn.compact(network(), batch_size=2)
 
 
 @needs_c

@@ -62,7 +62,7 @@ class Times:
 
         return run
 
-    def raced(self, plain: Any, other: Any, images: Tensor) -> Compared:
+    def raced(self, plain: Any, other: Any, images: Tensor, **_: Any) -> Compared:
         one, two = plain(images), other(images)
         self.asked.append((two, len(images)))
         before, after = self.times[one](len(images)), self.times[two](len(images))
