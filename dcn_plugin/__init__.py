@@ -7,17 +7,27 @@ abbreviation "DCN".
 
 from typing import TYPE_CHECKING
 
-from dcn_plugin import startup
+from dcn_plugin.support import startup
+from dcn_plugin.support.old_paths import keep_old_paths
 
 if TYPE_CHECKING or not startup.waits():
     from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
     from dcn_plugin.engine import CompactModel, compact
-    from dcn_plugin.inspection import summary, verify
     from dcn_plugin.layers import DefectiveConv2d, DefectMask2d, Normalized
     from dcn_plugin.masks import sample_mask
     from dcn_plugin.models import defective as _timm_models  # noqa: F401  (registers defective_<name> with timm)
     from dcn_plugin.specs import DefectSpec, MaskSpec
     from dcn_plugin.surgery import defect_spec, defectify, is_defective, undefectify
+    from dcn_plugin.surgery.inspection import summary, verify
+
+    keep_old_paths(
+        __name__,
+        classes="dcn_plugin.checkpoint.class_names",
+        weights="dcn_plugin.checkpoint.weights",
+        convs="dcn_plugin.surgery.masked_conv",
+        inspection="dcn_plugin.surgery.inspection",
+        instance_norm="dcn_plugin.surgery.instance_norm",
+    )
 
 __version__ = "0.1.0"
 

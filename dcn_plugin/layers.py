@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
 from dcn_plugin.masks import sample_mask
-from dcn_plugin.norms import owns_output
 from dcn_plugin.specs import (
     Layout,
     MaskOrigin,
@@ -22,7 +22,7 @@ from dcn_plugin.specs import (
     plain_number,
 )
 
-__all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask"]
+__all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask", "owns_output"]
 
 
 @torch.fx.wrap
@@ -132,6 +132,11 @@ class DefectMask2d(nn.Module):
         SpecError: ``spec`` is no :class:`MaskSpec`, ``layout`` is unknown, or ``site`` is no whole number >= 0.
         ImageRangeError: in ``forward``, an input that is not floating point.
 
+    Example:
+        >>> mask = dcn.DefectMask2d((8, 10, 10), dcn.MaskSpec(p=0.3))
+        >>> torch.equal(mask(torch.ones(1, 8, 10, 10))[0] == 1, mask.kept())
+        True
+
     Source: paper, section 3.1, eq. (3)-(5).
     """
 
@@ -202,17 +207,17 @@ class DefectiveConv2d(nn.Conv2d):
     Put the activation behind it: ``relu(DefectiveConv2d(...)(x))``.
 
     Args:
-        in_channels: as in ``nn.Conv2d``, like all arguments up to ``dtype``.
-        out_channels: see above.
-        kernel_size: see above.
-        stride: see above.
-        padding: see above.
-        dilation: see above.
-        groups: see above.
-        bias: see above.
-        padding_mode: see above.
-        device: see above.
-        dtype: see above.
+        in_channels: as in ``nn.Conv2d``, like all arguments up to ``dtype``: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: side of the kernel, or (height, width).
+        stride: of the kernel, in pixels.
+        padding: pixels around the input, "valid" or "same".
+        dilation: distance of the kernel's entries, in pixels.
+        groups: of channels that are convolved apart from each other.
+        bias: add a learned number to every channel.
+        padding_mode: what the padding holds.
+        device: where the parameters lie.
+        dtype: of the parameters.
         output_size: (H, W) of the layer's output, or the side of a square one; masks have a size.
         p: keep probability in (0, 1].
         mode: "neuron", "channel", "shared", "hole" or "nm".
@@ -225,6 +230,11 @@ class DefectiveConv2d(nn.Conv2d):
     Shape:
         - Input: (N, C_in, H_in, W_in)
         - Output: (N, C_out, H, W) with (H, W) = ``output_size``
+
+    Example:
+        >>> conv = dcn.DefectiveConv2d(3, 8, 3, padding=1, output_size=32, site=0, p=0.3, norm=nn.BatchNorm2d(8))
+        >>> conv(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 8, 32, 32])
 
     Source: paper, section 3.1, eq. (3)-(5); the norm sits before the mask as in the authors' code.
     """
@@ -286,6 +296,11 @@ class Normalized(nn.Module):
     Raises:
         SpecError: mean and std differ in length, or a std is not positive.
         ImageRangeError: in ``forward``, images that are not floating point or have another number of channels.
+
+    Example:
+        >>> model = dcn.Normalized(timm.create_model("resnet18"), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        >>> model(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 1000])
     """
 
     mean: Tensor
@@ -315,3 +330,8 @@ class Normalized(nn.Module):
         """Show the constants."""
         mean, std = ([round(v, 4) for v in constants.flatten().tolist()] for constants in (self.mean, self.std))
         return f"mean={mean}, std={std}"
+
+
+def owns_output(norm: nn.Module) -> bool:
+    """Whether the slot of ``norm`` sees a fresh tensor that may be overwritten without a copy for autograd."""
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | FrozenBatchNormAct2d)

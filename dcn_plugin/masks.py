@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dcn_plugin.errors import MaskShapeError, SpecError
 from dcn_plugin.specs import MaskSpec, Mode, check_chw, plain_number
+from dcn_plugin.support.randomness import philox
 
 __all__ = ["sample_mask"]
 
@@ -40,6 +41,11 @@ def sample_mask(spec: MaskSpec, shape: tuple[int, int, int], *, site: int) -> Te
         MaskShapeError: ``shape`` is not three integers >= 1.
         SpecError: ``site`` is no whole number >= 0, or ``spec`` no :class:`MaskSpec`.
 
+    Example:
+        >>> mask = dcn.sample_mask(dcn.MaskSpec(p=0.3, sampling="exact"), (8, 10, 10), site=0)
+        >>> tuple(mask.shape), int(mask.sum())
+        ((8, 10, 10), 240)
+
     Source: paper, section 3.1, eq. (3)-(5).
     """
     if not isinstance(spec, MaskSpec):
@@ -48,7 +54,7 @@ def sample_mask(spec: MaskSpec, shape: tuple[int, int, int], *, site: int) -> Te
     site = plain_number(site)
     if isinstance(site, bool) or not isinstance(site, int) or not 0 <= site < 2**64:
         raise SpecError("The site's ordinal is not usable.", site, "an int in [0, 2**64)")
-    words = np.random.Philox(key=np.array([spec.seed, site], dtype=np.uint64)).random_raw
+    words = philox(spec.seed, site).random_raw
     return torch.from_numpy(_MODES[spec.mode](spec, shape, words)).expand(shape).contiguous()
 
 
@@ -74,10 +80,10 @@ def _hole(spec: MaskSpec, shape: _Shape, words: _Words) -> _Bits:
     channels, height, width = shape
     corners = (channels, height + spec.span - 1, width + spec.span - 1)
     # Two C libraries may round this power differently: by one step of 2**-53, which no draw in practice falls on.
-    kept: _Bits = _keep_bernoulli(words(math.prod(corners)), spec.p ** (1 / spec.span**2)).reshape(corners)
+    mask: _Bits = _keep_bernoulli(words(math.prod(corners)), spec.p ** (1 / spec.span**2)).reshape(corners)
     for axis in (1, 2):  # a square is dealt with as a row of columns: 2 b steps a neuron, not b * b
-        kept = np.logical_and.reduce(np.lib.stride_tricks.sliding_window_view(kept, spec.span, axis=axis), axis=-1)
-    return kept
+        mask = np.logical_and.reduce(np.lib.stride_tricks.sliding_window_view(mask, spec.span, axis=axis), axis=-1)
+    return mask
 
 
 def _nm(spec: MaskSpec, shape: _Shape, words: _Words) -> _Bits:
@@ -89,9 +95,9 @@ def _nm(spec: MaskSpec, shape: _Shape, words: _Words) -> _Bits:
     channels, height, width = shape
     drawn = (math.ceil(channels / m), m, height, width)
     order = np.argsort(words(math.prod(drawn)).reshape(drawn), axis=1, kind="stable")
-    kept = np.zeros(drawn, dtype=np.bool_)
-    np.put_along_axis(kept, order[:, :n], True, axis=1)
-    return kept.reshape(-1, height, width)[:channels]
+    mask = np.zeros(drawn, dtype=np.bool_)
+    np.put_along_axis(mask, order[:, :n], True, axis=1)
+    return mask.reshape(-1, height, width)[:channels]
 
 
 # mode -> its function. What it returns is expanded to (C, H, W): a dimension of 1 is drawn once for all.
@@ -116,6 +122,6 @@ def _keep_bernoulli(raw: npt.NDArray[np.uint64], p: float) -> _Bits:
 
 def _keep_exactly(raw: npt.NDArray[np.uint64], p: float) -> _Bits:
     zeros = round((1 - p) * raw.size)
-    kept = np.ones(raw.size, dtype=np.bool_)
-    kept[np.argsort(raw, kind="stable")[:zeros]] = False  # stable: equal draws fall to the lower index
-    return kept
+    mask = np.ones(raw.size, dtype=np.bool_)
+    mask[np.argsort(raw, kind="stable")[:zeros]] = False  # stable: equal draws fall to the lower index
+    return mask

@@ -12,17 +12,21 @@ from typing import Any, Literal, get_args
 from dcn_plugin.errors import InputSizeError, MaskShapeError, SpecError
 
 __all__ = [
+    "MASK_OPTIONS",
     "MASK_SCHEME",
     "DefectSpec",
     "Layout",
     "MaskOrigin",
     "MaskSpec",
+    "Masks",
     "Mode",
     "Sampling",
     "SiteSpec",
     "Slot",
     "check_chw",
     "freeze_p",
+    "mask_specs",
+    "p_of",
     "plain_number",
 ]
 
@@ -63,6 +67,10 @@ class MaskSpec:
     Raises:
         SpecError: a value is not allowed, or two do not go together.
 
+    Example:
+        >>> dcn.MaskSpec(p=0.25, mode="nm", span=4).mode_text
+        'nm 1:4'
+
     Source: paper, section 3.1, eq. (3)-(5); section 4.2 for its modes.
     """
 
@@ -102,6 +110,13 @@ class MaskSpec:
         return self.mode if self.span is None else f"{self.mode} {self.span}x{self.span}"
 
 
+MASK_OPTIONS = tuple(field.name for field in dataclasses.fields(MaskSpec))
+"""How a mask is drawn, as the keywords of :func:`dcn_plugin.defectify` name it: p, mode and so on."""
+
+Masks = MaskSpec | Mapping[str | int, MaskSpec]
+"""How all masks of a network are drawn; or those of each block, by number, name or glob: they differ in p alone."""
+
+
 @dataclass(frozen=True)
 class SiteSpec:
     """One place in a network that carries a mask.
@@ -110,7 +125,7 @@ class SiteSpec:
         name: module path of the mask's owner, the norm (or the convolution, where no norm follows).
         conv: module path of the convolution that feeds it.
         ordinal: place of that convolution among all executed convolutions of the full model, from 0; a norm that no
-            convolution owns comes after all of them (see :mod:`dcn_plugin.sites`).
+            convolution owns comes after all of them (see :mod:`dcn_plugin.surgery.sites`).
         block: name of the block the mask lies in.
         block_index: number of that block in execution order, 0 = stem.
         shape: (C, H, W) of the masked activation.
@@ -146,6 +161,11 @@ class DefectSpec:
         mask_origin: "sampled": the masks are those that the seed gives; "loaded": a state dict brought others.
         mask_scheme: version of the sampling rule.
         span: see :class:`MaskSpec`.
+
+    Example:
+        >>> spec = dcn.defect_spec(dcn.defectify(timm.create_model("resnet18"), input_size=(3, 64, 64)))
+        >>> len(spec.sites), spec == dcn.DefectSpec.from_json(spec.to_json())
+        (10, True)
     """
 
     blocks: str | tuple[str | int, ...]
@@ -201,6 +221,12 @@ class DefectSpec:
                 "use the version of dcn-plugin that wrote it",
             )
         return spec
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``blocks`` and the :data:`MASK_OPTIONS`, as keyword arguments of :func:`dcn_plugin.defectify`."""
+        options = {name: getattr(self, name) for name in ("blocks", *MASK_OPTIONS)}
+        return {**options, "p": dict(self.p)} if isinstance(self.p, tuple) else options
 
     @property
     def p_text(self) -> str:
@@ -291,24 +317,41 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+def mask_specs(p: float | Mapping[str | int, float], **options: Any) -> Masks:
+    """Validate the options of masks as :func:`dcn_plugin.defectify` takes them.
+
+    Args:
+        p: keep probability, or a mapping block -> p.
+        options: the other fields of :class:`MaskSpec`, the same for all blocks.
+
+    Raises:
+        SpecError: an option is not allowed, two of them do not go together, or the mapping is empty.
+    """
+    if not isinstance(p, Mapping):
+        return MaskSpec(p, **options)
+    if not p:
+        raise SpecError("The mapping block -> p is empty.", {}, "at least one block", "pass e.g. p={'layer1': 0.3}")
+    return {_as_block(block): MaskSpec(value, **options) for block, value in p.items()}
+
+
 def freeze_p(
     p: float | Mapping[str | int, float], *, like: MaskSpec | None = None
 ) -> float | tuple[tuple[str | int, float], ...]:
-    """Validate ``p`` as :func:`dcn_plugin.defectify` takes it, and make it hashable.
+    """The keep probability of a :class:`DefectSpec`: ``p`` as :func:`mask_specs` takes it, validated and hashable.
 
     Args:
         p: keep probability, or a mapping block -> p.
         like: the other options of the masks, which may restrict p (a pattern n:m does).
 
     Raises:
-        SpecError: a keep probability is not in (0, 1] or does not go with ``like``, or the mapping is empty.
+        SpecError: as :func:`mask_specs` does.
     """
-    like = MaskSpec() if like is None else like
-    if isinstance(p, Mapping):
-        if not p:
-            raise SpecError("The mapping block -> p is empty.", {}, "at least one block", "pass e.g. p={'layer1': 0.3}")
-        return tuple((_as_block(block), dataclasses.replace(like, p=value).p) for block, value in p.items())
-    return dataclasses.replace(like, p=p).p
+    return p_of(mask_specs(p, **{name: getattr(like or MaskSpec(), name) for name in MASK_OPTIONS if name != "p"}))
+
+
+def p_of(masks: Masks) -> float | tuple[tuple[str | int, float], ...]:
+    """What a :class:`DefectSpec` says of the keep probability of its masks."""
+    return masks.p if isinstance(masks, MaskSpec) else tuple((block, mask.p) for block, mask in masks.items())
 
 
 def _as_block(block: object) -> str | int:

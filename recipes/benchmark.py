@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
 
 
 def head(options: Any, command: str, *, schema: int = 1, packages: Iterable[str] = ()) -> dict[str, Any]:

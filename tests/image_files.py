@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from dcn_plugin.data import LabelledImages
 
 
 def pixels(height: int = 8, width: int = 8, *, seed: int = 0, channels: int = 3) -> np.ndarray:
@@ -30,3 +33,9 @@ def write_folder(root: Path, counts: Mapping[str, int], *, height: int = 8, widt
             write_image(root / name / f"{number}.png", pixels(height, width, seed=seed))
             seed += 1
     return root
+
+
+def everything(data: LabelledImages, batch_size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images of a set, and all labels."""
+    batches = list(data.batches(batch_size))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])

@@ -1,7 +1,6 @@
 """The import floors of the house: a file imports only from floors below its own.
 
-To add a file, enter it in FLOORS. To let one file of a floor import another of that floor, put both in one
-chain.
+To add a room, enter it in FLOORS.
 """
 
 from __future__ import annotations
@@ -9,66 +8,51 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 PACKAGE = "dcn_plugin"
 ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
-# floor -> chains. A chain is an order: an entry may import the entries to its left. "name/" is a folder,
-# whose files may import one another. `dcn_plugin/__init__.py` is the roof: it imports all, nobody imports it.
-FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "F0": (("errors", "specs", "files"), ("logs",), ("startup",)),
-    "F1": (("masks",), ("archive",)),
-    "F2": (
-        (
-            "copies",
-            "parametrized",
-            "instance_norm",
-            "norms",
-            "convs",
-            "layers",
-            "wrappers",
-            "classes",
-            "trace",
-            "independence",
-            "reach",
-            "follow",
-            "sites",
-            "blocks",
-            "selection",
-        ),
-    ),
-    "F3": (("surgery", "inspection", "checkpoint", "weights", "engine/"),),
-    "F4": (("models/",), ("data/",), ("attacks/",)),
-    "F5": (("evaluate/", "training/", "pretrained/"), ("adapters/",)),
-    "F6": (("report/",), ("experiments/",)),
-    "F7": (("cli/",),),
+# floor -> its rooms: a module, or a folder ("name/") whose files may import one another. Rooms of a floor do not import
+# each other. `dcn_plugin/__init__.py` is the roof: it imports all, nobody imports it.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("support/", "specs"),
+    ("masks",),
+    ("layers",),
+    ("surgery/",),
+    ("checkpoint/", "engine/", "attacks/"),
+    ("models/", "data/", "adapters/"),
+    ("evaluate/",),
+    ("report/", "training/", "pretrained/"),
+    ("experiments/",),
+    ("cli/",),
+)
+
+# The plugin puts masks into networks. The bench measures any network. The reproduction trains and compares networks as
+# the paper does, and is what a user of the command meets. Adapters join the plugin and the bench to other libraries.
+WINGS: dict[str, tuple[str, ...]] = {
+    "plugin": ("errors", "support", "specs", "masks", "layers", "surgery", "checkpoint", "engine", "models"),
+    "bench": ("attacks", "data", "evaluate", "report"),
+    "reproduction": ("training", "pretrained", "experiments", "cli"),
+    "adapters": ("adapters",),
+}
+# All that the bench takes from the plugin, but for errors and support: it measures networks without masks as well.
+BENCH_TAKES = {
+    "checkpoint.class_names",
+    "engine.CompactModel",
+    "engine.sweep.SpeedPoint",
+    "surgery.wrappers.network_in",
 }
 
 
-class Place(NamedTuple):
-    """Where an entry stands: its floor, its chain on that floor, its position in the chain."""
-
-    floor: int
-    chain: int
-    position: int
-
-
-PLACES = {
-    entry.rstrip("/"): Place(floor, chain, position)
-    for floor, chains in enumerate(FLOORS.values())
-    for chain, entries in enumerate(chains)
-    for position, entry in enumerate(entries)
-}
-FOLDERS = {
-    entry.rstrip("/") for chains in FLOORS.values() for entries in chains for entry in entries if entry.endswith("/")
-}
+PLACES = {room.rstrip("/"): floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FOLDERS = {room.rstrip("/") for rooms in FLOORS for room in rooms if room.endswith("/")}
 
 
 def module_of(path: Path) -> str:
-    """`dcn_plugin/evaluate/transfer.py` -> `evaluate.transfer`; `dcn_plugin/__init__.py` -> ``."""
+    """`dcn_plugin/evaluate/protocols/transfer.py` -> `evaluate.transfer`; `dcn_plugin/__init__.py` -> ``."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -116,23 +100,19 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
     entry = entry_of(module)
     if entry is None:
         return [f"{module} is on no floor: enter it in FLOORS of tests/test_floors.py"]
-    own = PLACES[entry]
-    found = []
+    floor = PLACES[entry]
+    broken = []
     for line, target in imported_modules(source, module, is_package=is_package):
         other = entry_of(target)
         if not target:
-            found.append(f"{module}:{line} imports the package itself; import the defining module")
+            broken.append(f"{module}:{line} imports the package itself; import the defining module")
         elif other is None:
-            found.append(f"{module}:{line} imports {target}, which is on no floor")
-        elif other != entry:
-            place = PLACES[other]
-            below = place.floor < own.floor
-            earlier = place[:2] == own[:2] and place.position < own.position
-            if not (below or earlier):
-                found.append(f"{module} (F{own.floor}):{line} imports {target} (F{place.floor}), not a floor below")
-        elif entry not in FOLDERS:
-            found.append(f"{module}:{line} imports itself")
-    return found
+            broken.append(f"{module}:{line} imports {target}, which is on no floor")
+        elif other != entry and PLACES[other] >= floor:
+            broken.append(f"{module} (F{floor}):{line} imports {target} (F{PLACES[other]}), not a floor below")
+        elif other == entry and entry not in FOLDERS:
+            broken.append(f"{module}:{line} imports itself")
+    return broken
 
 
 FILES = sorted(ROOT.rglob("*.py"))
@@ -145,8 +125,39 @@ def test_a_file_imports_only_from_floors_below_its_own(path: Path) -> None:
 
 
 def test_no_entry_stands_in_the_table_twice() -> None:
-    entries = [entry for chains in FLOORS.values() for chain in chains for entry in chain]
-    assert len(entries) == len(set(entries)) == len(PLACES)
+    rooms = [room for floor in FLOORS for room in floor]
+    assert len(rooms) == len(set(rooms)) == len(PLACES)
+    assert sorted(room for rooms in WINGS.values() for room in rooms) == sorted(PLACES)
+
+
+def taken_from_plugin(source: str) -> set[str]:
+    """What a file takes from the plugin, as it stands in BENCH_TAKES."""
+    plugin = set(WINGS["plugin"]) - {"errors", "support"}
+    taken = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
+            module = str(node.module)[len(PACKAGE) + 1 :]
+            if module.partition(".")[0] in plugin:
+                taken |= {module} & BENCH_TAKES or {f"{module}.{alias.name}" for alias in node.names}
+    return taken
+
+
+def test_the_bench_measures_any_network() -> None:
+    files = [path for path in FILES if path.relative_to(ROOT).parts[0] in WINGS["bench"]]
+    assert set().union(*(taken_from_plugin(path.read_text(encoding="utf-8")) for path in files)) == BENCH_TAKES
+
+
+def test_only_the_reproduction_knows_the_reproduction() -> None:
+    for path in FILES:
+        module = module_of(path)
+        if module and entry_of(module) not in WINGS["reproduction"]:
+            source = path.read_text(encoding="utf-8")
+            imported = imported_modules(source, module, is_package=path.name == "__init__.py")
+            assert not {entry_of(target) for _, target in imported} & {*WINGS["reproduction"]}, module
+
+
+def test_the_root_holds_what_a_user_imports_and_nothing_else_is_loose() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "errors", "specs", "masks", "layers"}
 
 
 @pytest.mark.parametrize(
@@ -163,14 +174,14 @@ def test_no_entry_stands_in_the_table_twice() -> None:
         ("surgery", "import dcn_plugin"),
         ("surgery", "from dcn_plugin import defectify"),
         ("errors", "from dcn_plugin.specs import MaskSpec"),
-        ("layers", "from dcn_plugin.sites import find_sites"),
-        ("trace", "from dcn_plugin.blocks import blocks_of"),
+        ("layers", "from dcn_plugin.surgery.sites import find_sites"),
+        ("surgery.trace", "from dcn_plugin.checkpoint.network import read_info"),
         ("surgery", "from dcn_plugin.checkpoint import load_checkpoint"),
         ("attacks.pgd", "from dcn_plugin.data.digits import load_digits"),
         ("attacks.pgd", "from ..data import digits"),
-        ("evaluate.transfer", "from dcn_plugin.training import fit"),
-        ("evaluate.transfer", "from dcn_plugin.report.html import render"),
-        ("evaluate.transfer", "from dcn_plugin.nowhere import thing"),
+        ("evaluate.session", "from dcn_plugin.training import fit"),
+        ("evaluate.session", "from dcn_plugin.report.html import render"),
+        ("evaluate.session", "from dcn_plugin.nowhere import thing"),
         ("nowhere", "import torch"),
         ("errors.sub", "import torch"),
     ],
@@ -184,9 +195,9 @@ def test_the_checker_reports_a_forbidden_import(module: str, source: str) -> Non
     [
         ("specs", "from dcn_plugin.errors import SpecError"),
         ("masks", "import torch\nfrom dcn_plugin import errors, specs"),
-        ("blocks", "from dcn_plugin.sites import Site\nfrom dcn_plugin.trace import trace"),
-        ("evaluate.transfer", "from dcn_plugin.evaluate.records import Result\nfrom .records import Result"),
-        ("evaluate.transfer", "from dcn_plugin.attacks import pgd\nfrom ..attacks.pgd import PGD"),
+        ("surgery.blocks", "from dcn_plugin.surgery.sites import Site\nfrom dcn_plugin.surgery.trace import trace"),
+        ("evaluate.session", "from dcn_plugin.evaluate.records import Result\nfrom .records import Result"),
+        ("evaluate.session", "from dcn_plugin.attacks import pgd\nfrom ..attacks.pgd import PGD"),
         ("cli", "def main():\n    from dcn_plugin.experiments.demo import run"),
         ("cli", "import dcn_plugin_other"),
         ("", "from dcn_plugin.surgery import defectify\nfrom dcn_plugin.models import defective"),

@@ -12,10 +12,10 @@ import torch
 import torchvision
 from torch import nn
 
-from dcn_plugin.blocks import find_blocks
-from dcn_plugin.norms import is_norm
-from dcn_plugin.sites import find_sites
-from dcn_plugin.trace import trace_model
+from dcn_plugin.surgery.blocks import find_blocks
+from dcn_plugin.surgery.norm_slots import is_norm
+from dcn_plugin.surgery.sites import find_sites
+from dcn_plugin.surgery.trace import trace_model
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.txt"))
 FAMILIES = 12

@@ -13,8 +13,8 @@ from timm.layers import ScaledStdConv2d, StdConv2d
 from torch import nn
 
 from dcn_plugin import DefectiveConv2d, DefectMask2d, MaskSpec, Normalized, defectify
-from dcn_plugin.convs import masked_conv_class, unmasked_conv_class
 from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
+from dcn_plugin.surgery.masked_conv import masked_conv_class, unmasked_conv_class
 
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.archive import read_archive, write_archive
 from dcn_plugin.checkpoint import read_info
+from dcn_plugin.checkpoint.sealed_file import read_archive, write_archive
 from dcn_plugin.errors import MaskLostError, MaskStateError
 from dcn_plugin.surgery import expected_sites
+from dcn_plugin.surgery.wrappers import bare, network_in
 from dcn_plugin.training import load_network, save_network
-from dcn_plugin.wrappers import bare, network_in
 from tests.nets import SmallNet, same, shaken, snapshot
 
 SIZE = (3, 16, 16)

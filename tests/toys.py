@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dcn_plugin.attacks import Attack, AttackRun
 from dcn_plugin.data import ImageSet
 
 
@@ -20,7 +21,14 @@ def linear_model(
     return nn.Sequential(nn.Flatten(), layer)
 
 
-class SmallNet(nn.Module):
+class DoNothing(Attack):
+    """Returns the images as they are: the attack that every test of an attack has to fail."""
+
+    def perturb(self, run: AttackRun) -> Tensor:
+        return run.images
+
+
+class ModeNet(nn.Module):
     """Convolution, batch norm, dropout and a frozen batch norm: everything whose mode matters."""
 
     def __init__(self, *, dtype: torch.dtype = torch.float32) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from dcn_plugin.adapters._art_classifier import DefectiveClassifier, dtype_of
 from dcn_plugin.attacks import CW, PGD, Attack, AttackResult, BoundaryAttack, HopSkipJump, check_labels
-from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
+from dcn_plugin.support.arguments import check_count
 
 __all__ = ["DcnAttack", "DcnBoundaryAttack", "DcnCW", "DcnHopSkipJump", "DcnPGD"]
 
@@ -51,7 +52,7 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own = inspect.signature(cls.attack_type)
+        signature = inspect.signature(cls.attack_type)
         cls.attack_params = [*EvasionAttack.attack_params, *cls._settings(), "batch_size", "verbose"]
         cls._estimator_requirements = (
             (BaseEstimator, ClassifierMixin) if cls.attack_type.decision_based else (PyTorchClassifier,)
@@ -61,7 +62,7 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
             for name, default in (("batch_size", 256), ("verbose", False))
         ]
-        cls.__signature__ = own.replace(parameters=[head, *own.parameters.values(), *tail])
+        cls.__signature__ = signature.replace(parameters=[head, *signature.parameters.values(), *tail])
 
     def __init__(
         self, estimator: Any, *args: Any, batch_size: int = 256, verbose: bool = False, **settings: Any
@@ -76,7 +77,7 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
 
     @classmethod
     def from_attack(cls, estimator: Any, attack: Attack, *, batch_size: int = 256, verbose: bool = False) -> Self:
-        """Bridge an attack that is there already, e.g. ``BoundaryAttack.paper()``.
+        """Bridge an existing attack, e.g. ``BoundaryAttack.paper()``.
 
         Raises:
             SpecError: ``attack`` is not of this bridge's ``attack_type``.
@@ -93,7 +94,7 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
 
     @property
     def attack(self) -> Attack:
-        """The attack with the settings of this moment."""
+        """The attack with its current settings."""
         return self.attack_type(**{name: getattr(self, name) for name in self._settings()})
 
     @property
@@ -104,9 +105,7 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
     def _check_params(self) -> None:
         super()._check_params()
         _ = self.attack  # checks the settings
-        self.batch_size = plain(self.batch_size)
-        if not is_whole(self.batch_size, least=1):
-            raise SpecError("The batch size is not usable.", self.batch_size, "an int >= 1")
+        self.batch_size = check_count(self.batch_size, "batch size")
 
     def generate(self, x: Any, y: Any = None, *, x_adv_init: Any = None) -> Floats:
         """Attack every sample.
@@ -154,10 +153,10 @@ class DcnAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no types
         self.result = attack(
             model, images.to(device), labels.to(device), batch_size=self.batch_size, progress=self.verbose, **starts
         )
-        made = self.result.images.cpu()
-        result = scale.to_samples(made)
+        adversarial = self.result.images.cpu()
+        result = scale.to_samples(adversarial)
         # A sample that has not moved comes back bit for bit, whatever the scaling rounds.
-        still = (made == images).flatten(1).all(dim=1).numpy()
+        still = (adversarial == images).flatten(1).all(dim=1).numpy()
         result[still] = samples[still]
         return result
 
@@ -235,7 +234,8 @@ class _Logits(nn.Module):
             )
         # ART's wrapper of the model: registered, so that its mode is restored as well.
         self.model = estimator._model
-        self._find_user_model = lambda: estimator.model  # in a function: it is registered inside ART's wrapper already
+        # In a function: the user's model is registered inside ART's wrapper already.
+        self._find_user_model: Callable[[], nn.Module] = lambda: estimator.model
         self._ask = estimator._predict_framework
         self._shape = scale.shape
         # As the classifier's own predict: a DefectiveClassifier rounds what its preprocessing made, and not before.
@@ -246,8 +246,7 @@ class _Logits(nn.Module):
     @property
     def asked_model(self) -> nn.Module:
         """The model of the user, for warnings that name it and its modules."""
-        user_model: nn.Module = self._find_user_model()
-        return user_model
+        return self._find_user_model()
 
     def forward(self, images: Tensor) -> Tensor:
         samples = images.reshape(-1, *self._shape) * self.span + self.low
@@ -268,15 +267,15 @@ class _Decisions(nn.Module):
 
 
 def _classes(estimator: Any, samples: Floats, *, batch_size: int) -> npt.NDArray[np.int64]:
-    said = np.asarray(estimator.predict(samples, batch_size=batch_size))
-    if said.ndim != 2 or len(said) != len(samples) or said.shape[1] < 2 or not np.isfinite(said).all():
+    scores = np.asarray(estimator.predict(samples, batch_size=batch_size))
+    if scores.ndim != 2 or len(scores) != len(samples) or scores.shape[1] < 2 or not np.isfinite(scores).all():
         raise ModelOutputError(
             f"{type(estimator).__name__}.predict does not return one finite score a class.",
-            (str(said.dtype), said.shape),
+            (str(scores.dtype), scores.shape),
             f"finite numbers ({len(samples)}, classes) with two classes or more",
             "give a binary classifier two outputs",
         )
-    classes: npt.NDArray[np.int64] = said.argmax(axis=1)
+    classes: npt.NDArray[np.int64] = scores.argmax(axis=1)
     return classes
 
 

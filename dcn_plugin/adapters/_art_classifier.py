@@ -11,9 +11,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from dcn_plugin.errors import InputSizeError, MaskLostError
-from dcn_plugin.inspection import verify
+from dcn_plugin.support.model_state import dummy_image
 from dcn_plugin.surgery import defect_spec, expected_sites, is_defective
-from dcn_plugin.trace import dummy_image
+from dcn_plugin.surgery.inspection import verify
 
 __all__ = ["DefectiveClassifier", "dtype_of"]
 
@@ -37,18 +37,18 @@ class DefectiveClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships
 
     Args:
         model: images -> logits.
-        loss: as in ``PyTorchClassifier``, like all that follow, in the same order.
+        loss: of logits and labels. From here on names, order and meaning are those of ``PyTorchClassifier``.
         input_shape: of one image; (C, H, W), or (H, W, C) for a model that takes its channels last.
         nb_classes: number of logits.
         optimizer: needed to fit.
-        use_amp: see above.
-        opt_level: see above.
-        loss_scale: see above.
-        channels_first: see above.
+        use_amp: mixed precision, with NVIDIA's apex.
+        opt_level: of apex.
+        loss_scale: of apex.
+        channels_first: whether images are (C, H, W), not (H, W, C).
         clip_values: smallest and largest value of a pixel; (0, 1) for the images of this package.
-        preprocessing_defences: see above.
-        postprocessing_defences: see above.
-        preprocessing: see above.
+        preprocessing_defences: ART's defences that change images.
+        postprocessing_defences: ART's defences that change outputs.
+        preprocessing: (mean, std) of the images, or a preprocessor of ART's.
         device_type: "gpu" or "cpu".
 
     Raises:

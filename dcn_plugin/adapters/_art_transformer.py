@@ -12,11 +12,11 @@ from art.defences.transformer.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
 
 from dcn_plugin.adapters._art_classifier import DefectiveClassifier
-from dcn_plugin.blocks import BlocksArg
 from dcn_plugin.errors import InputSizeError, LabelError, SpecError
-from dcn_plugin.selection import FilterFn
-from dcn_plugin.specs import MaskSpec, Mode, Sampling, freeze_p
+from dcn_plugin.specs import MASK_OPTIONS, Mode, Sampling, mask_specs
 from dcn_plugin.surgery import defectify
+from dcn_plugin.surgery.blocks import BlocksArg
+from dcn_plugin.surgery.placement import FilterFn
 
 __all__ = ["DefectiveTransformer"]
 
@@ -31,13 +31,13 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
 
     Args:
         classifier: ART's ``PyTorchClassifier``; it is left as it is. Masks are made for its ``input_shape``.
-        blocks: as in :func:`dcn_plugin.defectify`, like all that follow.
-        p: see there.
-        mode: see there.
-        sampling: see there.
-        seed: see there.
-        span: see there.
-        filter_fn: see there.
+        blocks: which blocks to mask. All options mean what they mean to :func:`dcn_plugin.defectify`.
+        p: keep probability, or block -> keep probability.
+        mode: "neuron", "channel", "shared", "hole" or "nm".
+        sampling: "bernoulli" or "exact".
+        seed: of the masks.
+        span: size of a hole, or of a group of channels.
+        filter_fn: ``(module, name) -> bool``, asked for every chosen site.
 
     Raises:
         SpecError: an option is not allowed, or the classifier is none that can be rebuilt.
@@ -71,11 +71,11 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
 
         Args:
             x: ART's interface passes a training set here. Masks do not depend on data, so it may be left out.
-            transformed_classifier: the one to make a defective copy of; by default the transformer's own, trained if
+            transformed_classifier: to make a defective copy of; by default the transformer's own, trained if
                 :meth:`fit` has been called.
 
         Raises:
-            As :func:`dcn_plugin.defectify` does; see there.
+            As :func:`dcn_plugin.defectify` does.
         """
         if transformed_classifier is not None:
             return self._transform(transformed_classifier)
@@ -111,25 +111,15 @@ class DefectiveTransformer(Transformer):  # type: ignore[misc]  # ART ships no t
         self._trained, self._is_fitted = None, False
 
     def _check_params(self) -> None:
-        freeze_p(self.p, like=MaskSpec(1.0, self.mode, self.sampling, self.seed, self.span))
+        mask_specs(**{name: getattr(self, name) for name in self.params if name in MASK_OPTIONS})
         _check_classifier(self.classifier)
 
     def _transform(self, classifier: PyTorchClassifier) -> DefectiveClassifier:
         _check_classifier(classifier)
         # Copied together, the optimiser holds the copied parameters; surgery leaves those as they are.
         model, optimizer = copy.deepcopy((classifier.model, classifier.optimizer))
-        defectify(
-            model,
-            self.blocks,
-            self.p,
-            self.mode,
-            input_size=classifier.input_shape,
-            sampling=self.sampling,
-            seed=self.seed,
-            span=self.span,
-            filter_fn=self.filter_fn,
-            inplace=True,
-        )
+        options = {name: getattr(self, name) for name in self.params}
+        defectify(model, **options, input_size=classifier.input_shape, inplace=True)
         if optimizer is not None:
             optimizer.state.clear()  # momentum of another network
         return DefectiveClassifier(**{**classifier.get_params(), "model": model, "optimizer": optimizer})

@@ -12,11 +12,11 @@ from torchattacks.attack import Attack as TheirAttack
 from dcn_plugin import attacks as ours
 from dcn_plugin.attacks.arguments import check_types
 from dcn_plugin.errors import LabelError, SpecError
-from dcn_plugin.trace import eval_mode
+from dcn_plugin.support.model_state import eval_mode
 
 __all__ = ["CW", "BoundaryAttack", "DcnAttack", "HopSkipJump"]
 
-#: Images that were normalised and brought back may leave [0, 1] by so much; in half precision by the dtype's rounding.
+#: Images that were normalised and brought back leave [0, 1] by this much; in half precision by the dtype's rounding.
 ROUNDING = 1e-5
 
 
@@ -79,10 +79,10 @@ class DcnAttack(TheirAttack):  # type: ignore[misc]  # torchattacks ships no typ
         applied = self._normalization_applied
         with eval_mode(self.model):
             try:
-                found: Tensor = super().__call__(inputs, labels, *args, **kwargs)
+                adversarial: Tensor = super().__call__(inputs, labels, *args, **kwargs)
             finally:
                 self._set_normalization_applied(applied)
-        return found
+        return adversarial
 
     def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Ask the model; torchattacks' own normalisation turns images in half precision into float32, this does not."""
@@ -125,7 +125,8 @@ class _Logits(nn.Module):
     @property
     def asked_model(self) -> nn.Module:
         """The model of the user, for warnings that name it and its modules."""
-        return self.model
+        user_model: nn.Module = self.model
+        return user_model
 
     def forward(self, images: Tensor) -> Any:
         return self._owner.get_logits(images)
@@ -140,8 +141,8 @@ class _Named(DcnAttack):
         super().__init_subclass__()
         # help() and inspect.signature() show the options that **settings hands on.
         model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="nn.Module")
-        own = inspect.signature(cls.ours_type)
-        cls.__signature__ = own.replace(parameters=[model, *own.parameters.values()])
+        signature = inspect.signature(cls.ours_type)
+        cls.__signature__ = signature.replace(parameters=[model, *signature.parameters.values()])
 
     def __init__(self, model: nn.Module, **settings: Any) -> None:
         super().__init__(model, self.ours_type(**settings))

@@ -10,13 +10,13 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from dcn_plugin.adapters._global_rngs import isolated_global_rngs
 from dcn_plugin.adapters._torchattacks_sizes import check_diversity, check_square_l2
 from dcn_plugin.adapters._torchattacks_table import Option, look_up, resolve_options
 from dcn_plugin.attacks import Attack, AttackResult, AttackRun, SampleStreams, check_logits
-from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.attacks.base import Rows
 from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError, warn_caller
+from dcn_plugin.support.arguments import check_count, plain
+from dcn_plugin.support.randomness import isolated_global_rngs
 
 __all__ = ["TorchAttack"]
 
@@ -70,21 +70,19 @@ class TorchAttack(Attack):
     eps: float
 
     def __init__(self, attack: str, /, *, seed: int = 0, batch: int = 64, **options: Option) -> None:
-        known = look_up(attack)
+        entry = look_up(attack)
         self.attack = attack  # before the base class asks for the name
         resolved = resolve_options(attack, options)
-        norm: Any = known.norm or resolved.pop("norm")
+        norm: Any = entry.norm or resolved.pop("norm")
         eps = float(resolved.pop("eps"))
-        batch = plain(batch)
-        if not is_whole(batch, least=1):
-            raise SpecError("The batch of a random attack is not usable.", batch, "an int >= 1")
+        batch = check_count(batch, "batch of a random attack")
         if norm == "L2" and not 0 < eps < math.inf:
             raise SpecError("eps is not usable.", eps, "a number > 0: the radius of the L2 ball")
         super().__init__(eps=eps if norm == "Linf" else None, seed=seed)
         self.eps, self.norm = eps, norm
-        self.batch = batch if known.draws(resolved) else None
+        self.batch = batch if entry.draws(resolved) else None
         self.library = f"torchattacks {torchattacks.__version__}"
-        self._known, self._options = known, resolved
+        self._known, self._options = entry, resolved
 
     @property
     def name(self) -> str:
@@ -180,10 +178,10 @@ class TorchAttack(Attack):
         seed = self.batch_seed(run.streams.indices[0])
         with isolated_global_rngs(seed):
             # Some of its views fail on images whose channels lie last in memory.
-            found = self._build(probe, seed, run)(run.images[index].contiguous(), run.labels[index]).detach()
+            adversarial = self._build(probe, seed, run)(run.images[index].contiguous(), run.labels[index]).detach()
         probe.settle()
         images = run.images.clone()
-        images[index] = found
+        images[index] = adversarial
         if self.norm == "L2":
             self._check_l2_ball(run.images, images)
         return images
@@ -273,11 +271,11 @@ class _Probe(nn.Module):
         # the NaN that comes out: one such sample must not spoil the batch. What this returns is a node of the graph,
         # as the hook needs, even where the input is a leaf.
         images = images.nan_to_num(nan=0.5)
-        whole = len(images) == len(self._rows) * self._copies
+        full_batch = len(images) == len(self._rows) * self._copies
         if images.requires_grad:
             # A network whose weights lie channels last returns such gradients, and some of torchattacks' views fail.
             images.register_hook(Tensor.contiguous)
-            if whole:
+            if full_batch:
                 images.register_hook(self._look)
         # A part of the batch does not tell which part: then every sample counts as asked about.
         rows = np.repeat(self._rows, self._copies)

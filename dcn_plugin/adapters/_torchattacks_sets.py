@@ -5,8 +5,8 @@ from __future__ import annotations
 from dcn_plugin.adapters._torchattacks_runner import TorchAttack
 from dcn_plugin.adapters._torchattacks_table import Option
 from dcn_plugin.attacks import PGD, Attack
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count, is_number, plain
 
 __all__ = ["modern_transfer_attacks", "paper_attacks"]
 
@@ -29,7 +29,7 @@ def paper_attacks() -> dict[str, Attack]:
     Returns:
         name -> attack, in the paper's order. None of them draws.
 
-    Source: paper, section 4.1, and the authors' code (FACTS, section "Attacks"). CW is
+    Source: paper, section 4.1, and the authors' code (docs: concepts/authors-code). CW is
     ``dcn_plugin.attacks.CW.paper()``.
     """
     attacks: dict[str, Attack] = {f"FGSM {eps}": PGD(eps * GREY, steps=1, step_size=eps * GREY) for eps in PAPER_FGSM}
@@ -76,7 +76,7 @@ def modern_transfer_attacks(
     arXiv 1908.06281), Wang and He 2021 (VMI, VNI, arXiv 2103.15571).
     """
     eps, steps = plain(eps), plain(steps)
-    if not (is_number(eps) and 0 < eps <= 1 and is_whole(steps, least=1)):
+    if not (is_number(eps) and 0 < eps <= 1 and is_count(steps, least=1)):
         raise SpecError("eps or steps are not usable.", (eps, steps), "a number in (0, 1], and an int >= 1")
 
     def attack(name: str, **options: Option) -> TorchAttack:

@@ -74,7 +74,7 @@ def square_l2_fits(height: int, width: int, *, p_init: float) -> bool:
     if not tile:
         return False
     first = (height - 5 * tile) // 2
-    whole = width < tile or all(first + side // tile * tile <= side for side in (height, width))
+    tiles_fit = width < tile or all(first + side // tile * tile <= side for side in (height, width))
     window = max(round(math.sqrt(p_init * height * width)), 3)
     window += window % 2 == 0
-    return (whole or tile == 1) and window <= min(height, width)
+    return (tiles_fit or tile == 1) and window <= min(height, width)

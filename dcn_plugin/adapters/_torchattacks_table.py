@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -11,8 +10,9 @@ from typing import Literal
 
 import torchattacks
 
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count, is_number, plain
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["KNOWN", "Known", "Norm", "Option", "look_up", "resolve_options"]
 
@@ -148,9 +148,7 @@ def look_up(name: str) -> Known:
     """
     if isinstance(name, str) and name in KNOWN:
         return KNOWN[name]
-    close = difflib.get_close_matches(str(name).upper(), {key.upper(): key for key in KNOWN}, n=1)
-    meant = [key for key in KNOWN if key.upper() in close]
-    fix = _REFUSED.get(str(name)) or (f"did you mean {meant[0]!r}" if meant else None)
+    fix = _REFUSED.get(str(name)) or closest(name, KNOWN)
     raise SpecError("This attack of torchattacks is not run here.", name, ", ".join(KNOWN), fix)
 
 
@@ -169,13 +167,8 @@ def resolve_options(name: str, given: Mapping[str, Option]) -> dict[str, Option]
     given = {key: plain(value) for key, value in given.items()}
     for key, value in given.items():
         if key not in defaults:
-            close = difflib.get_close_matches(key, defaults, n=1)
-            raise SpecError(
-                f"torchattacks' {name} has no such option.",
-                key,
-                ", ".join([*defaults, "seed"]),
-                f"did you mean {close[0]!r}" if close else None,
-            )
+            options = ", ".join([*defaults, "seed"])
+            raise SpecError(f"torchattacks' {name} has no such option.", key, options, closest(key, defaults))
         _check_option(name, key, value, defaults[key])
     resolved = defaults | given
     if "alpha" in defaults and "alpha" not in given:
@@ -200,7 +193,7 @@ def _check_option(name: str, key: str, value: object, default: Option) -> None:
     elif isinstance(default, bool):
         fits, allowed = isinstance(value, bool), "True, False"
     elif isinstance(default, int) and key not in _REAL:
-        fits, allowed = is_whole(value, least=1), "an int >= 1"
+        fits, allowed = is_count(value, least=1), "an int >= 1"
     else:
         fits, allowed = is_number(value) and math.isfinite(value) and value >= 0, "a finite number >= 0"  # type: ignore[arg-type, operator]
     if fits and (limit := _RANGES.get(f"{name}.{key}", _RANGES.get(key))) is not None:

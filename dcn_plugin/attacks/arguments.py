@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,23 +10,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.errors import ImageRangeError, LabelError, SpecError
 
-__all__ = ["as_labels", "check_flag", "check_model", "check_types", "is_number", "is_whole", "plain"]
-
-
-def plain(value: Any) -> Any:
-    """The Python value that a NumPy scalar, or an array or tensor without dimensions, stands for; others unchanged."""
-    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
-    return value.item() if scalar else value
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a Python number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def is_whole(value: object, *, least: int) -> bool:
-    """Whether it is a Python int of at least ``least``; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+__all__ = ["as_labels", "check_flag", "check_model", "check_types"]
 
 
 def check_flag(name: str, value: object) -> None:

@@ -8,9 +8,8 @@ and checks what comes out.
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, final
 
@@ -20,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcn_plugin.attacks.arguments import as_labels, check_model, check_types, is_number, is_whole, plain
+from dcn_plugin.attacks.arguments import as_labels, check_model, check_types
+from dcn_plugin.attacks.batch_independence import warn_if_mixed
 from dcn_plugin.attacks.checks import (
     check_answers,
     check_images,
@@ -31,14 +31,17 @@ from dcn_plugin.attacks.checks import (
 from dcn_plugin.attacks.dtypes import as_input, model_dtype, rounded, walking_dtype
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning, warn_caller
-from dcn_plugin.independence import warn_if_mixed
-from dcn_plugin.trace import eval_mode
+from dcn_plugin.support.arguments import check_count, is_number, plain
+from dcn_plugin.support.model_state import eval_mode, frozen_weights
+from dcn_plugin.support.progress import progress_bar
 
 __all__ = ["Attack", "AttackResult", "AttackRun", "Rows", "Status"]
 
 Status = Literal["fooled", "not fooled", "no start", "misclassified"]
 Norm = Literal["linf", "l2"]
 Rows = npt.NDArray[np.int64]
+# An attack that asks again and again is done with a share of its images, not with a number of them.
+_LAYOUT = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +189,13 @@ class Attack(ABC):
 
     Raises:
         SpecError: eps is not in (0, 1], or the seed is out of range.
+
+    Example:
+        >>> class Negative(Attack):
+        ...     def perturb(self, run):
+        ...         return 1 - run.images
+        >>> Negative(eps=None)(net, images, labels).images.shape
+        torch.Size([8, 1, 16, 16])
     """
 
     #: Whether the attack works on the decision alone, so that a model may return labels in place of logits.
@@ -300,19 +310,16 @@ class Attack(ABC):
         if starting_points is not None:
             check_types(starting_points)
             self._check_output(images, starting_points, name="The starting points")
-        batch_size, first_index = plain(batch_size), plain(first_index)
-        if not is_whole(batch_size, least=1):
-            raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
-        if not is_whole(first_index, least=0):
-            raise SpecError("The place of the first image is not usable.", first_index, "an int >= 0")
+        batch_size = check_count(batch_size, "batch size")
+        first_index = check_count(first_index, "place of the first image", least=0)
         self._warn_if_weak()
         # Tensors made in inference mode cannot carry gradients; clone() under this context makes normal ones.
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             eval_mode(model),
-            _frozen_weights(model),
-            _progress_bar(self.name, len(images), show=progress) as tell,
+            frozen_weights(model),
+            progress_bar(len(images), self.name, show=progress, layout=_LAYOUT) as bar,
         ):
             images, labels = images.detach().clone(), labels.detach().clone().long()
             starts = None if starting_points is None else starting_points.detach().clone()
@@ -325,7 +332,7 @@ class Attack(ABC):
                     max_rows=batch_size,
                     starting_points=None if starts is None else starts[i : i + batch_size],
                     done=i,
-                    tell=tell,
+                    tell=bar.reach if progress else None,
                 )
                 for i in range(0, len(images), batch_size)
             ]
@@ -381,9 +388,9 @@ class Attack(ABC):
 
     def _classes(self, run: AttackRun, images: Tensor, rows: Rows | None) -> Tensor:
         if self.decision_based:
-            said = run.classes(images, rows)
+            classes = run.classes(images, rows)
             check_labels(run.labels, count=len(run.labels), num_classes=run.num_classes)
-            return said
+            return classes
         logits = run.logits(images, rows)
         if rows is None:
             check_labels(run.labels, count=len(images), num_classes=logits.shape[1])
@@ -424,29 +431,3 @@ class Attack(ABC):
 
 def _is_scalar(value: object) -> bool:
     return value is None or isinstance(value, float | int | str | bool)
-
-
-@contextlib.contextmanager
-def _progress_bar(name: str, count: int, *, show: bool) -> Iterator[Callable[[float], None] | None]:
-    """A bar over ``count`` images; what it yields takes the number of images that are done, or is None."""
-    if not show:
-        yield None
-        return
-    from tqdm import tqdm  # ships with huggingface_hub, which timm needs
-
-    layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    with tqdm(total=count, desc=name, disable=None, leave=False, dynamic_ncols=True, bar_format=layout) as bar:
-        yield lambda done: bar.update(done - bar.n)
-
-
-@contextlib.contextmanager
-def _frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Switch the gradients of parameters off (they would only cost time), and each one back as it was."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

@@ -8,11 +8,11 @@ from typing import Literal, Self
 import numpy as np
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import Asker, Bools, DecisionAttack, Floats, StartSearch, at, column, row_sums
 from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, check_coarse
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_choice, is_count, is_number, plain
 
 __all__ = ["BoundaryAttack"]
 
@@ -24,11 +24,11 @@ CONVERGED = 1e-7
 WORTH_ANOTHER_TRY = 0.99
 #: Shares of candidates that should be adversarial: sideways steps, and steps towards the image after such a one.
 SPHERICAL_TARGET, SOURCE_TARGET = 0.5, 0.25
-#: At first the best step lengths change fast. After so many directions of a walk they hardly do: steps that jump at
+#: At first the best step lengths change fast. After this many directions of a walk they hardly do: steps that jump at
 #: every answer are then mostly too long or too short, and checks are wasted. From there on they adapt at ``CALM`` of
 #: the rate, with checks ``RARER`` times as rare.
 SETTLED, CALM, RARER = 1000, 0.4, 3
-#: Every so many directions one is coarse. The others keep the walk from being blind to what no coarse one can reach.
+#: Every this many directions one is coarse. The others keep the walk from being blind to what no coarse one can reach.
 COARSE_EVERY = 4
 #: A direction that lies along the gap, as every one does for a single number, has only rounding errors to go sideways:
 #: its sideways part counts as at least this share of the whole, both squared.
@@ -56,7 +56,7 @@ class BoundaryAttack(DecisionAttack):
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
-        steps: at most so many steps of each walk, or None; a step ends with an adversarial candidate or after
+        steps: at most this many steps of each walk, or None; a step ends with an adversarial candidate or after
             ``directions`` candidates.
         directions: candidates a step may try.
         spherical_step: first length of the sideways step, in units of the distance to the clean image.
@@ -67,19 +67,24 @@ class BoundaryAttack(DecisionAttack):
             towards the image succeed; after 1,000 directions more calmly, and with fewer checks. "window": as in
             Foolbox 1.x, after 100 sideways steps or 30 steps towards the image whose share of success lies outside of
             20 to 50 %.
-        check_every: every so many steps the sideways step is asked about on its own, which costs a query.
+        check_every: every this many steps the sideways step is asked about on its own, which costs a query.
         coarse: every fourth direction is drawn at 1 / coarse of the resolution, rounding up, and enlarged. 1 = full
             resolution always, as published.
-        scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
-        restarts: a sample that has converged may start again from other blobs so many times.
-        start_draws: see there.
-        start_grid: see there.
-        start_search: see there.
+        scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`.
+        restarts: a sample that has converged may start again from other blobs this many times.
+        start_draws: images a sample may try for a start.
+        start_grid: the start is blended with the clean image in this many steps.
+        start_search: where on that grid: "linear" or "bisection".
         seed: of the noise and of the directions; what a sample draws depends on its place among the images, not
             on its batch.
 
     Raises:
         SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
+
+    Example:
+        >>> result = BoundaryAttack(max_queries=100)(net, images, labels)
+        >>> int(result.queries.max()) <= 100
+        True
 
     Source: Brendel, Rauber, Bethge 2018, arXiv 1712.04248. The adaptation "smooth" is the success rule of evolution
     strategies (Rechenberg 1973) in place of the trust region with windows. Coarse directions: Guo, Frank, Weinberger
@@ -117,7 +122,7 @@ class BoundaryAttack(DecisionAttack):
         )
         directions, check_every, coarse = map(plain, (directions, check_every, coarse))
         spherical_step, source_step, step_adaptation = map(plain, (spherical_step, source_step, step_adaptation))
-        if not (is_whole(directions, least=1) and is_whole(check_every, least=1)):
+        if not (is_count(directions, least=1) and is_count(check_every, least=1)):
             raise SpecError("A number of candidates or steps is not usable.", (directions, check_every), "ints >= 1")
         check_coarse(coarse)
         lengths = (spherical_step, source_step)
@@ -125,8 +130,7 @@ class BoundaryAttack(DecisionAttack):
             raise SpecError("A step is not usable.", lengths, "numbers in (0, 1)", "try 0.01")
         if not (is_number(step_adaptation) and 1 < step_adaptation <= 10):
             raise SpecError("The step adaptation is not usable.", step_adaptation, "a factor in (1, 10]", "try 1.25")
-        if adaptation not in ("smooth", "window"):
-            raise SpecError("Unknown adaptation.", adaptation, "'smooth', 'window'")
+        check_choice("adaptation", adaptation, Adaptation)
         self.directions = directions
         self.spherical_step, self.source_step = spherical_step, source_step
         self.step_adaptation, self.adaptation, self.check_every = step_adaptation, adaptation, check_every
@@ -140,7 +144,7 @@ class BoundaryAttack(DecisionAttack):
         uniform noise blended in 1/1000 steps, no coarse directions. One difference: Foolbox walks on for 100 steps
         after the second convergence; here the sample leaves.
 
-        Source: paper, appendix (FACTS, section "Attacks"); Foolbox 1.8, ``BoundaryAttack``.
+        Source: paper, appendix; the authors' code (docs: concepts/authors-code); Foolbox 1.8, ``BoundaryAttack``.
         """
         return cls(
             max_queries=max_queries,

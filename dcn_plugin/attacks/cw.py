@@ -9,10 +9,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import check_flag, is_number, is_whole, plain
+from dcn_plugin.attacks.arguments import check_flag
 from dcn_plugin.attacks.base import Attack, AttackRun
 from dcn_plugin.attacks.checks import check_logits
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count, is_number, plain
 
 __all__ = ["CW"]
 
@@ -49,6 +50,11 @@ class CW(Attack):
     Raises:
         SpecError: a setting is out of range.
 
+    Example:
+        >>> result = CW(steps=5, bisections=1)(net, images, labels)
+        >>> result.distance.shape
+        torch.Size([8])
+
     Source: Carlini and Wagner 2017, arXiv 1608.04644, sections V and VI. Theirs lets pixels reach 0 and 1 only in the
     limit w -> +-infinity, where the slope is 0 and pixels that start there never move; here they lie at finite w.
     """
@@ -70,7 +76,7 @@ class CW(Attack):
         c_factor, c_max, bisections, early_stop = map(plain, (c_factor, c_max, bisections, early_stop))
         if not (is_number(confidence) and 0 <= confidence < math.inf):
             raise SpecError("The confidence is not usable.", confidence, "a number >= 0")
-        if not (is_whole(steps, least=1) and is_whole(bisections, least=0)):
+        if not (is_count(steps, least=1) and is_count(bisections, least=0)):
             raise SpecError("A number of steps is not usable.", (steps, bisections), "steps >= 1, bisections >= 0")
         if not (is_number(step_size) and 0 < step_size <= 1):
             raise SpecError("The step size is not usable.", step_size, "a number in (0, 1]", "try 0.005")
@@ -88,7 +94,7 @@ class CW(Attack):
 
         At most 1,000 Adam steps of 5e-4, c from 1e-3 times 10 up to 1e10.
 
-        Source: the authors' code (FACTS, section "Attacks").
+        Source: the authors' code (docs: concepts/authors-code).
         """
         return cls(confidence=confidence, steps=1000, step_size=5e-4, c_start=1e-3, c_factor=10.0, c_max=1e10)
 
@@ -146,9 +152,9 @@ class CW(Attack):
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Largest other logit minus that of the true class, (N,): above 0 where the model is wrong."""
-    own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+    true_class = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     # Not by subtracting a large number: that is wrong for logits larger than it, and loses digits of the others.
-    return logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]
+    return logits.masked_fill(true_class, -math.inf).amax(dim=1) - logits[true_class]
 
 
 def _to_pixels(w: Tensor) -> Tensor:

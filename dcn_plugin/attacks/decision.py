@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcn_plugin.attacks.arguments import is_whole, plain
 from dcn_plugin.attacks.base import Attack, AttackResult, AttackRun, Rows
 from dcn_plugin.attacks.noise import row_sums
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_choice, check_count, is_count, plain
 
 __all__ = ["Asker", "Bools", "DecisionAttack", "Floats", "StartSearch", "at", "blend", "column", "row_sums"]
 
@@ -31,13 +31,13 @@ _Draw = Callable[[AttackRun, Rows, Tensor], Tensor]
 MIN_QUERIES = 4
 #: With a smaller budget no scout is sent.
 LEAST_FOR_SCOUTS = 4_000
-#: Blobs are drawn on a grid of so many by so many points, whatever the resolution, uniform on ``BLOB_RANGE`` to both
+#: Blobs lie on a grid of this many by this many points, whatever the resolution, uniform on ``BLOB_RANGE`` to both
 #: sides of 0: enough to bring many pixels to an end of [0, 1].
 BLOBS, BLOB_RANGE = 4, 2.0
 #: A sample whose walk has ended starts again if it has at least this share of the queries left that the walk took.
 WORTH_A_RESTART = 0.5
 #: Results are moved away from the clean image, if they stay adversarial: nearer to the boundary the rounding of another
-#: batch size or device would decide on them. They move by a share of their distance, at least by so much a pixel (root
+#: batch size or device would decide on them. Each moves by a share of its distance, at least by this much a pixel (root
 #: mean square, in units of [0, 1] images), and at most by their distance.
 PUSH, LEAST_PUSH = 1e-4, 2e-6
 UNLIMITED = np.iinfo(np.int64).max
@@ -68,12 +68,12 @@ class Asker:
         ``last`` marks the question that a query was set aside for.
         """
         shape, step = self._run.images.shape[1:], self._run.max_rows
-        said = [
+        classes = [
             self._run.classes(points[i : i + step].view(-1, *shape), rows[i : i + step]).cpu().numpy()
             for i in range(0, len(points), step)
         ]
         assert last or (self._run.queries <= self._walk_limit).all()
-        wrong: Bools = (said[0] if len(said) == 1 else np.concatenate(said)) != self._truth[rows]
+        wrong: Bools = (classes[0] if len(classes) == 1 else np.concatenate(classes)) != self._truth[rows]
         return wrong
 
     def left(self, rows: Rows) -> npt.NDArray[np.int64]:
@@ -81,7 +81,7 @@ class Asker:
         return self._walk_limit[rows] - self._run.queries[rows]
 
     def allow(self, queries: int | None) -> None:
-        """Let every sample ask so many more questions until this is called again; None = all that its budget holds."""
+        """Let every sample ask this many more questions until this is called again; None = all of its budget."""
         self._walk_limit = self._limit.copy()
         if queries is not None:
             self._walk_limit = np.minimum(self._walk_limit, self._run.queries + queries)
@@ -105,12 +105,12 @@ class _Closest:
 
     def add(self, who: Rows, points: Tensor, lengths: Floats) -> None:
         """Take points (len(who), D) of the samples ``who`` at these distances, where they are closer."""
-        for kept, kept_lengths in zip(self.points, self._lengths, strict=True):
-            closer = lengths < kept_lengths[who]
+        for best, best_lengths in zip(self.points, self._lengths, strict=True):
+            closer = lengths < best_lengths[who]
             rows = who[closer]
             # What they replace goes on to the next place.
-            points[at(closer)], kept[at(rows)] = kept[at(rows)], points[at(closer)]
-            lengths[closer], kept_lengths[rows] = kept_lengths[rows], lengths[closer]
+            points[at(closer)], best[at(rows)] = best[at(rows)], points[at(closer)]
+            lengths[closer], best_lengths[rows] = best_lengths[rows], lengths[closer]
 
     def __iter__(self) -> Iterator[_Scout]:
         for points, lengths in zip(self.points, self._lengths, strict=True):
@@ -128,14 +128,14 @@ class DecisionAttack(Attack):
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
-        steps: at most so many steps of each walk, or None.
-        scouts: where a walk ends depends on where it starts. So many starts are tried for a part of the budget
+        steps: at most this many steps of each walk, or None.
+        scouts: where a walk ends depends on where it starts. This many starts are tried for a part of the budget
             (``scout_rounds``), and the one that comes closest walks on. The first start is uniform noise (or the image
             that was given), as published. Noise may look like few classes to a network, or like one, and walks from it
             tend to end at those. The others are the clean image with blobs upon it, a quarter of an image wide, which
             look like more classes. With fewer than 4,000 queries, or without a limit, there is one start.
         restarts: where a walk ends by itself and leaves a good part of the budget, the sample walks again from other
-            blobs, up to so many times. The closest end is the result.
+            blobs, up to this many times. The closest end is the result.
         start_draws: images a sample may try for a start.
         start_grid: the start is blended with the clean image in this many steps.
         start_search: where on that grid: "linear", the first adversarial blend seen from the clean image (up to
@@ -148,7 +148,7 @@ class DecisionAttack(Attack):
     """
 
     decision_based: ClassVar[bool] = True
-    #: In each round a scout walks for this share of the budget, and so many go on to the next; of the last one, one.
+    #: In each round a scout walks for this share of the budget, and this many go on to the next; of the last one, one.
     scout_rounds: ClassVar[tuple[tuple[float, int], ...]] = ((0.05, 1),)
 
     def __init__(
@@ -166,20 +166,18 @@ class DecisionAttack(Attack):
         super().__init__(eps=None, seed=seed)
         max_queries, steps, scouts, restarts = map(plain, (max_queries, steps, scouts, restarts))
         start_draws, start_grid = map(plain, (start_draws, start_grid))
-        if max_queries is not None and not is_whole(max_queries, least=MIN_QUERIES):
+        if max_queries is not None and not is_count(max_queries, least=MIN_QUERIES):
             raise SpecError("The query budget is too small.", max_queries, f"an int >= {MIN_QUERIES}, or None")
         if max_queries is None and steps is None:
             raise SpecError("The attack has no end.", (max_queries, steps), "max_queries, steps, or both")
-        if steps is not None and not is_whole(steps, least=1):
-            raise SpecError("The number of steps is not usable.", steps, "an int >= 1")
-        if not (is_whole(scouts, least=1) and is_whole(restarts, least=0)):
+        steps = None if steps is None else check_count(steps, "number of steps")
+        if not (is_count(scouts, least=1) and is_count(restarts, least=0)):
             raise SpecError(
                 "The number of walks is not usable.", (scouts, restarts), "scouts >= 1 and restarts >= 0, both ints"
             )
-        if not (is_whole(start_draws, least=1) and is_whole(start_grid, least=1)):
+        if not (is_count(start_draws, least=1) and is_count(start_grid, least=1)):
             raise SpecError("The search for a start needs a try.", (start_draws, start_grid), "ints >= 1")
-        if start_search not in ("bisection", "linear"):
-            raise SpecError("Unknown search for a start.", start_search, "'bisection', 'linear'")
+        check_choice("search for a start", start_search, StartSearch)
         self.max_queries, self.steps, self.scouts, self.restarts = max_queries, steps, scouts, restarts
         self.start_draws, self.start_grid, self.start_search = start_draws, start_grid, start_search
 
@@ -235,11 +233,11 @@ class DecisionAttack(Attack):
         best = asker.clean.clone()
         rows = run.correct.nonzero().flatten().cpu().numpy()
         if run.starting_points is None:
-            points, found = self._find_starts(run, asker, rows, _noise)
+            points, started = self._find_starts(run, asker, rows, _noise)
         else:
-            points, found = self._given_starts(run, asker, rows)
-        run.started[at(rows[~found])] = False
-        rows, points = rows[found], points[at(found)]
+            points, started = self._given_starts(run, asker, rows)
+        run.started[at(rows[~started])] = False
+        rows, points = rows[started], points[at(started)]
         if len(rows):
             asker.walking = rows
             best[at(rows)] = self._push(asker, rows, self._walk(run, asker, rows, points))
@@ -308,16 +306,16 @@ class DecisionAttack(Attack):
     def _scout_starts(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Iterator[_Scout]:
         yield np.arange(len(rows)), points
         for _ in range(self.scouts - 1):
-            starts, found = self._find_starts(run, asker, rows, _blobs)
-            yield found.nonzero()[0], starts[at(found)]
+            starts, started = self._find_starts(run, asker, rows, _blobs)
+            yield started.nonzero()[0], starts[at(started)]
 
     def _walk_afresh(self, run: AttackRun, asker: Asker, rows: Rows, again: Rows, best: Tensor) -> None:
         """Walk from blobs with the samples ``rows[again]``; ``best`` (len(rows), D) takes what is closer."""
-        starts, found = self._find_starts(run, asker, rows[again], _blobs)
-        who = again[found]
+        starts, started = self._find_starts(run, asker, rows[again], _blobs)
+        who = again[started]
         if not len(who):
             return
-        points, clean = self.approach(run, asker, rows[who], starts[at(found)]), asker.clean[at(rows[who])]
+        points, clean = self.approach(run, asker, rows[who], starts[at(started)]), asker.clean[at(rows[who])]
         closer = self.lengths(points - clean) < self.lengths(best[at(who)] - clean)
         best[at(who[closer])] = points[at(closer)]
 
@@ -338,19 +336,19 @@ class DecisionAttack(Attack):
     def _find_starts(self, run: AttackRun, asker: Asker, rows: Rows, draw: _Draw) -> tuple[Tensor, Bools]:
         """Adversarial points of the samples ``rows``, (M, D), and which of them have one, (M,)."""
         clean = asker.clean[at(rows)]
-        far, found = torch.empty_like(clean), np.zeros(len(rows), dtype=bool)
+        far, started = torch.empty_like(clean), np.zeros(len(rows), dtype=bool)
         for _ in range(self.start_draws):
-            todo = (~found & (asker.left(rows) > 0)).nonzero()[0]
+            todo = (~started & (asker.left(rows) > 0)).nonzero()[0]
             if not len(todo):
                 break
             drawn = draw(run, rows[todo], clean[at(todo)])
             won = asker.adversarial(drawn, rows[todo])
             far[at(todo[won])] = drawn[at(won)]
-            found[todo[won]] = True
-        kept = found.nonzero()[0]
-        take = at(kept)
-        far[take] = self._blend(asker, rows[kept], clean[take], far[take])
-        return far, found
+            started[todo[won]] = True
+        successes = started.nonzero()[0]
+        take = at(successes)
+        far[take] = self._blend(asker, rows[successes], clean[take], far[take])
+        return far, started
 
     def _blend(self, asker: Asker, rows: Rows, clean: Tensor, far: Tensor) -> Tensor:
         """Move along the grid from far points towards the clean image as far as the samples stay adversarial."""

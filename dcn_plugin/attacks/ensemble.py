@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.attacks.arguments import is_number, plain
 from dcn_plugin.attacks.checks import check_logits
 from dcn_plugin.attacks.dtypes import as_input, model_dtype, walking_dtype
 from dcn_plugin.errors import ModelOutputError, SpecError
+from dcn_plugin.support.arguments import is_number, plain
 
 __all__ = ["EnsembleSource"]
 
@@ -35,6 +35,11 @@ class EnsembleSource(nn.Module):
     Raises:
         SpecError: no model, or weights that are none.
         ModelOutputError: in ``forward``, a model that does not return logits, or not as many as the first.
+
+    Example:
+        >>> source = EnsembleSource([net, plain])
+        >>> PGD(eps=8 / 255)(source, images, labels).images.shape
+        torch.Size([8, 1, 16, 16])
 
     Source: paper, appendix A.4, table 8 (four of five nets at a time); the mean of logits is our reading of "fusing".
     """
@@ -60,11 +65,11 @@ class EnsembleSource(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean logits (N, classes)."""
-        said = [
+        outputs = [
             check_logits(model(as_input(images, model_dtype(model))), count=len(images), finite=False)
             for model in self.models
         ]
-        widths = [logits.shape[1] for logits in said]
+        widths = [logits.shape[1] for logits in outputs]
         if len(set(widths)) > 1:
             raise ModelOutputError(
                 "The models of an ensemble do not know the same classes.",
@@ -72,9 +77,7 @@ class EnsembleSource(nn.Module):
                 "the same number of logits from each",
                 "build each model with the same num_classes",
             )
-        terms = [
-            weight * logits.to(walking_dtype(logits.dtype)) for weight, logits in zip(self.weights, said, strict=True)
-        ]
+        terms = [w * logits.to(walking_dtype(logits.dtype)) for w, logits in zip(self.weights, outputs, strict=True)]
         return torch.stack(terms).sum(dim=0)
 
     def extra_repr(self) -> str:

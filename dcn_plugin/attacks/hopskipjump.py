@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import is_number, is_whole, plain
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import (
     Asker,
@@ -24,6 +23,7 @@ from dcn_plugin.attacks.decision import (
 )
 from dcn_plugin.attacks.noise import LowPassNoise, NoiseTable, OrthogonalNoise, check_coarse
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_choice, is_count, is_number, plain
 
 __all__ = ["HopSkipJump"]
 
@@ -31,7 +31,7 @@ Norm = Literal["l2", "linf"]
 Probes = Literal["tangent", "sphere"]
 _Probes = NoiseTable | LowPassNoise
 
-#: Probes are drawn and added up in blocks of so many a sample; a power of two.
+#: Probes are drawn and added up in blocks of this many a sample; a power of two.
 BLOCK = 32
 #: Step lengths a hop tries, each half of the one before.
 TRIES = 5
@@ -42,11 +42,11 @@ LEAST_GAIN = 1e-3
 SLOW, PATIENCE = 0.005, 5
 #: While probes have the lowest frequencies only, a hop is slow that gains less than this.
 FIRST_SLOW = 0.05
-#: From one kind of probes to the next, so many times as many frequencies a side.
+#: From one kind of probes to the next, this many times as many frequencies a side.
 FINER = 1.6
 #: Probes that have more than 1 / NEARLY_ALL of the frequencies are not worth a level of their own.
 NEARLY_ALL = 1.5
-#: Where nothing else is said, the first probes have 1 / COARSEST of the frequencies, but at least so many a side: with
+#: By default the first probes have 1 / COARSEST of the frequencies, but at least this many a side: with
 #: fewer there are too few ways to go.
 COARSEST, LEAST_SIDE = 4, 8
 #: The bisection ends at this share of what is published: a point farther inside would see no other class around it.
@@ -56,7 +56,7 @@ ROUGHLY = 1e-3
 #: Most steps land close to where they reach: the first question is asked this far in, and the next ones four times as
 #: far each.
 FIRST_CUT = 0.03
-#: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in so many goes.
+#: Pixels at the edge do not shrink in step with the others: a gap is brought to a length in this many goes.
 CLIPPED_TRIES = 3
 #: How far the centre of the probes is moved after a block of one answer only, in units of a probe's move of one pixel.
 LIFT = 0.25
@@ -84,7 +84,7 @@ class HopSkipJump(DecisionAttack):
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
-        steps: at most so many hops of each walk, or None.
+        steps: at most this many hops of each walk, or None.
         norm: "l2" minimises ||delta||_2, "linf" the largest change of a pixel. ``AttackResult.distance`` is the
             squared L2 score in both cases.
         probes: "tangent", or "sphere" for probes in all directions, as published. By default "tangent" for the L2 norm:
@@ -94,20 +94,25 @@ class HopSkipJump(DecisionAttack):
             are 1.6 times as many, and so on until there are all. 1 = all from the beginning, as published. By default
             4, or 2 or 1 if there would be fewer than 8 frequencies a side.
         initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many, in whole blocks of 32.
-        max_probes: but not more than this.
+        max_probes: most probes of one estimate.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
             theta / sqrt(D) of that distance, D = C * H * W.
         scouts: starts that are tried, for 2 % of the budget each, and the two that come closest for another 3 %; see
-            :class:`~dcn_plugin.attacks.decision.DecisionAttack`, as for the following.
-        restarts: a sample that has converged may start again from other blobs so many times.
-        start_draws: see there.
-        start_grid: see there.
-        start_search: see there.
+            :class:`~dcn_plugin.attacks.decision.DecisionAttack`.
+        restarts: a sample that has converged may start again from other blobs this many times.
+        start_draws: images a sample may try for a start.
+        start_grid: the start is blended with the clean image in this many steps.
+        start_search: where on that grid: "linear" or "bisection".
         seed: of the noise and of the probes; what a sample draws depends on its place among the images, not on
             its batch.
 
     Raises:
         SpecError: a setting is out of range, or there is a limit neither on queries nor on steps.
+
+    Example:
+        >>> result = HopSkipJump(max_queries=100, norm="linf")(net, images, labels)
+        >>> int(result.queries.max()) <= 100
+        True
 
     Source: Chen, Jordan, Wainwright 2020, arXiv 1904.02144, algorithm 2, with the authors' released choice of theta
     and of the radius (0.01). Low frequencies first: Guo, Frank, Weinberger 2018, arXiv 1809.08758; Li et al. 2020,
@@ -145,14 +150,12 @@ class HopSkipJump(DecisionAttack):
             seed=seed,
         )
         coarse, initial_probes, max_probes, theta = map(plain, (coarse, initial_probes, max_probes, theta))
-        if norm not in ("l2", "linf"):
-            raise SpecError("Unknown norm.", norm, "'l2', 'linf'")
+        check_choice("norm", norm, Norm)
         if probes is None:
             probes = "tangent" if norm == "l2" else "sphere"
-        if probes not in ("tangent", "sphere"):
-            raise SpecError("Unknown kind of probes.", probes, "'tangent', 'sphere'")
+        check_choice("kind of probes", probes, Probes)
         counts = (initial_probes, max_probes)
-        if not (all(is_whole(count, least=2) for count in counts) and initial_probes <= max_probes):
+        if not (all(is_count(count, least=2) for count in counts) and initial_probes <= max_probes):
             raise SpecError("The numbers of probes are not usable.", counts, "2 <= first <= most")
         if coarse is not None:
             check_coarse(coarse)
@@ -259,15 +262,15 @@ class HopSkipJump(DecisionAttack):
                 lift = column(hops.lift[group] * radius[group] / np.sqrt(here.shape[1]), here)
                 start = (here[at(group)] + lift * outward[at(group)]).clamp_(0, 1).unsqueeze(1)
                 points = moves.view(len(group), BLOCK, -1).add_(start).clamp_(0, 1)
-                asked = (number < probes[group][:, None]).reshape(-1)
-                sign = np.zeros(len(asked))
-                sign[asked] = 2.0 * asker.adversarial(points.view(len(asked), -1)[at(asked)], rows[asked]) - 1
+                active = (number < probes[group][:, None]).reshape(-1)
+                sign = np.zeros(len(active))
+                sign[active] = 2.0 * asker.adversarial(points.view(len(active), -1)[at(active)], rows[active]) - 1
                 answers = sign.reshape(-1, BLOCK).sum(axis=1)
                 balance[group] += answers
                 hops.lift[group] -= LIFT * answers / BLOCK
                 # The sum of moves, not of points: those would lose the moves' digits.
                 moved = points.sub_(start)
-                plain[at(group)] += _sum_block(moved * column(asked.astype(np.float64), moved).view(-1, BLOCK, 1))
+                plain[at(group)] += _sum_block(moved * column(active.astype(np.float64), moved).view(-1, BLOCK, 1))
                 signed[at(group)] += _sum_block(moved.mul_(column(sign, moved).view(-1, BLOCK, 1)))
         hops.counter += probes
         mean = balance / probes
@@ -352,7 +355,7 @@ class _Hops:
 
 
 def _coarsest(images: Tensor) -> int:
-    """The power of two that the first probes' frequencies are divided by, where nothing else is said."""
+    """The default of ``coarse``: the power of two that divides the first probes' frequencies."""
     coarse = 1
     while coarse < COARSEST and min(images.shape[2:]) // (2 * coarse) >= LEAST_SIDE:
         coarse *= 2

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count
+from dcn_plugin.support.randomness import philox
 
 __all__ = ["CoarseNoise", "LowPassNoise", "NoiseTable", "OrthogonalNoise", "check_coarse", "row_sums"]
 
@@ -84,8 +86,8 @@ class OrthogonalNoise(NoiseTable):
     :class:`NoiseTable`.
 
     Args:
-        streams: see there.
-        like: see there.
+        streams: the samples, and the key of the table.
+        like: (N, D), whose width, dtype and device the directions take.
 
     Source: orthogonal directions for estimates of gradients, Choromanski et al. 2018, arXiv 1804.02395.
     """
@@ -168,7 +170,7 @@ def check_coarse(factor: object) -> None:
     Raises:
         SpecError: it is no int >= 1.
     """
-    if not isinstance(factor, int) or isinstance(factor, bool) or factor < 1:
+    if not is_count(factor, least=1):
         raise SpecError("The coarse resolution is not usable.", factor, "an int >= 1", "1 = full resolution, try 2")
 
 
@@ -184,7 +186,7 @@ def row_sums(values: Tensor) -> _Floats:
 @functools.lru_cache(maxsize=2)
 def _table(key: int, size: int) -> tuple[_Floats, _Floats]:
     """``size`` normal numbers, and the running sum of their squares, which starts with 0."""
-    generator = np.random.Generator(np.random.Philox(key=np.array([key, 2**64 - 1], dtype=np.uint64)))
+    generator = np.random.Generator(philox(key, 2**64 - 1))
     # float32 numbers: both dtypes of images see the same directions.
     table = generator.standard_normal(size, dtype=np.float32).astype(np.float64)
     squares = np.concatenate([np.zeros(1), np.cumsum(table * table)])
@@ -194,7 +196,7 @@ def _table(key: int, size: int) -> tuple[_Floats, _Floats]:
 @functools.lru_cache(maxsize=8)
 def _rotation(width: int) -> _Floats:
     """A random rotation, times the root of its width: (width, width), float32 numbers as in :func:`_table`."""
-    generator = np.random.Generator(np.random.Philox(key=np.array([width, 2**64 - 2], dtype=np.uint64)))
+    generator = np.random.Generator(philox(width, 2**64 - 2))
     rotation = np.linalg.qr(generator.standard_normal((width, width)))[0]
     rows: _Floats = (rotation * math.sqrt(width)).astype(np.float32).astype(np.float64)
     return rows

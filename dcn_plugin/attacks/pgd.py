@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcn_plugin.attacks.arguments import check_flag, is_number, is_whole, plain
+from dcn_plugin.attacks.arguments import check_flag
 from dcn_plugin.attacks.base import Attack, AttackRun
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import is_count, is_number, plain
 
 __all__ = ["PGD"]
 
@@ -28,7 +29,13 @@ class PGD(Attack):
     Raises:
         SpecError: a setting is out of range.
 
-    Source: Madry et al. 2018, arXiv 1706.06083; the paper's settings: FACTS, section "Attacks".
+    Example:
+        >>> result = PGD(eps=8 / 255, steps=10)(net, images, labels)
+        >>> bool((result.images - images).abs().max() <= 8 / 255 + 1e-6)
+        True
+
+    Source: Madry et al. 2018, arXiv 1706.06083; the paper's settings: the authors' code
+    (docs: concepts/authors-code).
     """
 
     eps: float
@@ -46,7 +53,7 @@ class PGD(Attack):
         if not is_number(eps):
             raise SpecError("eps is not usable.", eps, "a number in (0, 1]", "write 8 / 255 for 8 of 255 grey levels")
         super().__init__(eps=eps, seed=seed)
-        if not is_whole(steps, least=1):
+        if not is_count(steps, least=1):
             raise SpecError("An attack needs at least one step.", steps, "an int >= 1")
         if step_size is None:
             step_size = 1.25 * eps / steps

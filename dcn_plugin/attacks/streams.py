@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dcn_plugin.errors import SpecError
+from dcn_plugin.support.randomness import philox, stream_key
 
 __all__ = ["SampleStreams"]
 
@@ -32,15 +31,9 @@ class SampleStreams:
     """
 
     def __init__(self, purpose: str, seed: int, indices: Iterable[int]) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise SpecError("The seed is not usable.", seed, "an int in [0, 2**64)", "pass e.g. seed=0")
-        domain = hashlib.blake2b(f"{purpose}|{seed}".encode(), digest_size=8).digest()
-        self.key = int.from_bytes(domain, "little")
+        self.key = stream_key(purpose, seed)
         self.indices = tuple(indices)
-        self._generators = [
-            np.random.Generator(np.random.Philox(key=np.array([self.key, index], dtype=np.uint64)))
-            for index in self.indices
-        ]
+        self._generators = [np.random.Generator(philox(self.key, index)) for index in self.indices]
 
     def uniform(self, like: Tensor, low: float, high: float, *, rows: Sequence[int] | None = None) -> Tensor:
         """Draw from [low, high), one stream a row of ``like``: its shape, dtype and device.
@@ -50,7 +43,10 @@ class SampleStreams:
         return self._draw(like, lambda generator, shape: low + (high - low) * generator.random(shape), rows)
 
     def normal(self, like: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
-        """Draw from N(0, 1), one stream a row of ``like``: its shape, dtype and device. ``rows`` as above."""
+        """Draw from N(0, 1), one stream a row of ``like``: its shape, dtype and device.
+
+        ``rows`` says which streams draw, all of them by default; the others stay where they are.
+        """
         return self._draw(like, lambda generator, shape: generator.standard_normal(shape), rows)
 
     def _draw(self, like: Tensor, draw: _Draw, rows: Sequence[int] | None) -> Tensor:

@@ -15,17 +15,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
-from dcn_plugin import startup
 from dcn_plugin.cli.arguments import Commands
 from dcn_plugin.cli.bench import add as add_bench
 from dcn_plugin.cli.demo import add as add_demo
 from dcn_plugin.cli.evaluate import add as add_evaluate
+from dcn_plugin.cli.evaluate import add_protocols
 from dcn_plugin.cli.parsers import Parser
 from dcn_plugin.cli.recipe import add as add_recipe
 from dcn_plugin.cli.report import add as add_report
 from dcn_plugin.cli.summary import add as add_summary
 from dcn_plugin.cli.train import add as add_train
 from dcn_plugin.errors import DcnError
+from dcn_plugin.support import startup
 
 __all__ = ["main"]
 
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 2 after an error that the user can mend, 130 after an interrupt, 141 where nobody reads the output any more.
     """
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv).parse_args(argv)
     startup.finish()
     run: Callable[[argparse.Namespace], int] = args.run
     logging.basicConfig(level=logging.WARNING, format="defective: %(message)s", stream=sys.stderr)
@@ -75,7 +77,8 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def _parser() -> Parser:
+def _parser(argv: Sequence[str] | None = None) -> Parser:
+    """The parser of a command line, or of all: the protocols load torch, and wait until ``evaluate`` is named."""
     parser = Parser(
         prog="defective",
         description="Defective convolutional networks (not deformable convolution): train, attack, report.",
@@ -84,6 +87,8 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in _COMMANDS:
         add(commands)
+    if argv is None or "evaluate" in argv:
+        add_protocols(commands.choices["evaluate"])
     return parser
 
 

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from dcn_plugin.cli.spec import Spec, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:
     from dcn_plugin.attacks import Attack
@@ -38,9 +39,9 @@ def _open(spec: Spec) -> list[Attack]:
 
         make = paper_attacks if spec.head == "paper" else modern_transfer_attacks
         return list(spec.call(make).values())
-    own = _own().get(spec.head.lower())
-    if own is not None and spec.head.islower():
-        return [spec.call(own)]
+    attack_type = _own().get(spec.head.lower())
+    if attack_type is not None and spec.head.islower():
+        return [spec.call(attack_type)]
     if spec.head.islower():
         near = _near(spec.head)
         raise SpecError("There is no attack of this name.", spec.head, ATTACKS, near)
@@ -50,15 +51,13 @@ def _open(spec: Spec) -> list[Attack]:
 
 
 def _near(name: str) -> str | None:
-    """The question "did you mean ...?"; torchattacks' names have capitals, and are meant where only those are wrong."""
-    theirs = {}
+    """The question "did you mean ...?" with our names, and torchattacks' where it is installed."""
+    names = [*_own(), "paper", "modern"]
     with contextlib.suppress(ImportError):
         from dcn_plugin.adapters._torchattacks_table import KNOWN
 
-        theirs = {known.lower(): known for known in KNOWN}
-    if name in theirs:
-        return f"did you mean {theirs[name]}?"
-    return nearest(name, [*_own(), "paper", "modern", *theirs.values()])
+        names += KNOWN
+    return closest(name, names)
 
 
 def _own() -> dict[str, Callable[..., Attack]]:

@@ -37,18 +37,18 @@ def add(commands: Commands) -> None:
     engine.add_argument(
         "--model", action="append", required=True, metavar="NAME=MODEL", help=f"network, again for more: {MODELS}"
     )
-    shown = " ".join(map(str, KEEP))
+    defaults = " ".join(map(str, KEEP))
     engine.add_argument(
         "--p",
         nargs="+",
         type=keep_probability,
         default=KEEP,
         metavar="P",
-        help=f"keep probabilities (default: {shown})",
+        help=f"keep probabilities (default: {defaults})",
     )
-    shown = " ".join(map(str, BATCHES))
+    defaults = " ".join(map(str, BATCHES))
     engine.add_argument(
-        "--batch", nargs="+", type=positive, default=BATCHES, metavar="N", help=f"images a batch (default: {shown})"
+        "--batch", nargs="+", type=positive, default=BATCHES, metavar="N", help=f"images a batch (default: {defaults})"
     )
     engine.add_argument("--size", type=positive, metavar="PIXELS", help="side of the images (default: the model's own)")
     engine.add_argument("--blocks", metavar="BLOCKS", help='"bottom", "paper", ... (default: the model\'s own)')
@@ -66,10 +66,9 @@ def add(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.engine.sweep import sweep_speed
-    from dcn_plugin.evaluate.progress import progress_bar
-    from dcn_plugin.files import check_output, write_atomic
-    from dcn_plugin.logs import log_line
     from dcn_plugin.report import speed_png, speed_table
+    from dcn_plugin.support.atomic_file import check_output, write_atomic
+    from dcn_plugin.support.progress import log_line, progress_bar
 
     out = Path(args.out)
     check_output(out)
@@ -109,8 +108,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _networks(args: argparse.Namespace) -> dict[str, nn.Module]:
     """The networks without their normalisation, which costs nothing beside them."""
-    from dcn_plugin.training.rng import isolated_rng
-    from dcn_plugin.wrappers import network_in
+    from dcn_plugin.support.randomness import isolated_rng
+    from dcn_plugin.surgery.wrappers import network_in
 
     device = open_device(args.device)
     with isolated_rng(args.seed):
@@ -119,8 +118,8 @@ def _networks(args: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def _write_record(out: Path, args: argparse.Namespace, points: list[SpeedPoint]) -> None:
-    from dcn_plugin.evaluate.environment import hardware, package_versions
-    from dcn_plugin.files import write_atomic
+    from dcn_plugin.support.atomic_file import write_atomic
+    from dcn_plugin.support.environment import hardware, package_versions
 
     settings: dict[str, Any] = {
         name: getattr(args, name) for name in ("model", "p", "batch", "size", "blocks", "backend", "rounds", "seed")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import open_models
-from dcn_plugin.cli.spec import Spec, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import check_known
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +108,7 @@ class Defence:
         """
         from dcn_plugin.evaluate import RunDirectory
         from dcn_plugin.training import public_images, training_hook
-        from dcn_plugin.training.fit import check_fit
+        from dcn_plugin.training.checks import check_fit
 
         if not self.public:
             return self.ready
@@ -115,8 +116,10 @@ class Defence:
         for source in sources.values():
             check_fit(source, data.shape, data.num_classes)
         store = RunDirectory(self.folder)
-        made = public_images(sources, self.attacks, data, store=store, accelerator=accelerator, progress=progress)
-        return training_hook(self.name, adversarial=made, settings=self.settings)
+        adversarial = public_images(
+            sources, self.attacks, data, store=store, accelerator=accelerator, progress=progress
+        )
+        return training_hook(self.name, adversarial=adversarial, settings=self.settings)
 
 
 def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
@@ -125,17 +128,16 @@ def open_defence(args: argparse.Namespace, config: TrainConfig) -> Defence:
     Raises:
         SpecError: an unknown baseline or setting, or arguments that do not go together.
     """
-    from dcn_plugin.files import check_output
+    from dcn_plugin.support.atomic_file import check_output
     from dcn_plugin.training import BASELINES
 
     spec = parse_spec(args.baseline or "standard")
-    if spec.head not in BASELINES:
-        raise SpecError("Unknown baseline.", spec.head, ", ".join(BASELINES), nearest(spec.head, BASELINES))
+    check_known("baseline", spec.head, BASELINES)
     baseline = BASELINES[spec.head]
-    own = baseline.madry or baseline.pubdef
-    if unknown := sorted(spec.options.keys() - own.keys()):
-        raise SpecError(f"Baseline {spec.head!r} has no such setting.", unknown, ", ".join(own) or "none")
-    if own and args.adversarial is not None:
+    attack_settings = baseline.madry or baseline.pubdef
+    if unknown := sorted(spec.options.keys() - attack_settings.keys()):
+        raise SpecError(f"Baseline {spec.head!r} has no such setting.", unknown, ", ".join(attack_settings) or "none")
+    if attack_settings and args.adversarial is not None:
         raise SpecError(
             f"--adversarial and --baseline {spec.head} both change the images of a step.",
             args.adversarial,

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.spec import Spec, named, nearest, parse_spec
+from dcn_plugin.cli.named_options import Spec, named, parse_spec
 from dcn_plugin.errors import CheckpointError, DcnError, SpecError
+from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -67,24 +68,27 @@ def open_model(text: str, *, name: str = "", tell: Callable[[str], None] = print
     constants: dict[str, Any] = {key: options.pop(key) for key in ("mean", "std") if key in options}
     names = options.pop("class_names", None)
     if (spec.head.endswith(WEIGHT_FILES) or os.path.sep in spec.head) and not spec.head.startswith(_REMOTE):
-        model, own = _from_checkpoint(Path(spec.head), options)
+        model, normalisation = _from_checkpoint(Path(spec.head), options)
     elif ":" in spec.head and not spec.head.startswith(_REMOTE):
-        model, own = _from_function(Spec(spec.head, options)), None
+        model, normalisation = _from_function(Spec(spec.head, options)), None
     else:
-        model, own = _from_timm(Spec(spec.head, options))
+        model, normalisation = _from_timm(Spec(spec.head, options))
     _name_classes(model, names, options)
-    channels = len(own["mean"]) if own else 1
-    own = {**(own or {}), **constants} if own or constants else None
-    if not normalize or own is None:
+    channels = len(normalisation["mean"]) if normalisation else 1
+    normalisation = {**(normalisation or {}), **constants} if normalisation or constants else None
+    if not normalize or normalisation is None:
         tell(f"{name or text}: takes images in [0, 1] as they are")
         return model
-    own = {key: _per_channel(value, channels) for key, value in own.items()}
-    if own.keys() != {"mean", "std"} or not all(isinstance(own[key], list | tuple) for key in own):
+    normalisation = {key: _per_channel(value, channels) for key, value in normalisation.items()}
+    if normalisation.keys() != {"mean", "std"} or not all(
+        isinstance(normalisation[key], list | tuple) for key in normalisation
+    ):
         raise SpecError("Normalisation needs mean and std.", constants, "mean=[...],std=[...]")
     from dcn_plugin.layers import Normalized
 
-    tell(f"{name or text}: images are normalised inside, mean {list(own['mean'])}, std {list(own['std'])}")
-    return Normalized(model, own["mean"], own["std"])
+    mean, std = normalisation["mean"], normalisation["std"]
+    tell(f"{name or text}: images are normalised inside, mean {list(mean)}, std {list(std)}")
+    return Normalized(model, mean, std)
 
 
 def _per_channel(value: Any, channels: int) -> Any:
@@ -94,7 +98,7 @@ def _per_channel(value: Any, channels: int) -> Any:
 
 def _name_classes(model: nn.Module, names: Any, options: Mapping[str, Any]) -> None:
     """Tell a model what its classes are called: as it was written, or as its file says."""
-    from dcn_plugin.classes import class_names_in, name_classes
+    from dcn_plugin.checkpoint.class_names import class_names_in, name_classes
     from dcn_plugin.data import read_class_names
 
     if names is not None:
@@ -152,14 +156,14 @@ def _instead_of(name: str, names: list[str]) -> str:
             f"returns dcn_plugin.defectify(timm.create_model({base!r}), ...), and name it module:function"
         )
     listed = "all names: import dcn_plugin, timm; timm.list_models(), or timm.list_models('defective_*')"
-    near = nearest(name, names)
+    near = closest(name, names)
     return f"{near} {listed}" if near else listed
 
 
 def _from_checkpoint(path: Path, options: dict[str, Any]) -> tuple[nn.Module, Mapping[str, Any] | None]:
-    from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint, read_info
-    from dcn_plugin.wrappers import unwrap
+    from dcn_plugin.checkpoint.sealed_file import is_archive
+    from dcn_plugin.surgery.wrappers import unwrap
 
     base = options.pop("model", None)
     if options:
@@ -212,9 +216,9 @@ def _from_function(spec: Spec) -> nn.Module:
 
 
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:
-    from dcn_plugin.archive import is_archive
     from dcn_plugin.checkpoint import load_checkpoint
-    from dcn_plugin.weights import load_weights
+    from dcn_plugin.checkpoint.sealed_file import is_archive
+    from dcn_plugin.checkpoint.weights import load_weights
 
     if is_archive(path):
         return load_checkpoint(path, model)

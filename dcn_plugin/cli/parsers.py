@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dcn_plugin.cli.spec import nearest
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["Formatter", "Parser", "wrapped"]
 
@@ -51,10 +51,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but what this parser does not know is an error here, where its options are known."""
         self._given = list(sys.argv[1:] if args is None else args)
-        found, rest = super().parse_known_args(args, namespace)
+        values, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
-        return found, rest
+        return values, rest
 
     def error(self, message: str) -> NoReturn:
         """Usage, the message and the options that a misspelt one may stand for; exit status 2."""
@@ -69,12 +69,12 @@ class Parser(argparse.ArgumentParser):
         return [text for text in looks if not any(name.startswith(text) for name in self._option_string_actions)]
 
     def _hint(self, text: str) -> str | None:
-        near = nearest(text, self._option_string_actions)
+        near = closest(text, self._option_string_actions)
         return None if near is None else f"{text}: {near}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices: Sequence[str] = [str(choice) for choice in action.choices or ()]
         if action.choices is not None and value not in action.choices:
-            near = nearest(str(value), choices)
+            near = closest(str(value), choices)
             more = f"; {near}" if near is not None else ""
             raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {', '.join(choices)}){more}")

@@ -105,7 +105,7 @@ def _plan(args: argparse.Namespace, spec: RecipeSpec, accelerator: Any) -> Plan:
 
 def _tell_plans(plans: Sequence[Plan]) -> None:
     """What each needs, and the time of all together: a network that several need is trained once."""
-    from dcn_plugin.experiments.timing import estimate
+    from dcn_plugin.experiments.time_estimate import estimate
 
     for plan in plans:
         _tell(str(plan))
@@ -182,10 +182,10 @@ def _state(spec: RecipeSpec, folder: Path) -> str:
         file = ResultFile.read(folder / "record.json")
         numbers, scale = [Number(**number) for number in file.spec["numbers"]], file.spec["scale"]
         filled = sum(number.ours is not None for number in numbers)
-        made = str(file.run.get("finished", ""))[:10]
+        date = str(file.run.get("finished", ""))[:10]
         return (
             f"{scale['name']}, width {scale['width']}, {scale['training']['epochs']} epochs, {filled} of "
-            f"{len(numbers)} numbers, {len(file.spec['seeds'])} seed(s), {made}; "
+            f"{len(numbers)} numbers, {len(file.spec['seeds'])} seed(s), {date}; "
             f"verdict: {verdict_of(spec, numbers, file.results).short}"
         )
     except FileNotFoundError:

@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dcn_plugin.files import check_output
+    from dcn_plugin.support.atomic_file import check_output
 
     folder = args.run_dir if os.path.isdir(args.run_dir) else os.path.dirname(args.run_dir) or "."
     check_output(args.out or folder)

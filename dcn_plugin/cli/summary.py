@@ -22,8 +22,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dcn_plugin.inspection import summary
-    from dcn_plugin.wrappers import network_in
+    from dcn_plugin.surgery.inspection import summary
+    from dcn_plugin.surgery.wrappers import network_in
 
     print(summary(network_in(open_model(args.model, tell=lambda _: None))))
     return 0

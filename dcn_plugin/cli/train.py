@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive, size
 from dcn_plugin.cli.defences import add_defence, open_defence
 from dcn_plugin.cli.models import MODELS, WEIGHT_FILES, open_model
+from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.cli.processes import launched, open_accelerator, open_device
-from dcn_plugin.cli.spec import Spec, nearest, parse_spec
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,10 +104,10 @@ def add(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dcn_plugin.files import check_output
+    from dcn_plugin.support.atomic_file import check_output
+    from dcn_plugin.support.randomness import derived_seed
     from dcn_plugin.training import isolated_rng, train
-    from dcn_plugin.training.fit import check_fit
-    from dcn_plugin.training.rng import derived_seed
+    from dcn_plugin.training.checks import check_fit
 
     check_output(args.out)
     config = _config(args)
@@ -158,12 +159,12 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     from dcn_plugin.training import TrainConfig
 
     config: TrainConfig = getattr(TrainConfig, _PRESETS[args.preset])()
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    fields = [field.name for field in dataclasses.fields(TrainConfig)]
     # parse_spec reads "NAME,key=value"; here there are only keys and values.
     changes = dict(parse_spec(",".join(["set", *args.set])).options)
     for key in changes:
-        if key not in known:
-            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(known), nearest(key, known))
+        if key not in fields:
+            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(fields), closest(key, fields))
     changes |= {f: getattr(args, name) for name, f in _FIELDS.items() if getattr(args, name) is not None}
     if args.min_scale is not None:
         changes.setdefault("shift", 0)  # the presets shift; a random resized crop does that already
@@ -204,7 +205,7 @@ def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
     from dcn_plugin.data import open_images
     from dcn_plugin.data.registry import parts_of
     from dcn_plugin.training import split_off
-    from dcn_plugin.training.fit import check_parts
+    from dcn_plugin.training.checks import check_parts
 
     def opened(text: str, part: DataPart, *, like: Any = None) -> Any:
         # Folders are numbered as the training images are, whichever classes they hold.
@@ -247,26 +248,28 @@ def _check_channels(text: str, model: nn.Module, channels: int) -> None:
 
 def _report(args: argparse.Namespace, result: TrainResult, model: nn.Module, data: _Data) -> str:
     """The table of the last and the best epoch, and how to open the networks."""
-    from dcn_plugin.evaluate.predict import correct_on
+    from dcn_plugin.evaluate.predictions import correct_on
+    from dcn_plugin.support.table import aligned
     from dcn_plugin.training import load_network
 
     rows = {"last": (result.history.epochs[-1], Path(args.out) / "last.safetensors")}
     if result.history.best is not None and result.best is not None:
         rows["best"] = (result.history.best, result.best)
-    lines = [f"{'network':8}{'epoch':>6}{'loss':>9}{'train':>9}{'val':>9}{'test':>9}"]
+    cells = [["network", "epoch", *(f"{figure:>7}" for figure in ("loss", "train", "val", "test"))]]
     for name, (record, path) in rows.items():
         load_network(model, path)
         test = None if data.test is None else float(correct_on(model, data.test).double().mean())
-        cells = [record.train_accuracy, record.val_accuracy, test]
-        shown = "".join(f"{'-' if cell is None else f'{cell:.2%}':>9}" for cell in cells)
-        lines.append(f"{name:8}{record.epoch + 1:>6}{record.loss:>9.4f}{shown}")
+        shares = [record.train_accuracy, record.val_accuracy, test]
+        shown = ["-" if share is None else f"{share:.2%}" for share in shares]
+        cells.append([name, str(record.epoch + 1), f"{record.loss:.4f}", *shown])
+    lines = aligned(cells, "lrrrrr")
     by = result.history.selected_by
     if by is not None:
         lines.append(f"The best epoch is chosen on the {'validation' if by == 'val' else by} set.")
     if by == "test":
         lines.append("Its test accuracy is therefore too good; report that of the last epoch beside it.")
-    kept = rows.get("best", rows["last"])[1]
-    lines += ["", f"Network: {kept}", f"To measure it: --target NAME={_reopen(args.model, model, kept)}"]
+    best_path = rows.get("best", rows["last"])[1]
+    lines += ["", f"Network: {best_path}", f"To measure it: --target NAME={_reopen(args.model, model, best_path)}"]
     return "\n".join([*lines, f"Record: {Path(args.out) / 'history.json'}"])
 
 

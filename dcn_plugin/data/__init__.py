@@ -3,13 +3,13 @@
 Images are float32 (N, C, H, W) in [0, 1], labels int64 (N,).
 """
 
+from dcn_plugin.data.array_files import load_mnist_idx, load_npz, load_torchvision
 from dcn_plugin.data.augment import random_shift
 from dcn_plugin.data.decode import EvalTransform
 from dcn_plugin.data.digits import load_digits
-from dcn_plugin.data.files import load_mnist_idx, load_npz, load_torchvision
-from dcn_plugin.data.folder import ImageFolder
 from dcn_plugin.data.formats import load_cifar_c, load_stl10
-from dcn_plugin.data.imagefiles import ImageFiles
+from dcn_plugin.data.image_files import ImageFiles
+from dcn_plugin.data.image_folder import ImageFolder
 from dcn_plugin.data.imageset import ImageSet, Splits
 from dcn_plugin.data.names import read_class_names
 from dcn_plugin.data.patches import patch_permutations, patch_shuffle

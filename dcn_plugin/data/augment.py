@@ -16,7 +16,7 @@ class Moves:
     """How each of N images is moved: drawn apart from the images, so that processes can share the draw.
 
     Args:
-        pixels: largest shift, so many zeros are put around an image before it is cut out again.
+        pixels: largest shift, this many zeros are put around an image before it is cut out again.
         corners: int64 (2, N), top and left of the piece that is cut out, in [0, 2 * pixels]; None: no shift.
         flipped: bool (N,), mirrored left to right after the cut; None: none is.
     """

@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from dcn_plugin.errors import DataError, SpecError
+from dcn_plugin.support.arguments import check_choice
 
 __all__ = ["EvalTransform", "Interpolation", "decode", "image_size"]
 
@@ -58,8 +59,7 @@ class EvalTransform:
             )
         if self.channels not in (1, 3):
             raise SpecError("Unknown number of channels.", self.channels, "1 (grey), 3 (RGB)")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise SpecError("Unknown interpolation.", self.interpolation, "'bilinear', 'bicubic'")
+        check_choice("interpolation", self.interpolation, Interpolation)
 
     @property
     def crop(self) -> tuple[int, int] | None:

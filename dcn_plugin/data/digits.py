@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from dcn_plugin.data.imageset import ImageSet, Splits
 from dcn_plugin.errors import MissingExtraError, SpecError
+from dcn_plugin.support.randomness import philox
 
 __all__ = ["load_digits"]
 
@@ -44,17 +45,15 @@ def load_digits(*, size: int = 16, seed: int = 0) -> Splits:
     parts: dict[str, list[torch.Tensor]] = {"train": [], "val": [], "test": []}
     for digit in range(10):
         members = (labels == digit).nonzero().flatten()
-        # Philox's raw stream is one that NumPy keeps stable: the split is the same for ever.
-        key = np.array([seed, digit], dtype=np.uint64)
-        order = torch.from_numpy(np.argsort(np.random.Philox(key=key).random_raw(len(members)), kind="stable"))
+        order = torch.from_numpy(np.argsort(philox(seed, digit).random_raw(len(members)), kind="stable"))
         n_test, n_val = round(TEST_SHARE * len(members)), round(VAL_SHARE * len(members))
         cut = members[order].split([n_test, n_val, len(members) - n_test - n_val])
         for name, indices in zip(("test", "val", "train"), cut, strict=True):
             parts[name].append(indices)
-    whole = ImageSet(images, labels, 10, f"digits{size}", tuple("0123456789"))
+    dataset = ImageSet(images, labels, 10, f"digits{size}", tuple("0123456789"))
     train, val, test = (
         # Sorted by index, so that the classes are mixed as in the original file.
-        whole.subset(torch.cat(parts[name]).sort().values, name=f"digits{size}/{name}")
+        dataset.subset(torch.cat(parts[name]).sort().values, name=f"digits{size}/{name}")
         for name in ("train", "val", "test")
     )
     return Splits(train, val, test)

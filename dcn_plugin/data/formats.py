@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dcn_plugin.data.files import CIFAR10_NAMES
+from dcn_plugin.data.array_files import CIFAR10_NAMES
 from dcn_plugin.data.imageset import ImageSet
 from dcn_plugin.data.labels import class_numbers
 from dcn_plugin.errors import DataError, SpecError

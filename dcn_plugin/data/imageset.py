@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from dcn_plugin.classes import check_class_names
+from dcn_plugin.checkpoint.class_names import check_class_names
 from dcn_plugin.data.labels import class_numbers
 from dcn_plugin.errors import ClassesError, DataError, ImageRangeError, LabelError, SpecError
+from dcn_plugin.support.arguments import check_count
 
 __all__ = ["ImageSet", "Splits"]
 
@@ -44,8 +45,8 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        whole = not labels.is_floating_point() and not labels.is_complex()
-        if whole and (labels.dtype != torch.int64 or labels.ndim == 2):
+        integral = not labels.is_floating_point() and not labels.is_complex()
+        if integral and (labels.dtype != torch.int64 or labels.ndim == 2):
             labels = class_numbers(labels, source=repr(self.name)).to(labels.device)
             object.__setattr__(self, "labels", labels)
         if self.class_names is not None:
@@ -151,29 +152,17 @@ class ImageSet:
         """The images at ``indices`` (int64 (B,)) in that order: float32 (B, C, H, W)."""
         return self.images[indices]
 
-    def batches(
-        self, batch_size: int, *, generator: Generator | None = None, drop_last: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through the set once.
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through the set once, in order.
 
         Args:
             batch_size: images a batch; the last one may be smaller.
-            generator: a CPU generator that shuffles; None keeps the order.
-            drop_last: leave out a last batch that is smaller (unless it is the only one).
 
         Yields:
             images (B, C, H, W) and labels (B,).
         """
-        if batch_size < 1:
-            raise SpecError("The batch size is not usable.", batch_size, "an int >= 1")
-        total = len(self)
-        if drop_last and total >= batch_size:
-            total -= total % batch_size
-        order = None if generator is None else torch.randperm(len(self), generator=generator)
-        for start in range(0, total, batch_size):
-            stop = min(start + batch_size, total)
-            chosen = slice(start, stop) if order is None else order[start:stop]
-            yield self.images[chosen], self.labels[chosen]
+        batch_size = check_count(batch_size, "batch size")
+        yield from zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,15 +41,15 @@ def annotated_files(root: Path) -> dict[str, str] | None:
     notes = root / _ANNOTATIONS
     if not notes.is_file() or not root.is_dir() or _inside(root) != ["images"]:
         return None
-    found = {}
+    class_of = {}
     for number, line in enumerate(notes.read_text(encoding="utf-8").splitlines(), 1):
         image, *rest = line.split("\t")
         if not rest or not image.strip() or not rest[0].strip():
             raise DataError(f"Line {number} of {notes} tells no image and class.", line, "<image>\\t<class>\\t...")
-        found[f"images/{image.strip()}"] = rest[0].strip()
-    if not found:
+        class_of[f"images/{image.strip()}"] = rest[0].strip()
+    if not class_of:
         raise DataError(f"{notes} is empty.", 0, "a line <image>\\t<class>\\t... an image")
-    return found
+    return class_of
 
 
 def check_class_level(root: Path, names: Sequence[str]) -> None:
@@ -64,20 +64,20 @@ def check_class_level(root: Path, names: Sequence[str]) -> None:
             "images" for all.
     """
     parts = [name for name in names if name.lower() in _PARTS]
-    own = "if these are classes indeed, pass class_names="
+    advice = "if these are classes indeed, pass class_names="
     if len(parts) == len(names) or len(parts) > 1:
         raise DataError(
             f"The sub-folders of {root} are parts of a data set, not classes.",
             few(names),
             layout(root),
-            f"open one of them, e.g. {root / parts[0]}; {own}",
+            f"open one of them, e.g. {root / parts[0]}; {advice}",
         )
     if names == ["images"]:
         raise DataError(
             f"{root} holds one folder 'images' and no class.",
             few(names),
             f"{layout(root)}, or images beside Tiny-ImageNet's {_ANNOTATIONS}",
-            f"sort the images into class folders; {own}",
+            f"sort the images into class folders; {advice}",
         )
     if len(names) > 1 and set(names) <= _SEVERITIES:
         inner = [set(_inside(root / name)) for name in names]
@@ -86,7 +86,7 @@ def check_class_level(root: Path, names: Sequence[str]) -> None:
                 f"The sub-folders of {root} are severities, as in ImageNet-C: each holds the same folders.",
                 few(names),
                 layout(root),
-                f"open one of them, e.g. {root / names[-1]}; {own}",
+                f"open one of them, e.g. {root / names[-1]}; {advice}",
             )
 
 
@@ -101,13 +101,13 @@ def check_training_folder(root: Path, names: Sequence[str]) -> None:
         training = here.parent / beside
         if training == here or not training.is_dir():
             continue
-        known = _inside(training)
-        if len(known) > 1 and known != list(names):
-            missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+        classes = _inside(training)
+        if len(classes) > 1 and classes != list(names):
+            missing, new = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
             raise ClassesError(
                 f"{root} does not have the classes of the training folder beside it, so their numbers would differ.",
                 {"only in the training folder": few(missing)} | ({"only here": few(new)} if new else {}),
-                f"the {len(known)} classes of {training}",
+                f"the {len(classes)} classes of {training}",
                 f"pass class_names={str(training)!r} to number them as training did, or class_names= of your own",
             )
 

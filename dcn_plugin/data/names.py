@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from dcn_plugin.classes import ClassNames, check_class_names, class_names_in
+from dcn_plugin.checkpoint.class_names import ClassNames, check_class_names, class_names_in
 from dcn_plugin.errors import DataError
 
 __all__ = ["NamesLike", "read_class_names"]

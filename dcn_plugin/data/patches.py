@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_count
+from dcn_plugin.support.randomness import raw_draws
 
 __all__ = ["patch_permutations", "patch_shuffle"]
 
@@ -31,8 +32,7 @@ def patch_permutations(count: int, k: int, *, seed: int = 0, first_index: int = 
     Raises:
         SpecError: k, seed or index out of range.
     """
-    if k < 1:
-        raise SpecError("The number of patches along an axis is not usable.", k, "an int >= 1")
+    check_count(k, "number of patches along an axis")
     if first_index < 0:
         raise SpecError("The index of an image is negative.", first_index, "an int >= 0")
     rows = [raw_draws(f"patch_shuffle|{k}", seed, first_index + row, k * k) for row in range(count)]

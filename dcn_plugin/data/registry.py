@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,16 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from dcn_plugin.data.array_files import TorchvisionName, load_npz, load_torchvision, npz_splits
 from dcn_plugin.data.digits import load_digits
-from dcn_plugin.data.files import TorchvisionName, load_npz, load_torchvision, npz_splits
-from dcn_plugin.data.folder import ImageFolder
 from dcn_plugin.data.formats import load_cifar_c, load_stl10
+from dcn_plugin.data.image_folder import ImageFolder
 from dcn_plugin.data.imageset import ImageSet
 from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.data.source import IndexedImages
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.arguments import check_choice
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["DATA_SPECS", "DataPart", "folder_options", "open_images", "parts_of", "split_options"]
 
@@ -84,7 +85,7 @@ def open_images(
         size: height and width. Folders are resized and cut to it, digits are made in it (16 by default); the others
             have the size they have, and another one is an error.
         resize: for folders, the shorter side before the centre is cut out, e.g. 256 with ``size=224``.
-        limit: so many images, at least 1: the first of a set in memory; spread evenly over a folder, whose first images
+        limit: this many images (>= 1): the first of a set in memory; spread evenly over a folder, whose first images
             would all be of one class.
         channels: 1 for grey, 3 for RGB; None: folders give 3, the others what they have. An option in ``spec`` wins.
         class_names: the classes of the network, in the order of its logits; images are numbered by them, and may be of
@@ -96,8 +97,7 @@ def open_images(
         DataError: the data are not there; the message shows the layout.
         ClassesError: its classes are not those of ``class_names``.
     """
-    if part not in get_args(DataPart):
-        raise SpecError("Unknown part of a data set.", part, ", ".join(map(repr, get_args(DataPart))))
+    check_choice("part of a data set", part, DataPart)
     if limit is not None and limit < 1:
         raise SpecError("The limit leaves no image.", limit, "an int >= 1, or None for all")
     head, options = split_options(spec)
@@ -182,13 +182,10 @@ def folder_options(spec: str, known: Sequence[str]) -> tuple[str, dict[str, Any]
     return str(_path(head)), options
 
 
-def _check_options(known: Sequence[str], head: str, options: Mapping[str, str]) -> None:
+def _check_options(allowed: Sequence[str], head: str, options: Mapping[str, str]) -> None:
     for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise SpecError(
-                f"{head} has no option {key!r}.", key, ", ".join(known), f"did you mean {near[0]}?" if near else None
-            )
+        if key not in allowed:
+            raise SpecError(f"{head} has no option {key!r}.", key, ", ".join(allowed), closest(key, allowed))
 
 
 def _channels(given: str | int | None) -> Literal[1, 3] | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.errors import DataError, SpecError
+from dcn_plugin.support.randomness import raw_draws
 
 __all__ = ["AmplitudeSwap", "amplitude_partners", "amplitude_swap"]
 
@@ -56,9 +56,9 @@ def amplitude_swap(images: Tensor, amplitude_from: Tensor) -> AmplitudeSwap:
             "two float tensors (N, C, H, W) of one shape",
         )
     height, width = images.shape[-2:]
-    own = torch.fft.rfft2(images.double())
-    size = own.abs()
-    phase = torch.where(size > _NOTHING * size.amax(dim=(-2, -1), keepdim=True), own.angle(), 0.0)
+    spectrum = torch.fft.rfft2(images.double())
+    size = spectrum.abs()
+    phase = torch.where(size > _NOTHING * size.amax(dim=(-2, -1), keepdim=True), spectrum.angle(), 0.0)
     amplitude = torch.fft.rfft2(amplitude_from.double()).abs()
     mixed = torch.fft.irfft2(torch.polar(amplitude, phase), s=(height, width))
     outside = (mixed < -_NOTHING) | (mixed > 1 + _NOTHING)
@@ -90,9 +90,9 @@ def amplitude_partners(labels: Tensor, *, seed: int = 0) -> Tensor:
     classes, place, sizes = labels.cpu().unique(return_inverse=True, return_counts=True)
     if len(classes) < 2:
         raise DataError("No image has a partner: all are of one class.", classes.tolist(), "images of two classes")
-    first, own = (sizes.cumsum(0) - sizes)[place], sizes[place]
+    first, class_size = (sizes.cumsum(0) - sizes)[place], sizes[place]
     draws = raw_draws("amplitude_partners", seed, 0, len(labels))
     # The share of 2**64 that the remainder favours is below 2**-32 for any data set.
-    others = (len(labels) - own).numpy().astype(draws.dtype)
+    others = (len(labels) - class_size).numpy().astype(draws.dtype)
     chosen = torch.from_numpy((draws % others).astype("int64"))
-    return order[torch.where(chosen < first, chosen, chosen + own)]
+    return order[torch.where(chosen < first, chosen, chosen + class_size)]

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 
 from dcn_plugin.data.decode import EvalTransform, Interpolation
-from dcn_plugin.data.folder import labelled_files
-from dcn_plugin.data.imagefiles import ImageFiles, LabelledFile, evenly_spaced, images_under
+from dcn_plugin.data.image_files import ImageFiles, LabelledFile, evenly_spaced, images_under
+from dcn_plugin.data.image_folder import labelled_files
 from dcn_plugin.data.layouts import class_folders
 from dcn_plugin.data.names import NamesLike, read_class_names
 from dcn_plugin.errors import DataError
@@ -75,7 +75,7 @@ def paired_folders(
         stylized_resize: the same for the stylised images; None for images that were cut already.
         channels: 3, or 1 for grey.
         interpolation: "bilinear" or "bicubic".
-        limit: so many pairs, spread evenly over the whole set.
+        limit: this many pairs, spread evenly over the whole set.
         class_names: see :class:`ImageFolder`.
         threads: how many files are decoded at a time.
 
@@ -92,9 +92,9 @@ def paired_folders(
     classes, originals = labelled_files(left, class_names=class_names)
     _, candidates = labelled_files(right, class_names=classes)
     twins = _by_stem(right, candidates, stems={_stem(file.path) for file in originals})
-    known = _by_stem(left, originals)
-    lonely = [file.path for stem, file in known.items() if stem not in twins]
-    strangers = [file.path for stem, file in twins.items() if stem not in known]
+    by_stem = _by_stem(left, originals)
+    lonely = [file.path for stem, file in by_stem.items() if stem not in twins]
+    strangers = [file.path for stem, file in twins.items() if stem not in by_stem]
     for paths, where, other in ((lonely, left, right), (strangers, right, left)):
         if paths:
             raise DataError(
@@ -131,12 +131,12 @@ class CueConflict(ImageFiles):
 
     Args:
         root: the folder that holds the shape classes; not every class needs a folder.
-        size: see :class:`ImageFolder`. The authors' images are 224 x 224.
-        resize: see there.
-        channels: see there.
-        interpolation: see there.
+        size: side of the images, or (H, W), in pixels. The authors' images are 224 x 224.
+        resize: the shorter side, in pixels, before the centre is cut out, as in :class:`ImageFolder`.
+        channels: 3, or 1 for grey.
+        interpolation: "bilinear" or "bicubic".
         name: as it appears in result records; the folder's name by default.
-        limit: so many images, spread evenly over the whole set.
+        limit: this many images, spread evenly over the whole set.
         class_names: the classes in the order of their labels.
         threads: see :class:`ImageFolder`.
 
@@ -209,17 +209,17 @@ def _stem(path: str) -> str:
 
 def _by_stem(root: Path, files: Sequence[LabelledFile], *, stems: set[str] | None = None) -> dict[str, LabelledFile]:
     """The files by class folder and name without ending; with ``stems``, by that of the original."""
-    found: dict[str, LabelledFile] = {}
+    by_stem: dict[str, LabelledFile] = {}
     for file in files:
         stem = _stem(file.path)
         if stems is not None and stem not in stems:
             stem = stem.partition(_STYLE_MARK)[0]
-        if stem in found:
+        if stem in by_stem:
             raise DataError(
                 f"Two images of {root} stand for one picture.",
-                [found[stem].path, file.path],
+                [by_stem[stem].path, file.path],
                 "one image a picture and folder",
                 "keep one of them",
             )
-        found[stem] = file
-    return found
+        by_stem[stem] = file
+    return by_stem

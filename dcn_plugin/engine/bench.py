@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.engine.model import compact
-from dcn_plugin.engine.snapshot import AskedBackend
-from dcn_plugin.engine.twin import DenseTwin, dense_twin, ideal_speedup
+from dcn_plugin.engine.compact_model import AskedBackend
+from dcn_plugin.engine.compaction import compact
+from dcn_plugin.engine.dense_twin import DenseTwin, dense_twin, ideal_speedup
 from dcn_plugin.errors import SpecError
 from dcn_plugin.surgery import defect_spec
 
@@ -22,12 +22,12 @@ __all__ = ["Speed", "Timing", "alternate", "inference", "measure_speed", "relati
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One of several calls that were timed in turn.
+    """The time of one of several calls, which were timed in turn.
 
     Args:
         median_ms: milliseconds of a call.
         speedup: how many times faster than the first of the calls: the median of the ratios of each round.
-        quartiles: the lower and the upper one of these ratios.
+        quartiles: the lower and the upper quartile of these ratios.
     """
 
     median_ms: float
@@ -46,9 +46,9 @@ class Speed:
         compact_ms: the same of the compact model.
         speedup: median over rounds of the twin's time over the compact model's.
         quartiles: of these ratios.
-        ideal: see :func:`dcn_plugin.engine.twin.ideal_speedup`.
+        ideal: see :func:`dcn_plugin.engine.dense_twin.ideal_speedup`.
         packed_bytes: memory of the lists of rows.
-        compact_seconds: that compact() took.
+        compact_seconds: seconds that compact() took.
         relative_error: see :func:`relative_error`, against the defective model.
         note: of the plan.
     """
@@ -87,11 +87,11 @@ def alternate(
 
     Args:
         calls: name -> call; the others are compared to the first.
-        rounds: at least 2. The order turns round from one to the next: no call always runs first.
+        rounds: at least 2. The order is reversed from round to round: no call always runs first.
         warm_up: calls of each before the first that counts.
         settle: calls right before each one that counts. The caches then hold what the same call left, as they do where
             batch follows batch, and not what the others left.
-        device: that they compute on, waited for; by default the CPU.
+        device: on which the calls compute; it is synchronised. By default the CPU.
 
     Raises:
         SpecError: ``rounds`` is too small.
@@ -106,16 +106,16 @@ def alternate(
         order = list(calls)[:: 1 if number % 2 == 0 else -1]
         times.append({name: _settled(calls[name], settle, device) for name in order})
     first = next(iter(calls))
-    found = {}
+    timings = {}
     for name in calls:
-        ratios = [one[first] / one[name] for one in times]
+        ratios = [seconds[first] / seconds[name] for seconds in times]
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        found[name] = Timing(
-            median_ms=1000 * statistics.median(one[name] for one in times),
+        timings[name] = Timing(
+            median_ms=1000 * statistics.median(seconds[name] for seconds in times),
             speedup=statistics.median(ratios),
             quartiles=(low, high),
         )
-    return found
+    return timings
 
 
 def _settled(call: Callable[[], object], settle: int, device: torch.device | None) -> float:

@@ -1,4 +1,8 @@
-"""The model as a graph of ATen operations: constants computed, batch norm folded in, nothing in place."""
+"""The model as a graph of ATen operations: constants computed, batch norm folded in, nothing in place.
+
+``torch.export`` reads it: the engine needs a program that runs, at any batch size and with every constant. The trace of
+:mod:`dcn_plugin.surgery.trace` says where tensors flow in one forward, and cannot be run.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dcn_plugin.errors import CompactError, TraceError
+from dcn_plugin.support.model_state import device_of
 
-__all__ = ["Constants", "capture", "shape_of", "target_of"]
+__all__ = ["Constants", "capture", "shape_of"]
 
 _aten = torch.ops.aten
 
@@ -44,7 +49,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
             into a view of another tensor.
         CompactError: its outputs are neither a tensor nor a tuple of tensors.
     """
-    example = torch.zeros(2, *input_size, dtype=_dtype(model), device=_device(model))
+    example = torch.zeros(2, *input_size, dtype=_dtype(model), device=device_of(model))
     shapes = ({0: torch.export.Dim.AUTO},)
     try:
         with _quiet():
@@ -63,7 +68,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the whole graph that torch.export logs and prints when it fails: our error says what is the matter."""
+    """Silence the graph that torch.export logs and prints when it fails: our error names the cause."""
     logger, printed = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
     before, logger.disabled = logger.disabled, True
     try:
@@ -88,12 +93,12 @@ def _check_outputs(program: torch.export.ExportedProgram, model: nn.Module) -> N
 
 
 def _check_batch(program: torch.export.ExportedProgram, model: nn.Module) -> None:
-    """Refuse a graph that holds for some batch sizes alone; the simplified graph leaves out its checks of that."""
+    """Refuse a graph that holds for some batch sizes only: the simplified graph no longer checks the size."""
     (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in _inputs(program))
     size = image.meta["val"].shape[0]
     # Where the number of images decides on what is computed, torch.export fixes it, or keeps to one side of a branch.
     free = isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
-    if not free or any(one.upper.is_Integer for one in program.range_constraints.values()):
+    if not free or any(size.upper.is_Integer for size in program.range_constraints.values()):
         raise TraceError(
             f"What {type(model).__name__} computes depends on the number of images in the batch: no graph holds for "
             "every batch size.",
@@ -112,11 +117,6 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
         return None
     rest = value.shape[1:]
     return tuple(map(int, rest)) if all(isinstance(size, int) for size in rest) else None
-
-
-def target_of(node: fx.Node) -> Any:
-    """The operation that a node calls, in its functional form; None where it calls none."""
-    return node.target if node.op == "call_function" else None
 
 
 def instance_norm(*args: Any, **kwargs: Any) -> Tensor:
@@ -209,14 +209,14 @@ class _Simplifier:
             target = _aten.conv2d.default
         if target is _aten.instance_norm.default:
             target = instance_norm
-        made = self.graph.call_function(target, tuple(args), kwargs)
-        made.meta["val"] = node.meta.get("val")
+        call = self.graph.call_function(target, tuple(args), kwargs)
+        call.meta["val"] = node.meta.get("val")
         if target is _aten.conv2d.default:
-            made.meta["title"] = _title(node.args[1])
-        self.values[node] = made
+            call.meta["title"] = _title(node.args[1])
+        self.values[node] = call
 
     def _conv_arguments(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """All seven, with numbers for "same" and "valid"."""
+        """The seven arguments of ``conv2d``, with numbers for "same" and "valid"."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given: dict[str, Any] = dict(zip(names, (None, None, None, (1, 1), (0, 0), (1, 1), 1), strict=True))
         given |= dict(zip(names, args, strict=False)) | kwargs
@@ -235,28 +235,28 @@ class _Simplifier:
             return False
         conv = node.args[0]
         assert isinstance(conv, fx.Node)
-        known: list[Any] = [node.args[at] if len(node.args) > at else None for at in (1, 2, 3, 4)]
-        if any(one is not None and one not in self.constants for one in known) or None in known[2:] or node.args[5]:
+        inputs: list[Any] = [node.args[at] if len(node.args) > at else None for at in (1, 2, 3, 4)]
+        if any(arg is not None and arg not in self.constants for arg in inputs) or None in inputs[2:] or node.args[5]:
             return False
         before = self.values.get(conv)
         if before is not None and _has_constant_weight(before) and len(conv.users) == 1:
             x, *parameters = before.args[:3]
-            weight, bias = (getattr(one, "meta", {}).get("val") for one in parameters)
+            weight, bias = (getattr(parameter, "meta", {}).get("val") for parameter in parameters)
             rest, title = before.args[3:], before.meta["title"]
         else:
             # A norm of something else is a convolution of its own: one weight for each channel.
-            value, channels = node.meta["val"], len(self.constants[known[2]])
+            value, channels = node.meta["val"], len(self.constants[inputs[2]])
             if value.ndim != 4:
                 return False
             weight, bias = torch.ones(channels, 1, 1, 1, dtype=value.dtype, device=value.device), None
             x, rest = self._value(conv), ([1, 1], [0, 0], [1, 1], channels)
-            title = _title(known[0] or known[2])
-        norm = [None if one is None else self.constants[one].double() for one in known]
+            title = _title(inputs[0] or inputs[2])
+        norm = [None if arg is None else self.constants[arg].double() for arg in inputs]
         eps: Any = node.args[7]
         args = (x, *map(self.constant, _folded(weight, bias, norm, eps)), *rest)
-        made = self.graph.call_function(_aten.conv2d.default, args)
-        made.meta |= {"val": node.meta["val"], "title": title}
-        self.values[node] = made
+        call = self.graph.call_function(_aten.conv2d.default, args)
+        call.meta |= {"val": node.meta["val"], "title": title}
+        self.values[node] = call
         return True
 
     def _value(self, node: fx.Node) -> fx.Node:
@@ -265,9 +265,9 @@ class _Simplifier:
         return self.values[node]
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        made = self.graph.placeholder("images")
-        made.meta["val"] = node.meta["val"]
-        return made
+        placeholder = self.graph.placeholder("images")
+        placeholder.meta["val"] = node.meta["val"]
+        return placeholder
 
 
 def _folded(weight: Any, bias: Any, norm: list[Any], eps: float) -> tuple[Tensor, Tensor]:
@@ -278,18 +278,18 @@ def _folded(weight: Any, bias: Any, norm: list[Any], eps: float) -> tuple[Tensor
     gamma, beta, mean, variance = norm
     plain = None if bias is None else bias.double()
     both = fuse_conv_bn_weights(weight.double(), plain, mean, variance, eps, gamma, beta)
-    folded, shift = (one.detach().to(weight.dtype) for one in both)
+    folded, shift = (tensor.detach().to(weight.dtype) for tensor in both)
     return folded.contiguous(memory_format=torch.channels_last), shift
 
 
 def _has_constant_weight(node: fx.Node) -> bool:
     return node.target is _aten.conv2d.default and all(
-        one is None or (isinstance(one, fx.Node) and one.op == "get_attr") for one in node.args[1:3]
+        argument is None or (isinstance(argument, fx.Node) and argument.op == "get_attr") for argument in node.args[1:3]
     )
 
 
 def _is_lopsided(node: fx.Node) -> bool:
-    """Whether padding="same" means one more on one side, which numbers for both sides cannot say."""
+    """Whether padding="same" pads one side more than the other, which one number for both cannot express."""
     names = ("stride", "padding", "dilation")
     given = dict(zip(names, node.args[3:], strict=False)) | dict(node.kwargs)
     if given.get("padding") != "same":
@@ -316,8 +316,8 @@ def _functional(node: fx.Node) -> Any:
         return target
     written = node.args[0]
     assert isinstance(written, fx.Node)
-    others = [one for one in written.users if one is not node]
-    if _is_view(written) or any(_is_view(one) for one in others):
+    others = [user for user in written.users if user is not node]
+    if _is_view(written) or any(_is_view(user) for user in others):
         raise TraceError(f"The model writes into a view ({schema.name}), which the engine cannot follow.")
     packet = getattr(torch.ops.aten, schema.name.removeprefix("aten::")[:-1])
     return getattr(packet, schema.overload_name or "default")
@@ -328,8 +328,8 @@ def _is_view(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return isinstance(node.args[0], fx.Node) and _is_view(node.args[0])
     schema = getattr(node.target, "_schema", None)
-    aliases = [] if schema is None else [one.alias_info for one in schema.returns]
-    return any(one is not None and not one.is_write for one in aliases)
+    aliases = [] if schema is None else [result.alias_info for result in schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _unwrap(graph: fx.Graph) -> None:
@@ -341,8 +341,4 @@ def _unwrap(graph: fx.Graph) -> None:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    return next((one.dtype for one in model.parameters()), torch.float32)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((one.device for one in model.parameters()), torch.device("cpu"))
+    return next((parameter.dtype for parameter in model.parameters()), torch.float32)

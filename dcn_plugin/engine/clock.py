@@ -11,13 +11,24 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Compared", "alone", "compared", "is_quiet", "now", "steady", "sure_gain", "timed"]
+__all__ = [
+    "LEAST_ROUNDS",
+    "MOST_ROUNDS",
+    "Compared",
+    "alone",
+    "compared",
+    "is_quiet",
+    "now",
+    "steady",
+    "sure_gain",
+    "timed",
+]
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 7
 CLEAR = 1.15
 """Where each of the first rounds is beyond what decides by at least this, to the same side, there are no more."""
 DOUBT = 1.15
-"""On a busy machine one thread must be so many times faster: more of them might share the work less well."""
+"""On a busy machine one thread must be this many times faster: more of them might share the work less well."""
 VETO = 1.5
 """From this gain on, doubt included, several threads are not asked: on a busy machine each of their calls is slow."""
 QUIET = 0.9
@@ -42,7 +53,7 @@ class Compared(NamedTuple):
     one_thread: bool = False
 
 
-def compared(plain: Call, other: Call, device: torch.device) -> Compared:
+def compared(plain: Call, other: Call, device: torch.device, *, most: int = MOST_ROUNDS) -> Compared:
     """Compare two calls round by round, each in turn, so that a change in the machine's speed falls on both.
 
     On a quiet machine their time on the clock counts. On a busy one that says little: threads wait for one that is not
@@ -53,18 +64,19 @@ def compared(plain: Call, other: Call, device: torch.device) -> Compared:
         plain: a call.
         other: what might take its place.
         device: that they compute on.
+        most: rounds.
     """
     if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
-        rounds = _rounds(plain, other, device, _repeats_of(plain, other, device))
+        rounds = _rounds(plain, other, device, _first(plain, other, device), most=most)
         # Programs may have come while it was measured.
         if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
             return _told(rounds, _quartile(rounds, 0))
     with alone():
-        repeats = _repeats_of(plain, other, device)
-        rounds = _rounds(plain, other, device, repeats, needed=DOUBT)
+        first = _first(plain, other, device)
+        rounds = _rounds(plain, other, device, first, most=most, needed=DOUBT)
     gain = _quartile(rounds, 0) / DOUBT
     if 1 <= gain < VETO:
-        gain = min(gain, _quartile(_rounds(plain, other, device, repeats, most=LEAST_ROUNDS), 2))
+        gain = min(gain, _quartile(_rounds(plain, other, device, first._replace(seconds=None), most=LEAST_ROUNDS), 2))
     return _told(rounds, gain)._replace(one_thread=True)
 
 
@@ -81,49 +93,61 @@ def _quartile(rounds: list[tuple[float, float]], number: int) -> float:
     return statistics.quantiles([plain / other for plain, other in rounds], n=4)[number]
 
 
-def _repeats_of(plain: Call, other: Call, device: torch.device) -> tuple[int, int]:
-    return _repeats(plain, device), _repeats(other, device)
+class _First(NamedTuple):
+    """What the first calls of both sides show.
+
+    Args:
+        repeats: how many calls of either side make a round.
+        seconds: of both, if one call makes a round: then they are the first round; else None.
+    """
+
+    repeats: tuple[int, int]
+    seconds: tuple[float, float] | None
+
+
+def _first(plain: Call, other: Call, device: torch.device, *, least_s: float = 0.004) -> _First:
+    seconds = []
+    for call in (plain, other):
+        _seconds(call, 1, device)  # it makes what is made once
+        seconds.append(_seconds(call, 1, device))
+    repeats = [max(1, min(20, math.ceil(least_s / max(taken, 1e-9)))) for taken in seconds]
+    both = (seconds[0], seconds[1])
+    return _First((repeats[0], repeats[1]), both if repeats == [1, 1] else None)
 
 
 def _rounds(
     plain: Call,
     other: Call,
     device: torch.device,
-    repeats: tuple[int, int],
+    first: _First,
     *,
     most: int = MOST_ROUNDS,
     needed: float = 1.0,
 ) -> list[tuple[float, float]]:
-    """Seconds of both calls in each round; the order turns from one to the next.
+    """Seconds of both calls in each round; the order is reversed from round to round.
 
     Args:
         plain: a call.
         other: what might take its place.
         device: that they compute on.
-        repeats: how many calls of each make a round.
-        most: rounds.
+        first: what their first calls showed.
+        most: largest number of rounds.
         needed: the gain that decides; there are fewer rounds where it is clearly reached, or clearly not.
     """
-    rounds: list[tuple[float, float]] = []
+    rounds = [] if first.seconds is None else [first.seconds]
     while len(rounds) < most:
         taken = {}
         for at in (0, 1) if len(rounds) % 2 == 0 else (1, 0):
-            taken[at] = _seconds((plain, other)[at], repeats[at], device)
+            taken[at] = _seconds((plain, other)[at], first.repeats[at], device)
         rounds.append((taken[0], taken[1]))
-        ratios = [one / two for one, two in rounds]
+        ratios = [plain_seconds / other_seconds for plain_seconds, other_seconds in rounds]
         if len(rounds) >= LEAST_ROUNDS and (min(ratios) > needed * CLEAR or max(ratios) < needed / CLEAR):
             break
     return rounds
 
 
-def _repeats(call: Call, device: torch.device, *, least_s: float = 0.004) -> int:
-    """How many calls make a round, after a first one that makes what is made once."""
-    _seconds(call, 1, device)
-    return max(1, min(20, math.ceil(least_s / max(_seconds(call, 1, device), 1e-9))))
-
-
 def _seconds(call: Call, repeats: int, device: torch.device) -> float:
-    """Of one call, right after another of its own if it is short: the caches hold what it left, as in real use."""
+    """Seconds of one call. A short one runs once before, so that the caches are filled as in real use."""
     if repeats > 1:
         call()
     start = now(device)
@@ -145,10 +169,10 @@ def timed(run: Call, device: torch.device, *, least_calls: int = 3, least_ms: fl
     """Milliseconds of a call: the least of some, which other programs disturb least.
 
     Args:
-        run: the call; once before those that count, to make what is made once.
+        run: the call. It runs once more than it is measured: the first one fills caches.
         device: that it computes on.
-        least_calls: so many of them at least, and
-        least_ms: for so long at least.
+        least_calls: calls that are measured, at least.
+        least_ms: milliseconds that are measured, at least.
     """
     least, spent, calls = math.inf, 0.0, -1
     while calls < least_calls or spent < least_ms:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_plugin.engine.clock import Compared, compared, steady
+from dcn_plugin.engine.clock import LEAST_ROUNDS, MOST_ROUNDS, Compared, compared, steady
 from dcn_plugin.engine.plan import Way
 
 __all__ = ["Rung", "climb", "raced", "rungs", "ways_of"]
@@ -17,7 +17,7 @@ Run = Callable[[Tensor], object]
 
 
 class Rung(NamedTuple):
-    """What was measured with a batch size.
+    """What was measured at one batch size.
 
     Args:
         batch_size: images a batch.
@@ -35,18 +35,14 @@ class Rung(NamedTuple):
 
 
 def rungs(batch_size: int) -> list[int]:
-    """Batch sizes to be measured, in order: powers of two, and one more than each of them.
-
-    Vectors hold a power of two of images; one image more takes another vector, where rows do worst.
-    """
-    powers = [2**at for at in range(batch_size.bit_length())]
-    return sorted({one for power in powers for one in (power, power + 1) if one < batch_size} | {batch_size})
+    """Batch sizes that are measured in any case, in order: powers of two, and the largest."""
+    return sorted({2**at for at in range(batch_size.bit_length())} | {batch_size})
 
 
-def raced(plain: Run, other: Run, images: Tensor) -> Compared:
+def raced(plain: Run, other: Run, images: Tensor, *, most: int = MOST_ROUNDS) -> Compared:
     """Compare two ways of running these images; see :func:`dcn_plugin.engine.clock.compared`."""
     with torch.inference_mode():
-        return compared(lambda: plain(images), lambda: other(images), images.device)
+        return compared(lambda: plain(images), lambda: other(images), images.device, most=most)
 
 
 def climb(
@@ -57,7 +53,10 @@ def climb(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> list[Rung]:
-    """Race the ways at each batch size, from ``batch_size`` down; a way that lost twice in a row is not asked again.
+    """Race the ways at batch sizes from ``batch_size`` down; a way that lost twice in a row is not asked again.
+
+    Between two of them, the smaller plus one is measured too, unless it follows that nothing is lost there:
+    a batch takes no longer than a larger one, and the model no less than for a smaller one.
 
     Args:
         ways: what runs a batch; "model" is the model as it is.
@@ -70,17 +69,31 @@ def climb(
         In order of the batch size.
     """
     lost: dict[Way, int] = dict.fromkeys(ways, 0)
-    found: list[Rung] = []
-    for count in reversed(rungs(batch_size)):
-        asked: list[Way] = [way for way in ("images", "compact") if way in ways and lost[way] < 2]
-        if "compact" not in asked and count < batch_size and count & (count - 1):
-            continue
+
+    def measured(count: int) -> Rung:
+        contenders: list[Way] = [way for way in ("images", "compact") if way in ways and lost[way] < 2]
         images = torch.rand(count, *size, device=device, dtype=dtype)
-        rung = _rung({way: ways[way] for way in ("model", *asked)}, images)
-        for way in asked:
+        rung = _rung({way: ways[way] for way in ("model", *contenders)}, images)
+        for way in contenders:
             lost[way] = 0 if way in rung.allowed else lost[way] + 1
-        found.append(rung)
-    return found[::-1]
+        return rung
+
+    ladder: list[Rung] = []
+    for count in reversed(rungs(batch_size)):
+        rung = measured(count)
+        if ladder and count + 1 < ladder[-1].batch_size and not _follows(rung, ladder[-1]):
+            ladder.append(measured(count + 1))
+        ladder.append(rung)
+    return ladder[::-1]
+
+
+def _follows(smaller: Rung, larger: Rung) -> bool:
+    """Whether the way that is fastest for the larger batch is no slower than the model for any size between the two."""
+    fastest = larger.allowed[0]
+    if fastest == "model":
+        return True
+    comparable = smaller.one_thread == larger.one_thread
+    return fastest in smaller.allowed and comparable and larger.best_ms <= smaller.model_ms
 
 
 def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:
@@ -91,7 +104,9 @@ def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:
     model_ms = best_ms = 0.0
     one_thread = False
     for way in [way for way in ways if way != "model"]:
-        run = raced(ways[allowed[0]], ways[way], images)
+        # Of two ways that are faster than the model either will do: few rounds tell.
+        most = MOST_ROUNDS if allowed[0] == "model" else LEAST_ROUNDS
+        run = raced(ways[allowed[0]], ways[way], images, most=most)
         if not model_ms:
             model_ms = best_ms = run.plain_ms
             one_thread = run.one_thread
@@ -102,7 +117,7 @@ def _rung(ways: Mapping[Way, Run], images: Tensor) -> Rung:
 
 
 def _takes(model: Run, images: Tensor) -> bool:
-    """Whether the model takes so many images: one that normalises by its batch may refuse a single one."""
+    """Whether the model takes this many images: one that normalises by its batch may refuse a single one."""
     try:
         with torch.inference_mode(), steady(images.device):
             model(images)
@@ -120,10 +135,10 @@ def ways_of(ladder: list[Rung]) -> tuple[tuple[int, Way], ...]:
     Returns:
         (first batch size, way), in order; neighbours differ.
     """
-    found: list[tuple[int, Way]] = []
+    starts: list[tuple[int, Way]] = []
     for at, (count, allowed, *_) in enumerate(ladder):
-        found.append((count, allowed[0]))
+        starts.append((count, allowed[0]))
         after = ladder[at + 1] if at + 1 < len(ladder) else None
         if after is not None and after.batch_size > count + 1:
-            found.append((count + 1, next(way for way in after.allowed if way in allowed)))
-    return tuple(one for at, one in enumerate(found) if not at or one[1] != found[at - 1][1])
+            starts.append((count + 1, next(way for way in after.allowed if way in allowed)))
+    return tuple(start for at, start in enumerate(starts) if not at or start[1] != starts[at - 1][1])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dcn_plugin.engine.capture import shape_of
-from dcn_plugin.engine.rows import Window
+from dcn_plugin.engine.row_layout import Window
 
 __all__ = ["ACTIVATIONS", "Live", "constant_of", "keeps_zero", "live_neurons", "pool_window"]
 
@@ -31,7 +31,7 @@ _POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default)
 def live_neurons(graph: fx.Graph) -> Live:
     """The neurons that may be other than 0, for every node whose value is (N, C, H, W).
 
-    A mask kills, a sum is the union, a pool the union over its window, a concatenation stays one; a convolution makes
+    A mask kills, a sum is the union, a pool the union over its window, a concatenation joins them; a convolution makes
     every neuron live, and so does whatever is not known here.
 
     Returns:
@@ -41,24 +41,24 @@ def live_neurons(graph: fx.Graph) -> Live:
     for node in graph.nodes:
         shape = shape_of(node)
         if shape is not None and len(shape) == 3:
-            found = _rule(node, live)
-            live[node] = torch.ones(shape, dtype=torch.bool) if found is None else found
+            mask = _rule(node, live)
+            live[node] = torch.ones(shape, dtype=torch.bool) if mask is None else mask
             assert live[node].shape == shape, node
     return live
 
 
 def _rule(node: fx.Node, live: Live) -> Tensor | None:
     target: Any = node.target
-    sources = [live.get(one) for one in node.all_input_nodes]
+    sources = [live.get(source) for source in node.all_input_nodes]
     if node.op != "call_function":
         return None
     if target is _aten.mul.Tensor:
         return _product(node, live)
     if target is _aten.cat.default:
         parts: Any = node.args[0]
-        whole = all(one is not None for one in sources) and len(node.args) == 2 and node.args[1] in (1, -3)
-        return torch.cat([live[one] for one in parts]) if whole else None
-    if any(one is None for one in sources) or not sources:
+        joinable = all(mask is not None for mask in sources) and len(node.args) == 2 and node.args[1] in (1, -3)
+        return torch.cat([live[part] for part in parts]) if joinable else None
+    if any(mask is None for mask in sources) or not sources:
         return None
     first = sources[0]
     assert first is not None
@@ -72,12 +72,12 @@ def _rule(node: fx.Node, live: Live) -> Tensor | None:
 
 
 def _product(node: fx.Node, live: Live) -> Tensor | None:
-    known = [live[one] for one in node.all_input_nodes if one in live]
-    constants = [value for one in node.all_input_nodes if (value := constant_of(one)) is not None]
-    if not known or len(known) + len(constants) != len(node.all_input_nodes):
+    masks = [live[source] for source in node.all_input_nodes if source in live]
+    constants = [value for source in node.all_input_nodes if (value := constant_of(source)) is not None]
+    if not masks or len(masks) + len(constants) != len(node.all_input_nodes):
         return None
-    result = known[0]
-    for other in known[1:]:
+    result = masks[0]
+    for other in masks[1:]:
         result = result & other
     for value in constants:
         if value.ndim == 4 and len(value) == 1:

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from dcn_plugin.engine.liveness import Live, pool_window
 from dcn_plugin.engine.ops import Backend
-from dcn_plugin.engine.packed_images import IMAGES_CONV, scale_of
-from dcn_plugin.engine.rows import Geometry, number_rows
+from dcn_plugin.engine.packed_conv import IMAGES_CONV, scale_of
+from dcn_plugin.engine.row_layout import Geometry, number_rows
 from dcn_plugin.engine.steps import Conv, Step
 
 __all__ = ["lower", "write_in_place"]
@@ -84,21 +84,21 @@ class _Writer:
         return fx.GraphModule(self.root, self.graph)
 
     def _copy(self, node: fx.Node) -> None:
-        made = self.graph.node_copy(node, self._as_images)
-        made.meta = dict(node.meta)
-        self.images[node] = made
+        copy = self.graph.node_copy(node, self._as_images)
+        copy.meta = dict(node.meta)
+        self.images[node] = copy
 
     def _image_conv(self, step: Step, conv: Conv) -> None:
-        """A convolution on images; of a sum the mask is a part, and costs no pass of its own."""
+        """A convolution on images; where it ends in a sum, that applies the mask without a pass of its own."""
         first, last = step.nodes[0], step.value
         scale = scale_of(conv)
         if scale is not None:
             weight, bias = map(self._attribute, scale)
-            made = self._call_like(first, _aten.addcmul.default, bias, self._as_images(step.inputs[0]), weight)
-            made.meta["title"] = first.meta.get("title")
+            result = self._call_like(first, _aten.addcmul.default, bias, self._as_images(step.inputs[0]), weight)
+            result.meta["title"] = first.meta.get("title")
             if len(step.inputs) > 1:
-                made = self._call_like(last, _aten.add.Tensor, made, self._as_images(step.inputs[1]))
-            self.images[last] = self._call_like(last, _aten.relu_.default, made) if conv.relu else made
+                result = self._call_like(last, _aten.add.Tensor, result, self._as_images(step.inputs[1]))
+            self.images[last] = self._call_like(last, _aten.relu_.default, result) if conv.relu else result
             return
         self._copy(first)
         if step in self.packed:
@@ -110,21 +110,21 @@ class _Writer:
                 else:
                     self._copy(node)
             return
-        made = self.images.pop(first)
+        result = self.images.pop(first)
         mask = conv.kept[None].to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
         if len(step.inputs) > 1:
             other = self._as_images(step.inputs[1])
-            made = self._call_like(last, _aten.addcmul.default, other, made, self._attribute(mask))
+            result = self._call_like(last, _aten.addcmul.default, other, result, self._attribute(mask))
         else:
-            made = self._call_like(last, _aten.mul_.Tensor, made, self._attribute(mask))
+            result = self._call_like(last, _aten.mul_.Tensor, result, self._attribute(mask))
         if conv.relu:
-            made = self._call_like(last, _aten.relu_.default, made)
-        self.images[last] = made
+            result = self._call_like(last, _aten.relu_.default, result)
+        self.images[last] = result
 
     def _call_like(self, node: fx.Node, target: Any, *args: fx.Node) -> fx.Node:
-        made = self.graph.call_function(target, args)
-        made.meta["val"] = node.meta["val"]
-        return made
+        call = self.graph.call_function(target, args)
+        call.meta["val"] = node.meta["val"]
+        return call
 
     def _as_images(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
@@ -140,11 +140,11 @@ class _Writer:
         if node not in self.rows:
             index = number_rows(self.live[node])
             count = int(self.live[node].sum())
-            made = self.graph.call_function(
+            call = self.graph.call_function(
                 torch.ops.dcn_plugin.images_to_rows.default,
                 (self._as_images(node), self._attribute(index), count, self.backend),
             )
-            self.rows[node] = _Rows(made, index, count)
+            self.rows[node] = _Rows(call, index, count)
         return self.rows[node]
 
     def _attribute(self, value: Tensor) -> fx.Node:
@@ -160,7 +160,7 @@ class _Writer:
         if step.kind == "conv":
             assert step.conv is not None
             return self._conv(step, step.conv)
-        sources = [self._as_rows(one) for one in step.inputs]
+        sources = [self._as_rows(source) for source in step.inputs]
         first = sources[0]
         if step.kind == "mask":
             # No work at all: the rows of dead neurons are not read any more.
@@ -168,8 +168,8 @@ class _Writer:
             return _Rows(first.node, index, first.rows)
         if step.kind == "act":
             node = step.value
-            made = self.graph.call_function(node.target, (first.node, *node.args[1:]), dict(node.kwargs))  # type: ignore[arg-type]
-            return _Rows(made, first.index, first.rows)
+            call = self.graph.call_function(node.target, (first.node, *node.args[1:]), dict(node.kwargs))  # type: ignore[arg-type]
+            return _Rows(call, first.index, first.rows)
         if step.kind == "cat":
             return self._cat(sources)
         if step.kind == "pool":
@@ -181,7 +181,7 @@ class _Writer:
         live = self.live[step.value]
         index, count = number_rows(live), int(live.sum())
         *window, ceil = pool_window(step.value)
-        made = self.graph.call_function(
+        call = self.graph.call_function(
             torch.ops.dcn_plugin.rows_max_pool.default,
             (
                 x.node,
@@ -193,32 +193,32 @@ class _Writer:
                 self.backend,
             ),
         )
-        return _Rows(made, index, count)
+        return _Rows(call, index, count)
 
     def _cat(self, sources: list[_Rows]) -> _Rows:
-        made = self.graph.call_function(_aten.cat.default, ([one.node for one in sources], 0))
+        call = self.graph.call_function(_aten.cat.default, ([source.node for source in sources], 0))
         parts, rows = [], 0
-        for one in sources:
-            parts.append(torch.where(one.index < 0, -1, one.index + rows))
-            rows += one.rows
-        return _Rows(made, torch.cat(parts).to(torch.int32), rows)
+        for source in sources:
+            parts.append(torch.where(source.index < 0, -1, source.index + rows))
+            rows += source.rows
+        return _Rows(call, torch.cat(parts).to(torch.int32), rows)
 
     def _sum(self, step: Step, first: _Rows, second: _Rows) -> _Rows:
-        """A convolution with weight 1, whose residual is the other one."""
+        """A convolution of one summand with weight 1, whose residual is the other."""
         channels, dtype = len(first.index), step.value.meta["val"].dtype
         weight, bias = torch.ones(channels, 1, 1, 1, dtype=dtype), torch.zeros(channels, dtype=dtype)
         conv = Conv(weight, bias, Geometry(groups=channels), first.index >= 0, relu=False)
         return self._call(step, conv, first, second)
 
     def _conv(self, step: Step, conv: Conv) -> _Rows:
-        x, *rest = (self._as_rows(one) for one in step.inputs)
+        x, *rest = (self._as_rows(source) for source in step.inputs)
         return self._call(step, conv, x, rest[0] if rest else None)
 
     def _call(self, step: Step, conv: Conv, x: _Rows, residual: _Rows | None) -> _Rows:
         live = self.live[step.value]
         index, count = number_rows(live), int(live.sum())
         stride, padding, dilation, groups = conv.geometry
-        made = self.graph.call_function(
+        call = self.graph.call_function(
             torch.ops.dcn_plugin.rows_conv.default,
             (
                 x.node,
@@ -238,7 +238,7 @@ class _Writer:
                 self.backend,
             ),
         )
-        return _Rows(made, index, count)
+        return _Rows(call, index, count)
 
 
 _IN_PLACE = {
@@ -264,7 +264,9 @@ def write_in_place(graph: fx.Graph) -> None:
         if node.target not in _IN_PLACE or node.op != "call_function":
             continue
         first = node.args[0]
-        if isinstance(first, fx.Node) and first.target in _FRESH and len(first.users) == 1:
+        # A square reads its input twice, and its gradient needs it.
+        once = node.args.count(first) == 1
+        if isinstance(first, fx.Node) and first.target in _FRESH and len(first.users) == 1 and once:
             before, after = first.meta.get("val"), node.meta.get("val")
             if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
                 node.target = _IN_PLACE[node.target]

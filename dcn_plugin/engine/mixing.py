@@ -32,9 +32,9 @@ def check_graph(model: nn.Module, graph: nn.Module, images: Tensor, *, exact: bo
 
     Args:
         model: (N, C, H, W) -> a tensor.
-        graph: the same.
-        images: some that are not alike.
-        exact: whether the model answers the same each time, so that the graph must, too.
+        graph: traced from it.
+        images: that differ from each other.
+        exact: whether the model is deterministic, so that the graph must give the same outputs.
 
     Raises:
         TraceError: the graph computes something else.
@@ -50,17 +50,17 @@ def check_graph(model: nn.Module, graph: nn.Module, images: Tensor, *, exact: bo
                 fix="use the model as it is",
             )
         try:
-            return not _far(expected, torch.cat([model(one) for one in images.split(1)]))
+            return not _far(expected, torch.cat([model(image) for image in images.split(1)]))
         except (RuntimeError, ValueError):  # a network that normalises by its batch may refuse a single image
             return False
 
 
-def _far(one: Tensor, other: Tensor) -> bool:
-    """Further apart than rounding, which another batch size may bring about, can put them."""
-    if one.shape != other.shape:
+def _far(expected: Tensor, actual: Tensor) -> bool:
+    """Whether outputs differ by more than the rounding that another batch size causes."""
+    if expected.shape != actual.shape:
         return True
-    limit = 1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2
-    return float((one - other).abs().max()) > limit * float(one.abs().max())
+    limit = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 5e-2
+    return float((expected - actual).abs().max()) > limit * float(expected.abs().max())
 
 
 class _NotProven(Exception):
@@ -94,15 +94,15 @@ class _Prover:
         if node.op == "get_attr":
             return None
         if node.op == "output":
-            for one in node.all_input_nodes:
-                _require(self.axes[one] == 0 and self._images_an_entry(_shape(one)[0]) == 1)
+            for arg in node.all_input_nodes:
+                _require(self.axes[arg] == 0 and self._images_an_entry(_shape(arg)[0]) == 1)
             return None
         drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         _require(node.op == "call_function" and not (drawn and _arguments(node).get("dropout_p") != 0.0))
         if not isinstance(node.meta.get("val"), Tensor | list | tuple):
             # A number: that of the images, or what follows from it.
             _require(
-                all(self._is_size(one) or node.target is torch.ops.aten.sym_size.int for one in node.all_input_nodes)
+                all(self._is_size(arg) or node.target is torch.ops.aten.sym_size.int for arg in node.all_input_nodes)
             )
             return _SIZE
         axis = self._rule(node)
@@ -115,19 +115,19 @@ class _Prover:
 
     def _rule(self, node: fx.Node) -> int | None:
         name, given = _name(node), _arguments(node)
-        sources = [one for one in node.all_input_nodes if not self._is_size(one)]
-        read = [one for one in sources if self.axes[one] is not None]
+        sources = [source for source in node.all_input_nodes if not self._is_size(source)]
+        read = [source for source in sources if self.axes[source] is not None]
         if name == "getitem":
             return self.axes[node.args[0]]  # type: ignore[index]
         sized = len(sources) < len(node.all_input_nodes)
         _require(not sized or name in _SIZED)
         if not read:
             # The same for every image, as long as nothing counts the images.
-            counted = sized or any(isinstance(size, torch.SymInt) for one in sources for size in _shape(one))
+            counted = sized or any(isinstance(size, torch.SymInt) for source in sources for size in _shape(source))
             _require(not counted or name in _UNIFORM or _is_pointwise(node))
             return None
         if _is_pointwise(node):
-            ends = {self._axis(one) - len(_shape(one)) for one in read}
+            ends = {self._axis(source) - len(_shape(source)) for source in read}
             _require(len(ends) == 1)
             return ends.pop() + len(_shapes(node)[0])
         first = node.all_input_nodes[0]
@@ -193,11 +193,11 @@ def _pad(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -> i
 def _reshaped(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -> int:
     """The order of the values stays: the images lie along the axis with as many values before it."""
     axis, before, after = prover.alone(read[:1], node), _shape(read[0]), _shape(node)
-    found = [at for at, size in enumerate(after) if isinstance(size, torch.SymInt)]
+    axes = [at for at, size in enumerate(after) if isinstance(size, torch.SymInt)]
     _require(
-        len(found) == 1 and math.prod(map(_expression, before[:axis])) == math.prod(map(_expression, after[: found[0]]))
+        len(axes) == 1 and math.prod(map(_expression, before[:axis])) == math.prod(map(_expression, after[: axes[0]]))
     )
-    return found[0]
+    return axes[0]
 
 
 def _expanded(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -> int:
@@ -208,10 +208,10 @@ def _permuted(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node])
     axis, rank = prover.alone(read, node), len(_shape(read[0]))
     order = list(range(rank))
     if "dims" in given:
-        order = [one % rank for one in given["dims"]]
+        order = [dim % rank for dim in given["dims"]]
     elif "dim0" in given:
-        one, other = given["dim0"] % rank, given["dim1"] % rank
-        order[one], order[other] = other, one
+        first, second = given["dim0"] % rank, given["dim1"] % rank
+        order[first], order[second] = second, first
     else:
         order.reverse()
     return order.index(axis)
@@ -228,17 +228,17 @@ def _reduced(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) 
     axis, rank = prover.alone(read, node), len(_shape(read[0]))
     dims = _dims(given, rank)
     _require(axis not in dims)
-    gone = 0 if len(_shapes(node)[0]) == rank else sum(one < axis for one in dims)
+    gone = 0 if len(_shapes(node)[0]) == rank else sum(dim < axis for dim in dims)
     return axis - gone
 
 
 def _sliced(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -> int:
-    whole = (given["start"] or 0) == 0 and given["end"] in (None, 2**63 - 1) and given["step"] == 1
-    return prover.alone(read, node) if whole else _other_axes(prover, node, given, read)
+    full_range = (given["start"] or 0) == 0 and given["end"] in (None, 2**63 - 1) and given["step"] == 1
+    return prover.alone(read, node) if full_range else _other_axes(prover, node, given, read)
 
 
 def _joined(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -> int:
-    axes, stacked = {prover._axis(one) for one in read}, _name(node) == "stack"
+    axes, stacked = {prover._axis(source) for source in read}, _name(node) == "stack"
     _require(len(axes) == 1)
     axis = axes.pop()
     (dim,) = _dims(given, len(_shape(read[0])) + stacked)
@@ -249,7 +249,7 @@ def _joined(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -
 def _matmul(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -> int:
     left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else (node.all_input_nodes * 2)
     rank = len(_shape(node))
-    ends = {prover._axis(one) - len(_shape(one)) for one in read}
+    ends = {prover._axis(source) - len(_shape(source)) for source in read}
     _require(len(ends) == 1 and min(len(_shape(left)), len(_shape(right))) >= 2)
     end = ends.pop()
     # Along the rows of the left one or the columns of the right one, if the other is constant; else in front of both.
@@ -259,9 +259,9 @@ def _matmul(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -
 
 
 def _attention(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -> int:
-    parts = [given[one] for one in ("query", "key", "value")]
-    axes = {prover.axes[one] for one in parts}
-    _require(set(read) <= set(parts) and len(axes) == 1 and len({len(_shape(one)) for one in parts}) == 1)
+    parts = [given[name] for name in ("query", "key", "value")]
+    axes = {prover.axes[part] for part in parts}
+    _require(set(read) <= set(parts) and len(axes) == 1 and len({len(_shape(part)) for part in parts}) == 1)
     axis = prover._axis(parts[0])
     _require(axis < len(_shape(node)) - 2)
     return axis
@@ -271,9 +271,9 @@ def _einsum(prover: _Prover, node: fx.Node, given: Given, read: list[fx.Node]) -
     inputs, arrow, output = given["equation"].replace(" ", "").partition("->")
     _require(bool(arrow) and "." not in inputs)
     letters = {
-        letter[prover._axis(one)]
-        for letter, one in zip(inputs.split(","), given["tensors"], strict=True)
-        if prover.axes[one] is not None
+        letter[prover._axis(tensor)]
+        for letter, tensor in zip(inputs.split(","), given["tensors"], strict=True)
+        if prover.axes[tensor] is not None
     }
     (letter,) = letters if len(letters) == 1 else (" ",)
     _require(output.count(letter) == 1)
@@ -333,29 +333,29 @@ def _is_pointwise(node: fx.Node) -> bool:
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    """By name, defaults included."""
+    """The arguments of a node by name, defaults included."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {}
-    given = {one.name: one.default_value for one in schema.arguments if one.has_default_value()}
-    given |= {one.name: value for one, value in zip(schema.arguments, node.args, strict=False)}
+    given = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    given |= {argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)}
     return given | dict(node.kwargs)
 
 
 def _dims(given: Given, rank: int) -> list[int]:
-    """The axes that an operation reads along, as numbers from 0; of an operation that does not say them all."""
+    """The axes that an operation reads along, as numbers from 0; all of them where it names none."""
     dims = given.get("dim", given.get("dims", given.get("dimension")))
     if dims is None or (isinstance(dims, list | tuple) and not dims):
         return list(range(rank))
     _require(isinstance(dims, int | list | tuple))
-    return [one % rank for one in ([dims] if isinstance(dims, int) else dims)]
+    return [dim % rank for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
 def _shapes(node: fx.Node) -> list[Any]:
-    """Of each tensor that a node makes."""
+    """The shape of each tensor that a node computes."""
     value = node.meta.get("val")
     parts = value if isinstance(value, list | tuple) else [value]
-    return [tuple(one.shape) for one in parts if isinstance(one, Tensor)]
+    return [tuple(part.shape) for part in parts if isinstance(part, Tensor)]
 
 
 def _shape(node: fx.Node) -> Any:

@@ -66,13 +66,13 @@ class _Maxima(ctypes.Structure):
 def _library() -> ctypes.CDLL | str:
     """The kernel, or why there is none."""
     files = [Path(__file__).with_name(f"_kernel{end}") for end in importlib.machinery.EXTENSION_SUFFIXES]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
         return "it was not compiled when the package was installed (no C compiler?)"
     try:
-        library = ctypes.CDLL(str(found))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
-        return f"{found.name} cannot be loaded: {error}"
+        return f"{path.name} cannot be loaded: {error}"
     library.dcn_lanes.restype = ctypes.c_int64
     library.dcn_use_openmp.argtypes = (ctypes.c_void_p,)
     library.dcn_run_gemm.argtypes = (ctypes.POINTER(_Gemm), ctypes.c_int64, ctypes.c_int64)
@@ -96,14 +96,14 @@ def _gomp_parallel() -> int | None:
 
 def native_problem() -> str | None:
     """Why the C kernel cannot be used; None: it can."""
-    found = _library()
-    return found if isinstance(found, str) else None
+    library = _library()
+    return library if isinstance(library, str) else None
 
 
 def _loaded() -> ctypes.CDLL:
-    found = _library()
-    assert not isinstance(found, str), found
-    return found
+    library = _library()
+    assert not isinstance(library, str), library
+    return library
 
 
 @cache

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcn_plugin.engine import native, reference, triton_kernels
-from dcn_plugin.engine.derived import derived
+from dcn_plugin.engine.constant_cache import derived
 from dcn_plugin.engine.packing import Packed, Windows, pack_forward, pack_input_grad, pool_windows
-from dcn_plugin.engine.rows import Geometry, Window
+from dcn_plugin.engine.row_layout import Geometry, Window
 
 __all__ = [
     "BACKENDS",
@@ -97,13 +97,13 @@ def conv_runner(
     bias: Tensor,
     in_index: Tensor,
     out_index: Tensor,
-    kept: Tensor,
+    mask: Tensor,
     residual_index: Tensor | None,
     geometry: Geometry,
     backend: str,
 ) -> Callable[..., None]:
     """What :func:`rows_conv` runs; it takes x and out, contiguous (rows, N), then residual= and relu=."""
-    named = (weight, bias, in_index, out_index, kept, residual_index)
+    named = (weight, bias, in_index, out_index, mask, residual_index)
     run: Callable[..., None] = derived(
         (backend, geometry), named, lambda: _RUNNERS[backend](packed_conv(*named, geometry))
     )
@@ -115,12 +115,12 @@ def packed_conv(
     bias: Tensor,
     in_index: Tensor,
     out_index: Tensor,
-    kept: Tensor,
+    mask: Tensor,
     residual_index: Tensor | None,
     geometry: Geometry,
 ) -> Packed:
     """The lists of :func:`rows_conv`, made once for the same tensors."""
-    named = (weight, bias, in_index, out_index, kept, residual_index)
+    named = (weight, bias, in_index, out_index, mask, residual_index)
     packed: Packed = derived(("conv", geometry), named, lambda: pack_forward(*named, geometry))
     return packed
 
@@ -178,10 +178,10 @@ def _(grad: Tensor, residual_index: Tensor, out_index: Tensor, rows: int) -> Ten
 
 def _readers(index: Tensor, out_index: Tensor, rows: int) -> Tensor:
     """For each row that ``index`` names the row of the output that it was added to; one past the end: none."""
-    found = torch.full((rows,), int(out_index.max()) + 1, dtype=torch.int64, device=index.device)
+    readers = torch.full((rows,), int(out_index.max()) + 1, dtype=torch.int64, device=index.device)
     read = (index >= 0) & (out_index >= 0)
-    found[index[read].long()] = out_index[read].long()
-    return found
+    readers[index[read].long()] = out_index[read].long()
+    return readers
 
 
 @torch.library.custom_op("dcn_plugin::images_to_rows", mutates_args=())
@@ -192,8 +192,8 @@ def to_rows(images: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
     """
     if backend == "triton":
         cells, places = derived(("places",), (index,), lambda: _places(index))
-        made = images.flatten(1).index_select(1, cells).t()
-        return images.new_zeros(rows, len(images)).index_copy_(0, places, made)
+        values = images.flatten(1).index_select(1, cells).t()
+        return images.new_zeros(rows, len(images)).index_copy_(0, places, values)
     if backend == "reference":
         return reference.to_rows(images, index, rows)
     out = images.new_empty(rows, len(images))
@@ -259,8 +259,8 @@ def rows_max_pool(
 def pool_lists(in_index: Tensor, out_index: Tensor, window: Window) -> Windows:
     """The lists of :func:`rows_max_pool`, made once for the same tensors."""
     named = (in_index, out_index)
-    made: Windows = derived(("pool", window), named, lambda: pool_windows(*named, window))
-    return made
+    windows: Windows = derived(("pool", window), named, lambda: pool_windows(*named, window))
+    return windows
 
 
 @rows_max_pool.register_fake
@@ -302,18 +302,18 @@ rows_max_pool.register_autograd(_pool_backward, setup_context=_pool_setup)
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, residual, weight, _, in_index, out_index, kept, residual_index, *geometry, relu, _, backend = inputs
-    ctx.save_for_backward(weight, in_index, out_index, kept, residual_index, output if relu else None)
+    x, residual, weight, _, in_index, out_index, mask, residual_index, *geometry, relu, _, backend = inputs
+    ctx.save_for_backward(weight, in_index, out_index, mask, residual_index, output if relu else None)
     ctx.plan = (*geometry, len(x), backend)
     ctx.residual_rows = None if residual is None else len(residual)
 
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    weight, in_index, out_index, kept, residual_index, output = ctx.saved_tensors
+    weight, in_index, out_index, mask, residual_index, output = ctx.saved_tensors
     if output is not None:
         grad = grad * (output > 0)
     towards_x = (
-        rows_conv_input_grad(grad, weight, in_index, out_index, kept, *ctx.plan) if ctx.needs_input_grad[0] else None
+        rows_conv_input_grad(grad, weight, in_index, out_index, mask, *ctx.plan) if ctx.needs_input_grad[0] else None
     )
     towards_residual = None
     if ctx.residual_rows is not None and ctx.needs_input_grad[1]:
@@ -367,13 +367,13 @@ def _places(index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cells_by_position(index: Tensor) -> tuple[NDArray[np.int32], int]:
-    """Row numbers (C, H, W) as the C kernel takes them, by position, then by channel; and how many are no -1."""
+    """Row numbers (C, H, W) as the C kernel takes them, by position, then by channel; and how many are not -1."""
 
     def make() -> tuple[NDArray[np.int32], int]:
         return index.permute(1, 2, 0).contiguous().numpy().ravel(), int((index >= 0).sum())
 
-    made: tuple[NDArray[np.int32], int] = derived(("cells",), (index,), make)
-    return made
+    cells: tuple[NDArray[np.int32], int] = derived(("cells",), (index,), make)
+    return cells
 
 
 _RUNNERS: dict[str, Callable[[Packed], Callable[..., None]]] = {
@@ -384,7 +384,7 @@ _RUNNERS: dict[str, Callable[[Packed], Callable[..., None]]] = {
 
 
 def _packed_grad(
-    backend: str, weight: Tensor, in_index: Tensor, out_index: Tensor, kept: Tensor, geometry: Geometry
+    backend: str, weight: Tensor, in_index: Tensor, out_index: Tensor, mask: Tensor, geometry: Geometry
 ) -> tuple[Packed, Callable[..., None]]:
-    packed = pack_input_grad(weight, in_index, out_index, kept, geometry)
+    packed = pack_input_grad(weight, in_index, out_index, mask, geometry)
     return packed, _RUNNERS[backend](packed)

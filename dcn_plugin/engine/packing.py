@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcn_plugin.engine.rows import Geometry, Window
+from dcn_plugin.engine.row_layout import Geometry, Window
 
 __all__ = ["CHUNKS", "Packed", "Windows", "pack_forward", "pack_input_grad", "packed_bytes", "pool_windows"]
 
@@ -29,7 +29,7 @@ CHUNKS = 64
 _LINE = 16
 """Weights in a line of the cache."""
 _ROW_COST = 4
-"""Reading or writing a row costs about as much as so many multiply-adds of it; only the balance depends on it."""
+"""Reading or writing a row costs about as much as this many multiply-adds of it; only the balance depends on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Packed:
 
     @property
     def multiply_adds(self) -> int:
-        """For one image."""
+        """Multiply-adds for one image."""
         return int((np.diff(self.read_start) * np.diff(self.write_start)).sum())
 
 
@@ -117,11 +117,11 @@ def pool_windows(in_index: Tensor, out_index: Tensor, window: Window) -> Windows
     )
 
 
-def packed_bytes(kept: Tensor, in_live: Tensor, out_live: Tensor, weight: Tensor, geometry: Geometry) -> int:
+def packed_bytes(mask: Tensor, in_live: Tensor, out_live: Tensor, weight: Tensor, geometry: Geometry) -> int:
     """Memory of the lists of a convolution's forward pass, without making them.
 
     Args:
-        kept: bool (O, H', W'): the mask.
+        mask: bool (O, H', W').
         in_live: bool (I, H, W); ``out_live``: bool (O, H', W').
         weight: (O, I / groups, kh, kw).
         geometry: of the convolution.
@@ -129,11 +129,11 @@ def packed_bytes(kept: Tensor, in_live: Tensor, out_live: Tensor, weight: Tensor
     inputs, groups = weight.shape[1], geometry.groups
     window = torch.ones(groups, inputs, *weight.shape[2:])
     readable = F.conv2d(in_live[None].float(), window, None, *geometry[:3], groups)[0]
-    own = (kept & out_live).view(groups, -1, *kept.shape[1:]).sum(1)
-    reads = int(readable[own > 0].double().sum().round())
+    active = (mask & out_live).view(groups, -1, *mask.shape[1:]).sum(1)
+    reads = int(readable[active > 0].double().sum().round())
     writes = int(out_live.sum())
     # A pointwise convolution has a group for every row.
-    blocks = writes if _is_pointwise(weight.shape, geometry) else int((own > 0).sum())
+    blocks = writes if _is_pointwise(weight.shape, geometry) else int((active > 0).sum())
     return 8 * reads + 16 * writes + 16 * blocks + 4 * weight.numel()
 
 
@@ -142,7 +142,7 @@ def pack_forward(
     bias: Tensor,
     in_index: Tensor,
     out_index: Tensor,
-    kept: Tensor,
+    mask: Tensor,
     residual_index: Tensor | None,
     geometry: Geometry,
 ) -> Packed:
@@ -153,28 +153,27 @@ def pack_forward(
         bias: float32 (O,).
         in_index: int32 (I, H, W), rows of the input or -1.
         out_index: int32 (O, H', W'), rows of the output or -1.
-        kept: bool (O, H', W'): where the convolution's own value counts. A row of the output that is not kept is that
-            of the residual alone.
+        mask: bool (O, H', W'): where the convolution's own value counts; elsewhere the output is the residual alone.
         residual_index: int32 (O, H', W'), rows of the residual or -1.
         geometry: of the convolution.
     """
     rows_in, rows_out = _array(in_index), _array(out_index)
-    own = _array(kept) & (rows_out >= 0)
+    active = _array(mask) & (rows_out >= 0)
     # For each group, tap and input channel the weights of the group's outputs.
     by_group = weight.unflatten(0, (geometry.groups, -1)).permute(0, 3, 4, 2, 1)
     shared = _Shared(_array(by_group.flatten(1, 3)))
     bias_of = np.zeros(_count(rows_out), dtype=np.float32)
-    bias_of[rows_out[own]] = np.broadcast_to(_array(bias)[:, None, None], own.shape)[own]
+    bias_of[rows_out[active]] = np.broadcast_to(_array(bias)[:, None, None], active.shape)[active]
     residual_of = None
     if residual_index is not None:
         residual_of = np.full(len(bias_of), -1, dtype=np.int32)
         residual_of[rows_out[rows_out >= 0]] = _array(residual_index)[rows_out >= 0]
-    alone = (rows_out >= 0) & ~own
+    alone = (rows_out >= 0) & ~active
     if _is_pointwise(weight.shape, geometry):
-        groups = _pointwise(rows_in, rows_out, own, alone)
+        groups = _pointwise(rows_in, rows_out, active, alone)
     else:
         groups = _stacked(
-            [*_forward_groups(rows_in, rows_out, own, weight.shape, geometry, shared), *_copies(rows_out[alone])]
+            [*_forward_groups(rows_in, rows_out, active, weight.shape, geometry, shared), *_copies(rows_out[alone])]
         )
     return _packed(groups, shared.flat, bias_of, residual_of)
 
@@ -199,28 +198,29 @@ class _Shared:
         return begins
 
     def place(self, outputs: Longs) -> Longs:
-        """From where a tap's weights begin to those of these outputs."""
+        """Offsets of these outputs' weights from where those of a tap begin."""
         places: Longs = outputs // self.width * self.taps * self.width + outputs % self.width
         return places
 
 
 def _forward_groups(
-    rows_in: Ints, rows_out: Ints, own: NDArray[np.bool_], shape: Sequence[int], geometry: Geometry, shared: _Shared
+    rows_in: Ints, rows_out: Ints, active: NDArray[np.bool_], shape: Sequence[int], geometry: Geometry, shared: _Shared
 ) -> Iterator[Group]:
     outputs, inputs, high, wide = shape
     groups = geometry.groups
     outputs //= groups
     padded = np.pad(rows_in, [(0, 0), *((pad, pad) for pad in geometry.padding)], constant_values=-1)
     padded = padded.reshape(groups, inputs, *padded.shape[1:])
-    own, by_group = own.reshape(groups, outputs, *own.shape[1:]), rows_out.reshape(groups, outputs, *own.shape[1:])
+    by_group = rows_out.reshape(groups, outputs, *rows_out.shape[1:])
+    active = active.reshape(groups, outputs, *active.shape[1:])
     (down, right), (every_down, every_right) = geometry.stride, geometry.dilation
-    for group, y, x in zip(*np.nonzero(own.any(axis=1)), strict=True):
+    for group, y, x in zip(*np.nonzero(active.any(axis=1)), strict=True):
         top, left = y * down, x * right
         high_end, wide_end = top + (high - 1) * every_down + 1, left + (wide - 1) * every_right + 1
         window = padded[group, :, top:high_end:every_down, left:wide_end:every_right].transpose(1, 2, 0).ravel()
         taps = np.flatnonzero(window >= 0)
-        made = np.flatnonzero(own[group, :, y, x])
-        yield window[taps], shared.begin(group, taps), by_group[group, made, y, x], shared.place(made)
+        channels = np.flatnonzero(active[group, :, y, x])
+        yield window[taps], shared.begin(group, taps), by_group[group, channels, y, x], shared.place(channels)
 
 
 def _copies(alone: Ints) -> Iterator[Group]:
@@ -230,12 +230,12 @@ def _copies(alone: Ints) -> Iterator[Group]:
         yield some[:0], some[:0], some, np.zeros_like(some)
 
 
-def pack_input_grad(weight: Tensor, in_index: Tensor, out_index: Tensor, kept: Tensor, geometry: Geometry) -> Packed:
+def pack_input_grad(weight: Tensor, in_index: Tensor, out_index: Tensor, mask: Tensor, geometry: Geometry) -> Packed:
     """List what the gradient with respect to the input does: it reads rows of the output and writes rows of the input.
 
     Args: as in :func:`pack_forward`.
     """
-    rows_in, rows_out = _array(in_index), np.where(_array(kept), _array(out_index), -1)
+    rows_in, rows_out = _array(in_index), np.where(_array(mask), _array(out_index), -1)
     # For each output and tap the weights of its group's input channels.
     shared = _Shared(_array(weight.permute(0, 2, 3, 1).reshape(geometry.groups, -1, weight.shape[1])))
     bias_of = np.zeros(_count(rows_in), dtype=np.float32)
@@ -261,8 +261,8 @@ def _grad_groups(
         sources = by_group[group][:, ys[:, None], xs].transpose(1, 2, 0).ravel()
         taps = numbers[:, taps_y[:, None], taps_x].transpose(1, 2, 0).ravel()
         read = np.flatnonzero(sources >= 0)
-        made = np.flatnonzero(in_by_group[group, :, y, x] >= 0)
-        yield sources[read], shared.begin(group, taps[read]), in_by_group[group, made, y, x], shared.place(made)
+        channels = np.flatnonzero(in_by_group[group, :, y, x] >= 0)
+        yield sources[read], shared.begin(group, taps[read]), in_by_group[group, channels, y, x], shared.place(channels)
 
 
 def _outputs_that_read(at: int, taps: int, size: int, geometry: Geometry, *, axis: int) -> tuple[Longs, Longs]:
@@ -279,11 +279,11 @@ def _is_pointwise(shape: Sequence[int], geometry: Geometry) -> bool:
     return tuple(shape) == (geometry.groups, 1, 1, 1) and geometry[:2] == ((1, 1), (0, 0))
 
 
-def _pointwise(source: Ints, result: Ints, own: NDArray[np.bool_], alone: NDArray[np.bool_]) -> Stacked:
+def _pointwise(source: Ints, result: Ints, active: NDArray[np.bool_], alone: NDArray[np.bool_]) -> Stacked:
     """One group for each row; all at once, since there are many."""
-    made, _, _ = np.nonzero(own)
-    rows, read, copied = result[own], source[own], result[alone]
-    reads = np.stack([read, made], axis=1)[read >= 0]
+    channels, _, _ = np.nonzero(active)
+    rows, read, copied = result[active], source[active], result[alone]
+    reads = np.stack([read, channels], axis=1)[read >= 0]
     writes = np.stack([np.concatenate([rows, copied]), np.zeros(len(rows) + len(copied), np.int32)], axis=1)
     counts = np.concatenate([read >= 0, np.zeros(len(copied), bool)]).astype(np.int64)
     return reads, writes, counts, np.ones(len(writes), np.int64)

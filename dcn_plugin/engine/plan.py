@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dcn_plugin.support.table import aligned
+
 __all__ = ["LayerPlan", "Plan", "Way"]
 
 Way = Literal["compact", "images", "model"]
@@ -45,14 +47,14 @@ class Plan:
     Args:
         layers: all convolutions in order.
         backend: of the layers that run on rows.
-        batch_size: that was measured with.
+        batch_size: at which was measured.
         dense_ms: milliseconds a batch of the whole model as it is, masks included; None: not measured.
         compact_ms: the same, as planned.
         least_batch: from this batch size on, up to the measured one, the layers run as planned; one more than the
             measured one if they do not.
         ways: (first batch size, way), in order: how batches of each size run. Empty: as planned from ``least_batch``
             on, smaller ones on images.
-        chunk: so many images at a time are fastest; None: the whole batch.
+        chunk: this many images at a time are fastest; None: the whole batch.
         note: what else there is to say, such as why another backend was not taken.
     """
 
@@ -67,7 +69,7 @@ class Plan:
     note: str = ""
 
     def way(self, batch_size: int) -> Way:
-        """How a batch of so many images runs."""
+        """How a batch of this many images runs."""
         ways = self.ways or ((1, "images"), (self.least_batch, "compact"))
         return next((way for first, way in reversed(ways) if first <= batch_size), ways[0][1])
 
@@ -95,32 +97,22 @@ class Plan:
             "runs on",
             "why",
         )
-        rows = [head]
-        for layer in self.layers:
-            rows.append(
-                (
-                    layer.name,
-                    "x".join(map(str, layer.shape)),
-                    f"{layer.dense / 1e6:.2f}",
-                    f"{layer.live / 1e6:.2f}",
-                    f"{layer.live / max(layer.dense, 1):.3f}",
-                    f"{layer.packed_bytes / 1024:.0f}",
-                    _ms(layer.dense_ms),
-                    _ms(layer.rows_ms),
-                    layer.backend,
-                    layer.reason,
-                )
+        cells = [
+            (
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                f"{layer.dense / 1e6:.2f}",
+                f"{layer.live / 1e6:.2f}",
+                f"{layer.live / max(layer.dense, 1):.3f}",
+                f"{layer.packed_bytes / 1024:.0f}",
+                _ms(layer.dense_ms),
+                _ms(layer.rows_ms),
+                layer.backend,
+                layer.reason,
             )
-        widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
-        left = (0, 1, 8, 9)
-        lines = [
-            "  ".join(
-                cell.ljust(width) if at in left else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
+            for layer in self.layers
         ]
-        return "\n".join([*lines, "", *self._summary()])
+        return "\n".join([*aligned([head, *cells], "llrrrrrrll"), "", *self._summary()])
 
     def _summary(self) -> list[str]:
         on_images = sum(layer.packed_bytes for layer in self.layers if layer.backend == "dense")
@@ -141,8 +133,8 @@ class Plan:
     def _ways(self) -> str:
         if not self.ways:
             return f"smaller batches than {self.least_batch} run on images"
-        said = {"compact": "as planned", "images": "on images", "model": "as the model is"}
-        return "batches run " + ", ".join(f"{said[way]} from {first} on" for first, way in self.ways)
+        phrases = {"compact": "as planned", "images": "on images", "model": "as the model is"}
+        return "batches run " + ", ".join(f"{phrases[way]} from {first} on" for first, way in self.ways)
 
 
 def _ms(value: float | None) -> str:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from dcn_plugin.engine.rows import Geometry, Window, expand, gather
+from dcn_plugin.engine.row_layout import Geometry, Window, expand, gather
 
 __all__ = ["conv", "conv_input_grad", "max_pool", "max_pool_grad", "to_dense", "to_rows"]
 
@@ -18,24 +18,24 @@ def conv(
     bias: Tensor,
     in_index: Tensor,
     out_index: Tensor,
-    kept: Tensor,
+    mask: Tensor,
     residual_index: Tensor | None,
     geometry: Geometry,
     relu: bool,
     rows: int,
 ) -> Tensor:
     """Convolution, mask, sum and ReLU, as rows; see :func:`dcn_plugin.engine.ops.rows_conv`."""
-    made = F.conv2d(expand(x, in_index), weight, bias, *geometry) * kept
+    images = F.conv2d(expand(x, in_index), weight, bias, *geometry) * mask
     if residual is not None and residual_index is not None:
-        made = made + expand(residual, residual_index)
-    return gather(made.relu() if relu else made, out_index, rows)
+        images = images + expand(residual, residual_index)
+    return gather(images.relu() if relu else images, out_index, rows)
 
 
 def conv_input_grad(
-    grad: Tensor, weight: Tensor, in_index: Tensor, out_index: Tensor, kept: Tensor, geometry: Geometry, rows: int
+    grad: Tensor, weight: Tensor, in_index: Tensor, out_index: Tensor, mask: Tensor, geometry: Geometry, rows: int
 ) -> Tensor:
-    """The gradient of ``kept * conv(x)`` with respect to the ``rows`` rows of x."""
-    dense = expand(grad, out_index) * kept
+    """The gradient of ``mask * conv(x)`` with respect to the ``rows`` rows of x."""
+    dense = expand(grad, out_index) * mask
     images = conv2d_input((len(dense), *in_index.shape), weight, dense, *geometry)
     return _gather_some(images, in_index, rows)
 
@@ -67,6 +67,6 @@ def to_dense(x: Tensor, index: Tensor) -> Tensor:
 def _gather_some(images: Tensor, index: Tensor, rows: int) -> Tensor:
     """As :func:`gather`, but rows that ``index`` does not name are 0."""
     flat, live = images.permute(1, 2, 3, 0).reshape(index.numel(), len(images)), index.flatten() >= 0
-    found = images.new_zeros(rows, len(images))
-    found[index.flatten()[live].long()] = flat[live]
-    return found
+    result = images.new_zeros(rows, len(images))
+    result[index.flatten()[live].long()] = flat[live]
+    return result

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from dcn_plugin.engine.capture import shape_of
 from dcn_plugin.engine.liveness import constant_of, keeps_zero
-from dcn_plugin.engine.rows import Geometry
+from dcn_plugin.engine.row_layout import Geometry
 
 __all__ = ["Conv", "Step", "find_steps"]
 
@@ -70,19 +70,19 @@ def find_steps(graph: fx.Graph) -> list[Step]:
             continue
         step = _conv(node, place) if node.target is _aten.conv2d.default else None
         step = step or _single(node)
-        for one in step.nodes:
+        for member in step.nodes:
             # A chain ends at a later node, which an earlier chain may have taken: that one has it.
-            assert one not in taken
-            taken[one] = step
+            assert member not in taken
+            taken[member] = step
     steps = dict.fromkeys(taken[node] for node in graph.nodes if node in taken)
     return sorted(steps, key=lambda step: place[step.value])
 
 
 def _single(node: fx.Node) -> Step:
-    inputs = tuple(one for one in node.all_input_nodes if one.op != "get_attr")
+    inputs = tuple(source for source in node.all_input_nodes if source.op != "get_attr")
     kind: Kind = "other"
     images = shape_of(node)
-    if images is not None and len(images) == 3 and all(len(shape_of(one) or ()) == 3 for one in inputs):
+    if images is not None and len(images) == 3 and all(len(shape_of(source) or ()) == 3 for source in inputs):
         if node.target is _aten.mul.Tensor and _mask(node) is not None:
             kind = "mask"
         elif keeps_zero(node):
@@ -94,7 +94,7 @@ def _single(node: fx.Node) -> Step:
         elif node.target is _aten.cat.default and len(node.args) == 2 and node.args[1] in (1, -3):
             # The list itself: a value may occur in it twice.
             parts: Any = node.args[0]
-            if all(one.op != "get_attr" for one in parts):
+            if all(part.op != "get_attr" for part in parts):
                 kind, inputs = "cat", tuple(parts)
     return Step(kind, (node,), inputs)
 
@@ -108,16 +108,16 @@ def _conv(node: fx.Node, place: dict[fx.Node, int]) -> Step | None:
     if weight is None or (bias_node is not None and bias is None) or shape is None or len(shape) != 3:
         return None
     nodes, inputs = [node], [x]
-    kept, relu = torch.ones(shape, dtype=torch.bool), False
+    conv_mask, relu = torch.ones(shape, dtype=torch.bool), False
     while (after := _only_reader(nodes[-1])) is not None:
         last = nodes[-1]
         mask = _mask(after)
         if mask is not None and len(inputs) == 1 and not relu:
-            kept = kept & mask
+            conv_mask = conv_mask & mask
         elif after.target is _aten.relu.default and not relu:
             relu = True
         elif after.target is _aten.add.Tensor and len(inputs) == 1 and not relu and _plain_sum(after):
-            other = next(one for one in after.all_input_nodes if one is not last)
+            other = next(source for source in after.all_input_nodes if source is not last)
             # Of two convolutions that are added, the later one takes the sum.
             if _runs_later(other, node, place):
                 break
@@ -127,13 +127,13 @@ def _conv(node: fx.Node, place: dict[fx.Node, int]) -> Step | None:
         nodes.append(after)
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
     zeros = weight.new_zeros(len(weight)) if bias is None else bias
-    return Step("conv", tuple(nodes), tuple(inputs), Conv(weight, zeros, geometry, kept, relu))
+    return Step("conv", tuple(nodes), tuple(inputs), Conv(weight, zeros, geometry, conv_mask, relu))
 
 
 def _runs_later(other: fx.Node, node: fx.Node, place: dict[fx.Node, int]) -> bool:
     """Whether ``other`` ends a chain that begins with a convolution behind ``node``."""
     while other.target is _aten.mul.Tensor and _mask(other) is not None:
-        other = next(one for one in other.all_input_nodes if one.op != "get_attr")
+        other = next(source for source in other.all_input_nodes if source.op != "get_attr")
     return other.target is _aten.conv2d.default and place[other] > place[node] and len(other.users) == 1
 
 
@@ -148,11 +148,11 @@ def _mask(node: fx.Node) -> Tensor | None:
     """The mask that a node multiplies with, bool (C, H, W); None: it is no such node."""
     if node.target is not _aten.mul.Tensor or len(node.all_input_nodes) != 2:
         return None
-    factor = next((value for one in node.all_input_nodes if (value := constant_of(one)) is not None), None)
+    factor = next((value for source in node.all_input_nodes if (value := constant_of(source)) is not None), None)
     shape = shape_of(node)
     if factor is None or shape is None or len(shape) != 3 or factor.ndim != 4 or len(factor) != 1:
         return None
-    if all(shape_of(one) != shape for one in node.all_input_nodes):
+    if all(shape_of(source) != shape for source in node.all_input_nodes):
         return None  # it also repeats a smaller value
     values = factor[0].expand(shape)
     ones = values == 1
@@ -162,5 +162,5 @@ def _mask(node: fx.Node) -> Tensor | None:
 def _plain_sum(node: fx.Node) -> bool:
     """Whether a node adds two images of the same shape."""
     sources = node.all_input_nodes
-    same = len(sources) == 2 and all(shape_of(one) == shape_of(node) for one in sources)
+    same = len(sources) == 2 and all(shape_of(source) == shape_of(node) for source in sources)
     return bool(same and node.kwargs.get("alpha", 1) == 1)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dcn_plugin.blocks import BlocksArg
 from dcn_plugin.engine.bench import Speed, measure_speed
-from dcn_plugin.engine.snapshot import AskedBackend
-from dcn_plugin.engine.twin import dense_twin
+from dcn_plugin.engine.compact_model import AskedBackend
+from dcn_plugin.engine.dense_twin import dense_twin
 from dcn_plugin.surgery import defect_spec, defectify, image_size, is_defective, undefectify
+from dcn_plugin.surgery.blocks import BlocksArg
 
 __all__ = ["SpeedPoint", "sweep_speed"]
 
@@ -75,18 +75,11 @@ def sweep_speed(
 
 def _with_keep(model: nn.Module, p: float, blocks: BlocksArg | None, size: int | None) -> nn.Module:
     spec = defect_spec(model) if is_defective(model) else None
-    own = image_size(model, None) if spec is None else spec.input_size
-    input_size = own if size is None else (own[0], size, size)
-    if spec is None:
-        return defectify(model, "bottom" if blocks is None else blocks, p, input_size=input_size)
-    return defectify(
-        undefectify(model),
-        spec.blocks if blocks is None else blocks,
-        p,
-        spec.mode,
-        input_size=input_size,
-        sampling=spec.sampling,
-        seed=spec.seed,
-        span=spec.span,
-        inplace=True,
-    )
+    input_size = image_size(model, None) if spec is None else spec.input_size
+    options = {} if spec is None else spec.options
+    if blocks is not None:
+        options["blocks"] = blocks
+    if size is not None:
+        input_size = (input_size[0], size, size)
+    plain = model if spec is None else undefectify(model)
+    return defectify(plain, **{**options, "p": p}, input_size=input_size, inplace=plain is not model)

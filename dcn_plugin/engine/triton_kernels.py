@@ -42,7 +42,7 @@ LEAST_IMAGES = 16
 """Fewest: the smallest tile of a matrix product."""
 
 ROW_COST = 8
-"""Reading a value costs about as much as so many multiply-adds: in a cycle a multiprocessor does 128 multiply-adds, and
+"""Reading a value costs about as much as this many multiply-adds: in a cycle a multiprocessor does 128 of them, and
 reads 32 floats from its own cache, about half as many from the common one."""
 
 
@@ -71,8 +71,8 @@ def run_gemm(packed: Packed, x: Tensor, out: Tensor, *, residual: Tensor | None 
         residual: added before ``relu``; if and only if packed with its rows.
         relu: negative values become 0.
     """
-    given = [one for one in (x, out, residual) if one is not None]
-    assert all(one.is_contiguous() and one.dtype == torch.float32 and one.device == x.device for one in given)
+    given = [rows for rows in (x, out, residual) if rows is not None]
+    assert all(rows.is_contiguous() and rows.dtype == torch.float32 and rows.device == x.device for rows in given)
     assert (residual is None) == (packed.residual_rows is None)
     batch = x.shape[1]
     if batch == 0 or not len(packed.writes):
@@ -103,7 +103,7 @@ class _Lists:
         programs: along the first axis of its grid; the second one is that of the images.
         weights: on the device.
         rows: its lists, on the device, in the order of its arguments.
-        options: its arguments besides.
+        options: its other arguments.
     """
 
     kernel: Any
@@ -117,11 +117,11 @@ _known: WeakKeyDictionary[Packed, dict[torch.device, _Lists]] = WeakKeyDictionar
 
 
 def _lists_on(packed: Packed, device: torch.device) -> _Lists:
-    """Made at the first call, and kept as long as ``packed``."""
-    known = _known.setdefault(packed, {})
-    if device not in known:
-        known[device] = _make(packed, lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
-    return known[device]
+    """The lists on a device, moved at the first call and kept as long as ``packed``."""
+    by_device = _known.setdefault(packed, {})
+    if device not in by_device:
+        by_device[device] = _make(packed, lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
+    return by_device[device]
 
 
 def _make(packed: Packed, move: Callable[[NDArray[np.generic]], Tensor]) -> _Lists:
@@ -141,7 +141,7 @@ def _make(packed: Packed, move: Callable[[NDArray[np.generic]], Tensor]) -> _Lis
         options = {"OUTPUTS": outputs, "READS": READS, "PRECISION": PRECISION}
     residual_row = None if packed.residual_rows is None else move(packed.residual_rows)
     rows = (*map(move, (*packed.reads.T, *packed.writes.T, packed.bias)), residual_row)
-    rows += tuple(move(one.astype(np.int32)) for one in work)
+    rows += tuple(move(array.astype(np.int32)) for array in work)
     return _Lists(kernel, programs, move(packed.weights), rows, options)
 
 

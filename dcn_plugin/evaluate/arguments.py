@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import math
-import operator
 from collections.abc import Iterable, Mapping
-from typing import SupportsFloat, SupportsIndex, cast, get_args
+from typing import cast, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import DataError, SpecError
 from dcn_plugin.evaluate.records import Rounding
-from dcn_plugin.evaluate.store import RunDirectory
+from dcn_plugin.evaluate.run_directory import RunDirectory
+from dcn_plugin.support.arguments import check_count, check_number
 
 __all__ = [
     "check_attack",
@@ -129,41 +128,9 @@ def check_images(given: object) -> LabelledImages:
     )
 
 
-def check_number(given: object, what: str) -> float:
-    """A finite number, also one of NumPy or in a tensor of one element.
-
-    Raises:
-        SpecError: it is none.
-    """
-    single = isinstance(given, Tensor) and given.numel() == 1 and given.ndim == 0
-    usable = single or (isinstance(given, SupportsFloat) and not isinstance(given, str | bool | Tensor))
-    try:
-        value = float(cast(SupportsFloat, given)) if usable else math.nan
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise SpecError(f"The {what} is no number.", given, "a finite number, e.g. 8 / 255")
-    return value
-
-
 def check_numbers(given: object, what: str) -> list[float]:
     """Finite numbers; a single one is a list of one. See :func:`check_number`."""
     return [check_number(number, what) for number in _several(given)]
-
-
-def check_count(given: object, what: str, *, least: int = 1) -> int:
-    """An integer from ``least`` on, also one of NumPy or in a tensor of one element.
-
-    Raises:
-        SpecError: it is none.
-    """
-    try:
-        value = least - 1 if isinstance(given, bool) else operator.index(cast(SupportsIndex, given))
-    except (TypeError, ValueError, RuntimeError):
-        value = least - 1
-    if value < least:
-        raise SpecError(f"The {what} is not usable.", given, f"an int >= {least}")
-    return value
 
 
 def check_counts(given: object, what: str, *, least: int = 1) -> list[int]:

@@ -1,4 +1,4 @@
-"""A few images to look at: clean, attacked, and what each network said; kept in one .npz file."""
+"""A few images to look at: clean, attacked, and what each network predicted; kept in one .npz file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dcn_plugin.errors import RecordError
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 
 __all__ = ["ExampleRow", "Examples"]
 
@@ -25,7 +25,7 @@ class ExampleRow:
     Args:
         title: e.g. "clean" or "eps 0.2".
         images: float32 (K, C, H, W) in [0, 1].
-        predictions: name of a network -> int64 (K,), the class it says.
+        predictions: name of a network -> int64 (K,), the predicted classes.
     """
 
     title: str
@@ -59,8 +59,8 @@ class Examples:
         arrays: dict[str, npt.NDArray[np.generic]] = {"index": np.array(json.dumps(index)), "labels": self.labels}
         for i, row in enumerate(self.rows):
             arrays[f"images{i}"] = row.images
-            for j, said in enumerate(row.predictions.values()):
-                arrays[f"said{i}.{j}"] = said
+            for j, classes in enumerate(row.predictions.values()):
+                arrays[f"said{i}.{j}"] = classes
         arrays |= {f"mask{i}": mask for i, mask in enumerate(self.masks.values())}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)

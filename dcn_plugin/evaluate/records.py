@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import RecordError
-from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.evaluate.stats import wilson
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.arguments import is_count, is_number
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
+from dcn_plugin.support.number_format import Scalar
+from dcn_plugin.support.statistics import wilson
 
 __all__ = ["SCHEMA", "Relation", "Result", "ResultFile", "Rounding", "Scalar"]
 
@@ -26,7 +28,6 @@ SCHEMA = 2
 
 Rounding = Literal["none", "8bit"]
 Relation = Literal["same network", "other weights", "other masks", "other network"]
-Scalar = str | int | float | bool | None
 
 # Fields that came after records were published under this schema: where they are None a record does not have them.
 _LATER = frozenset({"largest_change"})
@@ -270,20 +271,12 @@ class ResultFile:
         return cls(raw["spec"], tuple(map(Result.from_dict, raw["results"])), raw["run"])
 
 
-def _share(part: int | None, whole: int) -> float | None:
-    return part / whole if part is not None and whole else None
+def _share(part: int | None, total: int) -> float | None:
+    return part / total if part is not None and total else None
 
 
-def _interval(part: int | None, whole: int) -> tuple[float, float] | None:
-    return wilson(part, whole) if part is not None and whole else None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _interval(part: int | None, total: int) -> tuple[float, float] | None:
+    return wilson(part, total) if part is not None and total else None
 
 
 def _is_scalars(value: object) -> bool:
@@ -296,9 +289,9 @@ def _is_scalars(value: object) -> bool:
 _CHECKS: dict[str, Callable[[object], bool]] = {
     "str": lambda value: isinstance(value, str),
     "str | None": lambda value: value is None or isinstance(value, str),
-    "int": _is_count,
-    "int | None": lambda value: value is None or _is_count(value),
-    "float | None": lambda value: value is None or _is_number(value),
+    "int": is_count,
+    "int | None": lambda value: value is None or is_count(value),
+    "float | None": lambda value: value is None or is_number(value),
     "Mapping[str, Scalar]": _is_scalars,
     "bool | None": lambda value: value is None or isinstance(value, bool),
     "Rounding": lambda value: value in get_args(Rounding),

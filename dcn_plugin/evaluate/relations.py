@@ -1,4 +1,4 @@
-"""How a source relates to a target: what an attacker who holds the one holds of the other."""
+"""How a source relates to a target: what an attacker who has the source has of the target."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import EnsembleSource
 from dcn_plugin.engine import CompactModel
 from dcn_plugin.evaluate.records import Relation
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = ["closest", "hidden_modules", "relation"]
 
 _BY_CLOSENESS: tuple[Relation, ...] = ("same network", "other weights", "other masks", "other network")
 
-#: Two networks that share so much of the smaller one's weights have a common part, such as a backbone.
+#: Two networks that share this much of the smaller one's weights have a common part, such as a backbone.
 _SHARED = 0.1
 #: Names of classes that do nothing in eval mode.
 _IDLE = re.compile(r"Identity|(?:Alpha|Feature)*Dropout\w*|DropPath|StochasticDepth")
@@ -55,8 +55,8 @@ def relation(source: nn.Module, target: nn.Module) -> Relation:
         return "same network"
     ours, theirs = (list(_networks(_Part.of(model))) for model in (source, target))
     nearest: Relation = "other network"
-    for one, other in itertools.product(ours, theirs):
-        nearest = closest([nearest, _between(one, other)])
+    for first, second in itertools.product(ours, theirs):
+        nearest = closest([nearest, _between(first, second)])
         if nearest == "same network":
             break
     return nearest
@@ -74,7 +74,7 @@ def hidden_modules(module: nn.Module) -> list[nn.Module]:
     of other objects, such as a classifier of ART.
     """
     values = [value for name, value in vars(module).items() if name not in _STANDARD]
-    return list(dict.fromkeys(found for value in values for found in _modules_in(value, depth=0)))
+    return list(dict.fromkeys(hidden for value in values for hidden in _modules_in(value, depth=0)))
 
 
 def _modules_in(value: object, *, depth: int) -> Iterator[nn.Module]:
@@ -106,7 +106,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def _inside(model: nn.Module) -> nn.Module:
-    """What a model is without wrappers; a compact one is what it was made from."""
+    """A model without its wrappers; of a compact model, the model it was made from."""
     while isinstance(model := network_in(model), CompactModel):
         model = model.origin
     return model
@@ -127,29 +127,29 @@ class _Part:
     own: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, known: set[int] | None = None) -> _Part:
+    def of(cls, model: nn.Module, seen: set[int] | None = None) -> _Part:
         """Read a model. A hidden module is read where it is first met: it may well point back to the whole."""
-        module, known = _inside(model), set() if known is None else known
-        if not {id(model), id(module)} <= known:
-            known.update(id(part) for whole in (model, module) for part in whole.modules())
-        hidden = [part for part in hidden_modules(module) if id(part) not in known]
-        known.update(id(part) for whole in hidden for part in whole.modules())
+        module, seen = _inside(model), set() if seen is None else seen
+        if not {id(model), id(module)} <= seen:
+            seen.update(id(part) for root in (model, module) for part in root.modules())
+        hidden = [part for part in hidden_modules(module) if id(part) not in seen]
+        seen.update(id(part) for root in hidden for part in root.modules())
         parts: list[_Part] = []
         for child in [*module.children(), *hidden]:
-            part = cls.of(child, known)
+            part = cls.of(child, seen)
             parts += part.parts if isinstance(child, nn.ModuleList | nn.ModuleDict) else [part]
         buffers = [b for _, b in module.named_buffers(recurse=False) if _is_mask(b) or sum(n > 1 for n in b.shape) > 1]
         parameters = [p for _, p in module.named_parameters(recurse=False)]
-        own = (t for t in (*parameters, *buffers) if not (nn.parameter.is_lazy(t) or t.is_meta) and t.numel())
-        return cls(module, tuple(parts), tuple(own))
+        tensors = (t for t in (*parameters, *buffers) if not (nn.parameter.is_lazy(t) or t.is_meta) and t.numel())
+        return cls(module, tuple(parts), tuple(tensors))
 
     @functools.cached_property
     def tensors(self) -> dict[int, Tensor]:
         """By id, all weights and masks in it, in the order of the modules."""
-        found = {id(tensor): tensor for tensor in self.own}
+        by_id = {id(tensor): tensor for tensor in self.own}
         for part in self.parts:
-            found |= part.tensors
-        return found
+            by_id |= part.tensors
+        return by_id
 
     @functools.cached_property
     def weights(self) -> _Weights:
@@ -176,10 +176,10 @@ class _Part:
         return f"{kind.__module__}.{kind.__qualname__}({about})[{', '.join(inner)}]"
 
     def smallest_with(self, wanted: Mapping[frozenset[int], int]) -> list[_Part]:
-        """The smallest parts that hold so many tensors of each of some sets, given by their ids; none: not even all."""
+        """The smallest parts that hold this many tensors of each set of ids; none if the whole network does not."""
         if not all(len(ids & self.tensors.keys()) >= count for ids, count in wanted.items()):
             return []
-        return [found for part in self.parts for found in part.smallest_with(wanted)] or [self]
+        return [smallest for part in self.parts for smallest in part.smallest_with(wanted)] or [self]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +207,7 @@ class _Weights:
 
     @property
     def numbers(self) -> int:
-        """How many the weights are."""
+        """Number of weights."""
         return sum(tensor.numel() for tensor in self.tensors)
 
     def met_in(self, other: _Weights) -> list[frozenset[int]]:
@@ -216,14 +216,14 @@ class _Weights:
         for place, tensor in enumerate(other.tensors):
             places.setdefault(tensor.shape, []).append(place)
         probes = {shape: other.probes[rows] for shape, rows in places.items()}
-        found = []
+        matches = []
         for tensor, probe in zip(self.tensors, self.probes, strict=True):
             rows = places.get(tensor.shape, [])
             # The coarsest dtype there is; whoever passes is compared in full.
             near = torch.isclose(probes[tensor.shape], probe, rtol=0.3, atol=1e-3).all(dim=1).tolist() if rows else []
             candidates = [other.tensors[row] for row, passes in zip(rows, near, strict=True) if passes]
-            found.append(frozenset(id(candidate) for candidate in candidates if _equal(tensor, candidate)))
-        return found
+            matches.append(frozenset(id(candidate) for candidate in candidates if _equal(tensor, candidate)))
+        return matches
 
 
 def _networks(part: _Part) -> Iterator[_Part]:
@@ -239,10 +239,10 @@ def _networks(part: _Part) -> Iterator[_Part]:
             yield from _networks(inner)
 
 
-def _between(one: _Part, other: _Part) -> Relation:
+def _between(left: _Part, right: _Part) -> Relation:
     """The relation of two single networks."""
-    small, large = sorted((one, other), key=lambda side: side.weights.numbers)
-    alike, met = one.structure == other.structure, small.weights.met_in(large.weights)
+    small, large = sorted((left, right), key=lambda side: side.weights.numbers)
+    alike, met = left.structure == right.structure, small.weights.met_in(large.weights)
     # Several weights of one value, such as new biases, must be met as often. A weight that is not met: never.
     parts = large.smallest_with(Counter(met))
     # Where no weight tells anything, as in a network without any, the structure must.
@@ -251,7 +251,7 @@ def _between(one: _Part, other: _Part) -> Relation:
     rows = zip(small.weights.tensors, small.weights.telling, met, strict=True)
     shared = sum(tensor.numel() for tensor, telling, ids in rows if telling and ids)
     if alike or (shared and shared >= _SHARED * small.weights.numbers):
-        return "other weights" if _same(one.masks, other.masks) else "other masks"
+        return "other weights" if _same(left.masks, right.masks) else "other masks"
     return "other network"
 
 
@@ -266,17 +266,17 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _sampled(flat: Tensor, count: int) -> Tensor:
-    """At most so many numbers of a vector, spread evenly."""
+    """At most this many numbers of a vector, spread evenly."""
     return flat[:: max(1, len(flat) // count)][:count]
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one shape hold the same values, or one holds those of the other rounded to fewer bits."""
-    if one is other or (one.dtype == other.dtype and torch.equal(one.detach(), other.detach().to(one.device))):
+    if a is b or (a.dtype == b.dtype and torch.equal(a.detach(), b.detach().to(a.device))):
         return True
-    if not (one.is_floating_point() and other.is_floating_point()):
+    if not (a.is_floating_point() and b.is_floating_point()):
         return False
-    left, right = (_sampled(_flat(tensor), _SAMPLE).float().cpu() for tensor in (one, other))
+    left, right = (_sampled(_flat(tensor), _SAMPLE).float().cpu() for tensor in (a, b))
     # The values of a half-precision file remain rounded when they are read back into float32.
     kinds = (torch.float32, torch.float16, torch.bfloat16)
     return any(torch.equal(left.to(kind), right.to(kind)) for kind in kinds)
@@ -284,6 +284,6 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _same(masks: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return len(masks) == len(others) and all(
-        one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
-        for one, other in zip(masks, others, strict=True)
+        mask.shape == other.shape and torch.equal(mask.cpu(), other.cpu())
+        for mask, other in zip(masks, others, strict=True)
     )

@@ -1,7 +1,7 @@
 """Experiments: train what is missing, measure, record."""
 
 from dcn_plugin.experiments.demo import BASELINE, DemoOutcome, DemoSpec, run_demo
-from dcn_plugin.experiments.numbers import PaperTable, paper_numbers
+from dcn_plugin.experiments.paper_tables import PaperTable, paper_numbers
 from dcn_plugin.experiments.recipe import RecipeSpec, list_recipes, load_recipe
 from dcn_plugin.experiments.run import Outcome, Plan, plan_recipe, run_recipe
 from dcn_plugin.experiments.verdict import Verdict, verdict_of

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from dcn_plugin.attacks import CW, PGD, Attack, BoundaryAttack, HopSkipJump
 from dcn_plugin.errors import SpecError
-from dcn_plugin.experiments.names import check_known
 from dcn_plugin.experiments.scales import Scale
+from dcn_plugin.support.suggestions import check_known
 
 __all__ = ["ATTACKS", "AttackSpec", "read_attack"]
 
@@ -91,15 +91,15 @@ def read_attack(text: str) -> AttackSpec:
     return AttackSpec(text, match[1], numbers)
 
 
-def _steps(asked: float, scale: Scale) -> int:
-    return min(int(asked), scale.max_steps or int(asked))
+def _steps(steps: float, scale: Scale) -> int:
+    return min(int(steps), scale.max_steps or int(steps))
 
 
 def _walk(numbers: tuple[float, ...], scale: Scale) -> tuple[float, int, float]:
     """(eps, steps, step size) in units of [0, 1]: fewer steps go further each, in the paper's ratio."""
-    step, asked, eps = numbers
-    steps = _steps(asked, scale)
-    return eps * GREY, steps, min(step * asked / steps, 2 * eps) * GREY
+    step, full_steps, eps = numbers
+    steps = _steps(full_steps, scale)
+    return eps * GREY, steps, min(step * full_steps / steps, 2 * eps) * GREY
 
 
 def _fgsm(numbers: tuple[float, ...], scale: Scale, channels: int) -> list[Attack]:
@@ -136,7 +136,7 @@ def _hopskipjump(numbers: tuple[float, ...], scale: Scale, channels: int) -> lis
 def _modern(numbers: tuple[float, ...], scale: Scale, channels: int) -> list[Attack]:
     from dcn_plugin.adapters.torchattacks import modern_transfer_attacks
 
-    made = modern_transfer_attacks(
+    attacks = modern_transfer_attacks(
         numbers[0] * GREY,
         steps=_steps(10, scale),
         channels=channels,
@@ -144,7 +144,7 @@ def _modern(numbers: tuple[float, ...], scale: Scale, channels: int) -> list[Att
         batch=scale.batch_size,
         neighbours=_neighbours(scale),
     )
-    return list(made.values())
+    return list(attacks.values())
 
 
 def _neighbours(scale: Scale) -> int:

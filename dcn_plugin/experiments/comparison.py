@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dcn_plugin.evaluate import Result
-from dcn_plugin.experiments.cells import Entry
-from dcn_plugin.experiments.numbers import CLEAN
+from dcn_plugin.experiments.measurements import Entry
+from dcn_plugin.experiments.paper_tables import CLEAN
 from dcn_plugin.experiments.recipe import RecipeSpec, is_rate
 from dcn_plugin.experiments.scales import PAPER_WIDTH, Scale
+from dcn_plugin.support.table import markdown
 
 __all__ = ["Number", "compare", "to_markdown"]
 
@@ -61,13 +62,13 @@ def compare(spec: RecipeSpec, scale: Scale, entries: Iterable[Entry]) -> list[Nu
     clean: dict[tuple[str, str, str], list[Result]] = {}
     for entry in entries:
         grouped.setdefault((entry.row, entry.column, entry.figure), []).append(entry.result)
-        known = clean.setdefault((entry.row, CLEAN, "clean_accuracy"), [])
+        results = clean.setdefault((entry.row, CLEAN, "clean_accuracy"), [])
         # Cells on fewer images say less about the same thing.
-        same = [one for one in known if one.seed == entry.result.seed]
+        same = [result for result in results if result.seed == entry.result.seed]
         if entry.result.n_clean_correct is not None and not same:
-            known.append(entry.result)
+            results.append(entry.result)
         elif same and entry.result.n_total > same[0].n_total and entry.result.n_clean_correct is not None:
-            known[known.index(same[0])] = entry.result
+            results[results.index(same[0])] = entry.result
     order = {label: place for place, label in enumerate(spec.rows)}
     keys = sorted(grouped, key=lambda key: order[key[0]]) + sorted(clean, key=lambda key: order[key[0]])
     return [_number(spec, scale, key, (grouped | clean)[key]) for key in keys if (grouped | clean)[key]]
@@ -76,20 +77,22 @@ def compare(spec: RecipeSpec, scale: Scale, entries: Iterable[Entry]) -> list[Nu
 def _number(spec: RecipeSpec, scale: Scale, key: tuple[str, str, str], results: Sequence[Result]) -> Number:
     row, column, figure = key
     factor = 100 if is_rate(figure) else 1
-    found = [value * factor for one in results if (value := _figure(one, figure)) is not None]
-    ours = statistics.fmean(found) if found else None
+    values = [value * factor for result in results if (value := _figure(result, figure)) is not None]
+    ours = statistics.fmean(values) if values else None
     paper, inferred = _paper(spec, row, column)
-    elsewhere = scale.data not in (None, spec.data)
+    other_data = scale.data not in (None, spec.data)
     return Number(
         row=row,
         column=column,
         figure=figure,
         ours=ours,
-        seeds=len(found),
-        spread=statistics.stdev(found) if len(found) > 1 else None,
-        counted=sum(one.n_total if figure in ("accuracy_all", "clean_accuracy") else one.n_counted for one in results),
+        seeds=len(values),
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+        counted=sum(
+            result.n_total if figure in ("accuracy_all", "clean_accuracy") else result.n_counted for result in results
+        ),
         paper=paper,
-        difference=None if ours is None or paper is None or elsewhere else ours - paper,
+        difference=None if ours is None or paper is None or other_data else ours - paper,
         inferred=inferred,
         scale=scale.name,
         width=scale.width,
@@ -106,10 +109,10 @@ def _paper(spec: RecipeSpec, row: str, column: str) -> tuple[float | None, bool]
     stated = spec.stated.get(row, {}).get(column)
     if stated is not None:
         return float(stated), True
-    known = None if spec.numbers is None else spec.numbers.row(row)
-    if known is None or spec.numbers is None:
+    paper_row = None if spec.numbers is None else spec.numbers.row(row)
+    if paper_row is None or spec.numbers is None:
         return None, False
-    return known.values.get(column), known.inferred or column in spec.numbers.inferred_columns
+    return paper_row.values.get(column), paper_row.inferred or column in spec.numbers.inferred_columns
 
 
 def to_markdown(
@@ -129,14 +132,15 @@ def to_markdown(
     marked = {number.row for number in numbers if number.inferred and _row_inferred(spec, number.row)}
     heads = [f"{column}{'*' if _column_inferred(spec, column) else ''}" for column in columns]
     lines = [f"# {spec.name}: {spec.title}", "", f"{spec.reproduces}. In each cell: ours (paper's, difference)."]
-    lines += ["", _line(["", *heads]), _line([":--", *["--:"] * len(columns)])]
-    for row in dict.fromkeys(number.row for number in numbers):
-        cells = [_cell(by_place.get((row, column))) for column in columns]
-        lines.append(_line([f"{row}{'*' if row in marked else ''}".replace("|", "\\|"), *cells]))
+    rows = [
+        [f"{row}{'*' if row in marked else ''}", *(_cell(by_place.get((row, column))) for column in columns)]
+        for row in dict.fromkeys(number.row for number in numbers)
+    ]
     for label, why in spec.skip.items():
-        known = None if spec.numbers is None else spec.numbers.row(label)
-        shown = [f"({known.values[c]:g})" if known and known.values.get(c) is not None else "" for c in columns]
-        lines.append(_line([f"{label}: {why}", *shown]))
+        paper = None if spec.numbers is None else spec.numbers.row(label)
+        shown = [f"({paper.values[c]:g})" if paper and paper.values.get(c) is not None else "" for c in columns]
+        rows.append([f"{label}: {why}", *shown])
+    lines += ["", *markdown(["", *heads], rows)]
     lines += ["", verdict] if verdict else []
     lines += ["", caveats(spec, scale)]
     if any(number.inferred for number in numbers):
@@ -150,21 +154,21 @@ def to_markdown(
 def caveats(spec: RecipeSpec, scale: Scale) -> str:
     """What has to be known before numbers of a scale are compared with the paper's."""
     training = scale.training
-    own = f"Scale {scale.name}: width {scale.width}, {training.epochs} epochs, last epoch"
+    run = f"Scale {scale.name}: width {scale.width}, {training.epochs} epochs, last epoch"
     images = "all test images" if scale.images is None else f"{scale.images} test images"
     if scale.name == "full":
-        return f"{own}, {images}. The authors kept the best epoch on the test set, and named no seeds."
+        return f"{run}, {images}. The authors kept the best epoch on the test set, and named no seeds."
     what = " on another data set" if scale.data not in (None, spec.data) else ""
     smoke = " It shows that the recipe runs, and nothing else." if scale.name == "smoke" else ""
     return (
-        f"{own}, {images}. The paper's networks have width {PAPER_WIDTH}, trained for up to 350 epochs: these numbers "
+        f"{run}, {images}. The paper's networks have width {PAPER_WIDTH}, trained for up to 350 epochs: these numbers "
         f"come from smaller networks{what}, and the difference to the paper's is no failure to reproduce them.{smoke}"
     )
 
 
 def _row_inferred(spec: RecipeSpec, row: str) -> bool:
-    known = None if spec.numbers is None else spec.numbers.row(row)
-    return known is not None and known.inferred
+    paper_row = None if spec.numbers is None else spec.numbers.row(row)
+    return paper_row is not None and paper_row.inferred
 
 
 def _column_inferred(spec: RecipeSpec, column: str) -> bool:
@@ -190,7 +194,3 @@ def _shown(value: float | None, percent: bool) -> str:
 
 def _signed(value: float, percent: bool) -> str:
     return f"{value:+.2f}" if percent else f"{value:+.2g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

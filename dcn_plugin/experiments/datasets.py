@@ -9,14 +9,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from dcn_plugin.data import ImageFiles, ImageFolder, ImageSet, load_digits, load_torchvision, paired_folders
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.errors import DataError
-from dcn_plugin.experiments.names import check_known
+from dcn_plugin.support.randomness import raw_draws
+from dcn_plugin.support.suggestions import check_known
 from dcn_plugin.training.split import part_of
 
 __all__ = ["DATA", "DataInfo", "RecipeData", "open_data"]
@@ -37,6 +38,7 @@ class DataInfo:
         mean: of the normalisation inside the networks, a number a channel.
         std: likewise.
         layout: what ``--data ROOT`` has to hold, "" for data that come along.
+        stylized: whether stylised versions of the test images belong to it.
     """
 
     title: str
@@ -47,10 +49,11 @@ class DataInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layout: str = ""
+    stylized: bool = False
 
 
-_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_CIFAR: dict[str, Any] = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 DATA = {
     "digits": DataInfo("digits (scikit-learn)", (1, 32, 32), 10, 1168, 450, (0.5,), (0.5,)),
@@ -92,6 +95,7 @@ DATA = {
         **_IMAGENET,
         layout="ROOT/train/<class>/*.JPEG, ROOT/val/<class>/*.JPEG, and for the stylised images ROOT/stylized/<class>/ "
         "with the names of val",
+        stylized=True,
     ),
 }
 """Name -> what is known of it."""
@@ -131,11 +135,11 @@ class RecipeData:
 
         Names, sizes and times of the files; for what comes along, its name.
         """
-        found = hashlib.sha256(f"{self.name} {self.kind}".encode())
+        digest = hashlib.sha256(f"{self.name} {self.kind}".encode())
         for file in _files_below(self.root, ("stylized", "test", "train", "val")):
             status = file.stat()
-            found.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return found.hexdigest()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def train(self, limit: int | None = None) -> Images:
         """The training images, or the first ``limit`` of them."""
@@ -147,7 +151,7 @@ class RecipeData:
 
     def stylized(self, limit: int | None = None) -> tuple[ImageFiles, ImageFiles] | None:
         """Test images and their stylised versions, where the data set has them."""
-        if self.name != "imagenet" or self.root is None:
+        if not self.info.stylized or self.root is None:
             return None
         return paired_folders(self.root / "val", self.root / "stylized", size=224, resize=256, limit=limit)
 
@@ -162,10 +166,10 @@ class RecipeData:
     @functools.cached_property
     def _mnist(self) -> tuple[Images, Images]:
         assert self.root is not None
-        whole = load_torchvision("MNIST", self.root)
-        cut = len(whole) * 4 // 5
-        places = torch.arange(len(whole))
-        return whole.subset(places[:cut], name="t10k/train"), whole.subset(places[cut:], name="t10k/test")
+        images = load_torchvision("MNIST", self.root)
+        cut = len(images) * 4 // 5
+        places = torch.arange(len(images))
+        return images.subset(places[:cut], name="t10k/train"), images.subset(places[cut:], name="t10k/test")
 
     def _open(self, part: str, *, train: bool) -> Images:
         if self.root is None:
@@ -178,8 +182,8 @@ class RecipeData:
         folder = self.root / (part if train or self.name == "cifar10" else "val")
         files = ImageFolder(folder, size=side, resize=resize, name=f"{self.name}-folder/{part}")
         order = np.argsort(raw_draws("recipe order", 0, 0, len(files)), kind="stable")
-        mixed = part_of(files, torch.from_numpy(order))
-        return _in_memory(mixed) if self.name == "cifar10" else mixed
+        reordered = part_of(files, torch.from_numpy(order))
+        return _in_memory(reordered) if self.name == "cifar10" else reordered
 
 
 def open_data(name: str, root: str | os.PathLike[str] | None) -> RecipeData:
@@ -228,8 +232,8 @@ def _files_below(root: Path | None, parts: Sequence[str]) -> Iterator[os.DirEntr
 
 def _files_of(folder: str | Path) -> Iterator[os.DirEntry[str]]:
     """All files, ordered as pathlib orders their paths."""
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=operator.attrgetter("name"))
+    with os.scandir(folder) as listing:
+        entries = sorted(listing, key=operator.attrgetter("name"))
     for entry in entries:
         if not entry.is_dir():
             yield entry

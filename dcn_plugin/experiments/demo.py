@@ -45,11 +45,11 @@ from dcn_plugin.experiments.demo_networks import (
     train_network,
 )
 from dcn_plugin.experiments.demo_spec import DemoSpec
-from dcn_plugin.experiments.seeds import FinishedSeed, fixed_threads, now
-from dcn_plugin.files import check_output
+from dcn_plugin.experiments.finished_seeds import FinishedSeed, fixed_threads, now
 from dcn_plugin.layers import DefectMask2d
-from dcn_plugin.logs import log_line
 from dcn_plugin.pretrained import pretrained_card
+from dcn_plugin.support.atomic_file import check_output
+from dcn_plugin.support.progress import log_line, progress_bar
 from dcn_plugin.training import TrainConfig
 
 __all__ = ["BASELINE", "DemoOutcome", "DemoSpec", "run_demo"]
@@ -118,8 +118,8 @@ def _origin(shipped: Mapping[str, str] | None) -> dict[str, str]:
 
 def _telling(training: Mapping[str, Any]) -> dict[str, Any]:
     """The epochs, and the options that are not the default."""
-    usual = json.loads(TrainConfig().to_json())
-    return {key: value for key, value in training.items() if key == "epochs" or value != usual.get(key)}
+    defaults = json.loads(TrainConfig().to_json())
+    return {key: value for key, value in training.items() if key == "epochs" or value != defaults.get(key)}
 
 
 def run_demo(
@@ -154,8 +154,6 @@ def run_demo(
         OutputError: files cannot be written into it.
         SpecError: no seed, a seed twice, or a negative one; with ``pretrained``, seeds or settings of other networks.
     """
-    from tqdm import tqdm
-
     spec = spec or (SHIPPED_SPEC if pretrained else DemoSpec())
     seeds = _checked(seeds, pretrained=pretrained)
     folder = Path(out)
@@ -166,34 +164,32 @@ def run_demo(
     finished: dict[int, FinishedSeed] = {}
     reused = []
     stages = (0 if pretrained else len(network_names(spec))) + len(spec.eps) + 1
-    bar = tqdm(
-        total=stages * len(seeds), disable=None if progress else True, unit="stage", leave=False, dynamic_ncols=True
-    )
+    bar = progress_bar(stages * len(seeds), "", show=progress, unit="stage")
     with fixed_threads(spec.threads), bar:
         for number, seed in enumerate(seeds, 1):
             settings = spec.to_json([seed], shipped=hashes)
-            known = None if fresh or pretrained else FinishedSeed.read(folder, seed, settings)
-            if known is None:
+            record = None if fresh or pretrained else FinishedSeed.read(folder, seed, settings)
+            if record is None:
                 start = time.perf_counter()
                 results, examples = _run_seed(spec, seed, splits, bar, shipped)
                 run = {"created": now(), "seconds": round(time.perf_counter() - start, 2)}
-                known = FinishedSeed(ResultFile(settings, tuple(results), run), examples)
+                record = FinishedSeed(ResultFile(settings, tuple(results), run), examples)
                 if not pretrained:
-                    known.write(folder, seed)
+                    record.write(folder, seed)
                 how = f"finished in {run['seconds']:.1f} s"
             else:
                 reused.append(seed)
                 bar.update(stages)
                 how = "was finished before, its results are reused"
-            finished[seed] = known
+            finished[seed] = record
             log_line(f"seed {seed}, {number} of {len(seeds)}: {how}", show=progress)
-    whole = ResultFile(
+    file = ResultFile(
         spec.to_json(seeds, shipped=hashes),
-        tuple(result for one in finished.values() for result in one.file.results),
-        {"created": now(), "seconds": {str(seed): one.file.run.get("seconds") for seed, one in finished.items()}},
+        tuple(result for part in finished.values() for result in part.file.results),
+        {"created": now(), "seconds": {str(seed): part.file.run.get("seconds") for seed, part in finished.items()}},
     )
-    add_results(folder / "results.json", whole.spec, whole.results, whole.run)
-    return DemoOutcome(whole, finished[seeds[0]].examples, tuple(reused))
+    add_results(folder / "results.json", file.spec, file.results, file.run)
+    return DemoOutcome(file, finished[seeds[0]].examples, tuple(reused))
 
 
 def _images(spec: DemoSpec) -> Splits:
@@ -231,31 +227,33 @@ def _run_seed(
             bar.update()
     targets = {name: net for name, net in nets.items() if name != SOURCE}
     results = []
-    made = []
+    sets = []
     for eps in spec.eps:
         bar.set_description(f"seed {seed}, attacking with eps {eps}")
-        made.append(AdversarialSet(SOURCE, nets[SOURCE], PGD(eps, steps=spec.steps), splits.test))
-        _ = made[-1].loaded  # the examples need the images too
-        results += measure_targets(made[-1], targets, seed=seed)
+        sets.append(AdversarialSet(SOURCE, nets[SOURCE], PGD(eps, steps=spec.steps), splits.test))
+        _ = sets[-1].loaded  # the examples need the images too
+        results += measure_targets(sets[-1], targets, training_seed=seed)
         bar.update()
     bar.set_description(f"seed {seed}, adding noise")
-    results += gaussian(targets, splits.test, spec.sigmas, seed=seed)
+    results += gaussian(targets, splits.test, spec.sigmas, training_seed=seed)
     bar.update()
-    return results, _examples(nets, made)
+    return results, _examples(nets, sets)
 
 
-def _examples(nets: dict[str, nn.Module], made: Sequence[AdversarialSet]) -> Examples:
-    middle = made[len(made) // 2]
+def _examples(nets: dict[str, nn.Module], sets: Sequence[AdversarialSet]) -> Examples:
+    middle = sets[len(sets) // 2]
     data = middle.data
     assert isinstance(data, ImageSet)
     chosen = middle.loaded.fooled.nonzero().flatten()[:_EXAMPLES]
     if not len(chosen):
         chosen = torch.arange(min(_EXAMPLES, len(data)))
-    states = {"clean": data.images} | {f"eps {one.attack.eps}": one.loaded.images for one in made}
+    states = {"clean": data.images} | {
+        f"eps {adversarial.attack.eps}": adversarial.loaded.images for adversarial in sets
+    }
     rows = []
     for title, images in states.items():
-        said = {name: predict(net, images[chosen])[0].numpy() for name, net in nets.items()}
-        rows.append(ExampleRow(title, images[chosen].numpy(), said))
+        predictions = {name: predict(net, images[chosen])[0].numpy() for name, net in nets.items()}
+        rows.append(ExampleRow(title, images[chosen].numpy(), predictions))
     masks = {}
     for name, net in nets.items():
         mask = next((module for module in net.modules() if isinstance(module, DefectMask2d)), None)

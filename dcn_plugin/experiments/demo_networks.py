@@ -15,9 +15,9 @@ from dcn_plugin.errors import SpecError
 from dcn_plugin.experiments.demo_spec import DemoSpec
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.pretrained import load_pretrained
+from dcn_plugin.support.randomness import derived_seed
 from dcn_plugin.surgery import defectify
 from dcn_plugin.training import TrainConfig, isolated_rng, train
-from dcn_plugin.training.rng import derived_seed
 
 __all__ = [
     "BASELINE",
@@ -95,13 +95,13 @@ def shipped_networks(spec: DemoSpec) -> dict[str, nn.Module]:
         SpecError: the settings are of other networks.
     """
     fixed = ("size", "width", "layers", "blocks", "keep", "training")
-    theirs = DemoSpec(keep=SHIPPED_KEEP)
-    other = {name: getattr(spec, name) for name in fixed if getattr(spec, name) != getattr(theirs, name)}
+    shipped_spec = DemoSpec(keep=SHIPPED_KEEP)
+    other = {name: getattr(spec, name) for name in fixed if getattr(spec, name) != getattr(shipped_spec, name)}
     if other:
         raise SpecError(
             "The networks that come with the package have other settings.",
             other,
-            ", ".join(f"{name}={getattr(theirs, name)!r}" for name in other),
+            ", ".join(f"{name}={getattr(shipped_spec, name)!r}" for name in other),
             "leave these out, or train networks of your own: pretrained=False",
         )
     return {name: load_pretrained(shipped) for name, shipped in SHIPPED.items()}

@@ -35,7 +35,7 @@ class DemoSpec:
         steps: steps of the attack.
         sigmas: of the Gaussian noise, in the same units.
         threads: torch's threads. With one, the numbers do not depend on the number of cores.
-        images: the first so many test images; None: all.
+        images: this many test images, from the first on; None: all.
     """
 
     size: int = 16
@@ -57,8 +57,8 @@ class DemoSpec:
             seeds: of the runs.
             shipped: name of a pretrained network -> SHA-256 of its file, where none is trained.
         """
-        own = {**dataclasses.asdict(self), "training": json.loads(self.training.to_json())}
-        del own["training"]["seed"]
+        settings = {**dataclasses.asdict(self), "training": json.loads(self.training.to_json())}
+        del settings["training"]["seed"]
         more = {} if shipped is None else {"pretrained": dict(shipped)}
-        whole = {"name": "demo", **own, **more, "seeds": list(seeds), "code": code_hash()}
-        return dict(json.loads(json.dumps(whole)))
+        content = {"name": "demo", **settings, **more, "seeds": list(seeds), "code": code_hash("experiments")}
+        return dict(json.loads(json.dumps(content)))

@@ -11,19 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dcn_plugin.evaluate import Result, wilson
+from dcn_plugin.evaluate import Result
 from dcn_plugin.experiments.comparison import Number
 from dcn_plugin.experiments.networks import Network
 from dcn_plugin.experiments.recipe import RecipeSpec, is_rate
+from dcn_plugin.support.statistics import Interval, difference_interval, newcombe, student_quantile
 
-__all__ = ["Effect", "Unit", "effects_of", "newcombe", "references"]
+__all__ = ["Effect", "Unit", "effects_of", "references"]
 
 Unit = Literal["points", "factor"]
 
-Interval = tuple[float, float]
 _ANYTHING: Interval = (-math.inf, math.inf)
-# 97.5 % quantiles of Student's t, by degrees of freedom; more of them use the last, which is a little too wide.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -61,27 +59,27 @@ def references(spec: RecipeSpec) -> dict[str, str]:
     """
     without: dict[tuple[object, ...], str] = {}
     for label, networks in spec.rows.items():
-        if not any(_masked(one) for one in networks):
+        if not any(_masked(network) for network in networks):
             without.setdefault(tuple(map(_kind, networks)), label)
-    found = {}
+    references = {}
     for label, networks in spec.rows.items():
-        nets = {one.net for one in networks}
+        nets = {network.net for network in networks}
         standard = without.get(((*nets, None, 1),)) if len(nets) == 1 else None
         against = spec.against.get(label) or without.get(tuple(map(_kind, networks)), standard)
         if against == label:  # a defence without masks is its own twin
             against = standard
         if against not in (None, label):
-            found[label] = str(against)
-    return found
+            references[label] = str(against)
+    return references
 
 
-def _kind(one: Network) -> tuple[str, str | None, int]:
-    return one.net, one.defence, one.variant.members
+def _kind(network: Network) -> tuple[str, str | None, int]:
+    return network.net, network.defence, network.variant.members
 
 
-def _masked(one: Network) -> bool:
+def _masked(network: Network) -> bool:
     """Whether anything is missing in the network: neurons, or the channels of DC."""
-    return one.variant.bottom is not None or one.variant.top is not None or bool(one.defects)
+    return network.variant.bottom is not None or network.variant.top is not None or bool(network.defects)
 
 
 def effects_of(spec: RecipeSpec, numbers: Sequence[Number], results: Iterable[Result] = ()) -> list[Effect]:
@@ -101,57 +99,35 @@ def effects_of(spec: RecipeSpec, numbers: Sequence[Number], results: Iterable[Re
     Source: Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10; Zou and
     Donner 2008, "Construction of confidence limits about effect measures", for its use beyond proportions.
     """
-    found, by_place, records = [], {(one.row, one.column): one for one in numbers}, list(results)
+    effects, by_place, records = [], {(number.row, number.column): number for number in numbers}, list(results)
     chosen = references(spec)
-    for one in numbers:
-        base = by_place.get((chosen.get(one.row, ""), one.column))
-        unit: Unit = "points" if is_rate(one.figure) else "factor"
-        ours = None if base is None else _less(one.ours, base.ours, unit)
+    for number in numbers:
+        base = by_place.get((chosen.get(number.row, ""), number.column))
+        unit: Unit = "points" if is_rate(number.figure) else "factor"
+        ours = None if base is None else _less(number.ours, base.ours, unit)
         if base is None or ours is None:
             continue
-        low, high = _difference(one, base) if unit == "points" else _ratio(one, base, records)
-        paper = _less(one.paper, base.paper, unit)
-        inferred = paper is not None and (one.inferred or base.inferred)
-        found.append(Effect(one.row, base.row, one.column, unit, ours, low, high, paper, inferred))
-    return found
+        low, high = _difference(number, base) if unit == "points" else _ratio(number, base, records)
+        paper = _less(number.paper, base.paper, unit)
+        inferred = paper is not None and (number.inferred or base.inferred)
+        effects.append(Effect(number.row, base.row, number.column, unit, ours, low, high, paper, inferred))
+    return effects
 
 
-def _less(one: float | None, base: float | None, unit: Unit) -> float | None:
+def _less(value: float | None, base: float | None, unit: Unit) -> float | None:
     """One number less its reference; None where one is missing, or a distance of zero has no ratio."""
-    if one is None or base is None or (unit == "factor" and min(one, base) <= 0):
+    if value is None or base is None or (unit == "factor" and min(value, base) <= 0):
         return None
-    return one - base if unit == "points" else math.log(one / base)
+    return value - base if unit == "points" else math.log(value / base)
 
 
-def newcombe(one: tuple[int, int], other: tuple[int, int]) -> Interval:
-    """95 % interval of the difference of two independent proportions, ``one`` less ``other``.
-
-    Args:
-        one: (successes, trials).
-        other: likewise.
-
-    Returns:
-        (low, high) in [-1, 1].
-
-    Source: Newcombe 1998, method 10: the Wilson intervals of both, combined by squares.
-    """
-    shares = (one[0] / one[1], other[0] / other[1])
-    return _combined(shares, (wilson(*one), wilson(*other)))
-
-
-def _combined(values: tuple[float, float], intervals: tuple[Interval, Interval]) -> Interval:
-    """Interval of a difference from those of its two parts, which are independent."""
-    (a, b), ((a_low, a_high), (b_low, b_high)) = values, intervals
-    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
-
-
-def _difference(one: Number, base: Number) -> Interval:
-    assert one.ours is not None and base.ours is not None
-    low, high = (100 * end for end in newcombe(_counts(one), _counts(base)))
-    over_seeds = _student((one.spread, one.seeds), (base.spread, base.seeds))
+def _difference(variant: Number, base: Number) -> Interval:
+    assert variant.ours is not None and base.ours is not None
+    low, high = (100 * end for end in newcombe(_counts(variant), _counts(base)))
+    over_seeds = _student((variant.spread, variant.seeds), (base.spread, base.seeds))
     if over_seeds is None:
         return low, high
-    ours = one.ours - base.ours
+    ours = variant.ours - base.ours
     return min(low, ours - over_seeds), max(high, ours + over_seeds)
 
 
@@ -162,17 +138,17 @@ def _counts(number: Number) -> tuple[int, int]:
     return round(number.ours / 100 * images), images
 
 
-def _ratio(one: Number, base: Number, results: Sequence[Result]) -> Interval:
-    assert one.ours is not None and base.ours is not None
-    ours = math.log(one.ours / base.ours)
-    spreads = [None if number.spread is None else number.spread / (number.ours or 1) for number in (one, base)]
-    over_seeds = _student((spreads[0], one.seeds), (spreads[1], base.seeds))
+def _ratio(variant: Number, base: Number, results: Sequence[Result]) -> Interval:
+    assert variant.ours is not None and base.ours is not None
+    ours = math.log(variant.ours / base.ours)
+    spreads = [None if number.spread is None else number.spread / (number.ours or 1) for number in (variant, base)]
+    over_seeds = _student((spreads[0], variant.seeds), (spreads[1], base.seeds))
     if over_seeds is not None:
         return ours - over_seeds, ours + over_seeds
-    intervals = _median_interval(one, results), _median_interval(base, results)
+    intervals = _median_interval(variant, results), _median_interval(base, results)
     if intervals[0] is None or intervals[1] is None:
         return _ANYTHING
-    return _combined((math.log(one.ours), math.log(base.ours)), (intervals[0], intervals[1]))
+    return difference_interval((math.log(variant.ours), math.log(base.ours)), (intervals[0], intervals[1]))
 
 
 def _median_interval(number: Number, results: Sequence[Result]) -> Interval | None:
@@ -186,10 +162,9 @@ def _median_interval(number: Number, results: Sequence[Result]) -> Interval | No
     return None
 
 
-def _student(one: tuple[float | None, int], other: tuple[float | None, int]) -> float | None:
+def _student(first: tuple[float | None, int], second: tuple[float | None, int]) -> float | None:
     """Half the 95 % interval of a difference of two means over seeds; None where one is of a single seed."""
-    if one[0] is None or other[0] is None:
+    if first[0] is None or second[0] is None:
         return None
-    freedom = min(one[1], other[1]) - 1
-    quantile = _STUDENT[min(freedom, len(_STUDENT)) - 1]
-    return quantile * math.hypot(one[0] / math.sqrt(one[1]), other[0] / math.sqrt(other[1]))
+    quantile = student_quantile(0.975, min(first[1], second[1]) - 1)
+    return quantile * math.hypot(first[0] / math.sqrt(first[1]), second[0] / math.sqrt(second[1]))

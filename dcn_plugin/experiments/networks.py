@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.keys import digest
-from dcn_plugin.experiments.names import check_known, derived
+from dcn_plugin.evaluate.cache_keys import digest
 from dcn_plugin.experiments.scales import Scale
 from dcn_plugin.models.paper_variants import Variant, paper_variant
+from dcn_plugin.specs import MASK_OPTIONS
+from dcn_plugin.support.randomness import derived_seed
+from dcn_plugin.support.suggestions import check_known
 
 __all__ = ["DEFENCES", "NETS", "Job", "Network", "jobs_of", "read_network"]
 
@@ -37,7 +39,7 @@ DEFENCES = {
 TARGET, SOURCE, PUBLIC = "target", "source", "public"
 _BY_TITLE = {title.lower(): name for name, title in NETS.items()} | {name: name for name in NETS}
 _INLINE = ("variant", "net", "run", "masks", "defects")
-_DEFECTS = ("p", "mode", "span", "sampling", "blocks")
+_DEFECTS = tuple(name for name in ("blocks", *MASK_OPTIONS) if name != "seed")  # a recipe draws its own seeds
 
 
 @dataclass(frozen=True)
@@ -130,54 +132,59 @@ class Job:
     @property
     def key(self) -> dict[str, Any]:
         """All that the trained weights depend on, but for machine, versions and code, as JSON values."""
-        one, scale = self.network, self.scale
-        variant = one.variant
+        network, scale = self.network, self.scale
+        variant = network.variant
         return {
             "data": [self.data, self.copy],
             "train_images": scale.train_images,
-            "net": one.net,
+            "net": network.net,
             "width": scale.width,
             "variant": {"bottom": variant.bottom, "top": variant.top, "kind": variant.kind},
-            "defects": dict(one.defects),
-            "defence": one.defence,
-            "defence_steps": scale.max_steps if one.defence in ("madry", "pubdef") else None,
+            "defects": dict(network.defects),
+            "defence": network.defence,
+            "defence_steps": scale.max_steps if network.defence in ("madry", "pubdef") else None,
             "training": scale.training_json,
             "weights_seed": self.weights_seed,
-            "masks_seed": self.masks_seed if variant.masked or one.defects else None,
+            "masks_seed": self.masks_seed if variant.masked or network.defects else None,
             "order_seed": self.order_seed,
         }
 
     @property
     def name(self) -> str:
         """Name of its folder: readable, and different where the key is."""
-        one = self.network
-        parts = [one.net, _variant_name(one.variant), *([one.defence] if one.defence else []), digest(self.key)[:12]]
+        network = self.network
+        parts = [
+            network.net,
+            _variant_name(network.variant),
+            *([network.defence] if network.defence else []),
+            digest(self.key)[:12],
+        ]
         return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
     @property
     def title(self) -> str:
         """For people: "ResNet-18 0.3-Bottom (source)"."""
-        one = self.network
-        defence = next((f" + {mark}" for mark, name in DEFENCES.items() if name == one.defence), "")
-        member = f", member {self.member + 1}" if one.variant.members > 1 else ""
-        run = f" ({one.run})" if one.run != TARGET else ""
-        own = " own defects" if one.defects else ""
-        return f"{NETS[one.net]} {_variant_name(one.variant)}{own}{defence}{run}{member}"
+        network = self.network
+        defence = next((f" + {mark}" for mark, name in DEFENCES.items() if name == network.defence), "")
+        member = f", member {self.member + 1}" if network.variant.members > 1 else ""
+        run = f" ({network.run})" if network.run != TARGET else ""
+        defects = " own defects" if network.defects else ""
+        return f"{NETS[network.net]} {_variant_name(network.variant)}{defects}{defence}{run}{member}"
 
     @property
     def weights_seed(self) -> int:
         """Of the initial weights: shared by all variants of a run."""
-        return derived("weights", self.seed, self.network.run, self.member)
+        return derived_seed("weights", self.seed, self.network.run, self.member)
 
     @property
     def masks_seed(self) -> int:
         """Of the masks."""
-        return derived("masks", self.seed, self.network.masks or self.network.run, self.member)
+        return derived_seed("masks", self.seed, self.network.masks or self.network.run, self.member)
 
     @property
     def order_seed(self) -> int:
         """Of order and augmentation."""
-        return derived("order", self.seed, self.network.run, self.member)
+        return derived_seed("order", self.seed, self.network.run, self.member)
 
 
 def jobs_of(networks: Sequence[Network], *, seed: int, scale: Scale, data: str, copy: str = "") -> list[Job]:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import ImageFiles, ImageSet
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.evaluate import AdversarialSet, RunDirectory, predict
 from dcn_plugin.experiments.recipe import Measure
 from dcn_plugin.experiments.scales import Scale
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.randomness import raw_draws
 
 __all__ = ["write_pictures"]
 
@@ -63,21 +63,21 @@ def write_pictures(
             label: AdversarialSet(label, net, attack, images, measure.rounding, scale.batch_size, store).loaded
             for label, net in targets.items()
         }
-        fooled = torch.stack([one.fooled for one in sets.values()]).sum(dim=0)
+        fooled = torch.stack([adversarial.fooled for adversarial in sets.values()]).sum(dim=0)
         chosen = fooled.argsort(descending=True, stable=True)[: measure.count]
-        said = {label: predict(net, sets[label].images[chosen])[0].tolist() for label, net in targets.items()}
+        predictions = {label: predict(net, sets[label].images[chosen])[0].tolist() for label, net in targets.items()}
         names = _class_names(images)
-        shown = {label: one.images[chosen] for label, one in sets.items()}
+        shown = {label: adversarial.images[chosen] for label, adversarial in sets.items()}
         stem = f"{attack.name.lower()}-{number}-seed{seed}"
         if measure.protocol == "images":
             truth = [names[label] for label in images.labels[chosen].tolist()]
             rows = [("clean", images.take(chosen), truth)]
-            rows += [(label, shown[label], [names[c] for c in said[label]]) for label in targets]
+            rows += [(label, shown[label], [names[c] for c in predictions[label]]) for label in targets]
             path = folder / f"{stem}.png"
             write_atomic(path, sheet_png(rows))
             written.append(path)
         else:
-            written += _study(shown, said, names, folder, stem, seed)
+            written += _study(shown, predictions, names, folder, stem, seed)
     return written
 
 
@@ -116,7 +116,7 @@ def _class_names(images: ImageSet | ImageFiles) -> list[str]:
 
 def _study(
     shown: Mapping[str, Tensor],
-    said: Mapping[str, Sequence[int]],
+    predictions: Mapping[str, Sequence[int]],
     names: Sequence[str],
     folder: Path,
     stem: str,
@@ -135,7 +135,7 @@ def _study(
         cells = "".join(
             f'<label><img src="{_inline(shown[label][place])}" alt="{side}"><br>'
             f'<input type="radio" name="q{question}" value="{side}" required> '
-            f"{html.escape(names[said[label][place]])}</label>"
+            f"{html.escape(names[predictions[label][place]])}</label>"
             for side, label in zip(("left", "right"), sides, strict=True)
         )
         blocks.append(f"<fieldset><legend>Pair {question}</legend>{cells}</fieldset>")

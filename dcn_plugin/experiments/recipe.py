@@ -9,26 +9,23 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import dcn_plugin.errors as errors
+from dcn_plugin.evaluate.protocol import ROUNDING, Protocol
+from dcn_plugin.evaluate.protocols import PROTOCOLS, whitebox
 from dcn_plugin.experiments.attack_names import AttackSpec, read_attack
+from dcn_plugin.experiments.commentary import FINDING, Finding, read_finding
 from dcn_plugin.experiments.datasets import DATA
-from dcn_plugin.experiments.finding import FINDING, Finding, read_finding
-from dcn_plugin.experiments.names import check_known, closest
 from dcn_plugin.experiments.networks import NETS, SOURCE, Network, read_network
-from dcn_plugin.experiments.numbers import CLEAN, PaperTable, paper_numbers
+from dcn_plugin.experiments.paper_tables import CLEAN, PaperTable, paper_numbers
 from dcn_plugin.experiments.scales import SCALES, Scale, scale_for
+from dcn_plugin.support.suggestions import check_known, closest
 
-__all__ = ["Measure", "Protocol", "RecipeSpec", "list_recipes", "load_recipe", "recipes_root"]
+__all__ = ["MEASURES", "PICTURES", "Measure", "RecipeSpec", "list_recipes", "load_recipe", "recipes_root"]
 
 SpecError = errors.SpecError
 
-Protocol = Literal[
-    "transfer", "tapm", "whitebox", "distance", "gaussian", "shuffle", "stylized", "images", "user-study"
-]
-_NEEDS_SOURCES = ("transfer", "tapm")
-_NEEDS_ATTACKS = ("transfer", "tapm", "whitebox", "distance", "images", "user-study")
 _KEYS = (
     *("like", "reproduces", "title", "numbers", "only", "data", "net", "inferred", "skip", "stated", "rows", "against"),
     "measure",
@@ -43,28 +40,37 @@ _FIGURES = ("defense_rate", "accuracy_all", "median_distance", "mean_queries")
 _PLACES = ("source", "attack", "level", "k")
 FILE = "recipe.toml"
 
+PICTURES = ("images", "user-study")
+"""Measures that write adversarial images for people; the images are those of white-box attacks."""
+
+MEASURES: Mapping[str, Protocol] = {
+    **{name: protocol for name, protocol in PROTOCOLS.items() if protocol.figure in _FIGURES},
+    **dict.fromkeys(PICTURES, whitebox.PROTOCOL),
+}
+"""Name in a recipe -> protocol: those whose figure a table can show, and what pictures are taken of."""
+
 
 @dataclass(frozen=True)
 class Measure:
     """One protocol of a recipe.
 
     Args:
-        protocol: which.
+        protocol: one of :data:`MEASURES`.
         sources: label -> the networks whose mean logits are attacked.
         attacks: label -> attack.
-        levels: of Gaussian noise, in grey levels.
-        ks: of shuffled patches.
+        levels: strengths, in grey levels, of a protocol that takes some.
+        ks: patches along either axis, of a protocol that shuffles patches.
         columns: name of a column of the table, with {source}, {attack}, {level} or {k} in it.
         figure: what stands in the table: "defense_rate" (the paper's denominator), "accuracy_all" (every test image),
             or a figure of the record.
         rows: the rows that are measured; () = all.
-        groups: rows that are compared with each other only, where images count that a whole comparison has right.
+        groups: rows that are compared only with each other; the images count that all rows of a group have right.
         rounding: of adversarial images.
-        confidence: of shuffled patches, see :func:`dcn_plugin.evaluate.shuffle`.
+        confidence: least softmax probability of an image that counts.
         count: images of pictures to look at.
     """
 
-    protocol: Protocol
+    protocol: str
     columns: str
     figure: str = "defense_rate"
     sources: Mapping[str, tuple[Network, ...]] = field(default_factory=dict)
@@ -180,23 +186,23 @@ def load_recipe(name: str | os.PathLike[str], root: str | os.PathLike[str] | Non
             numbers = Path(errors.__file__).resolve().parents[1] / "recipes" / "paper_numbers"
     else:
         folder = Path(root) if root is not None else recipes_root()
-        there = list_recipes(folder)
-        if text not in there:
-            raise SpecError("Unknown recipe.", text, ", ".join(there) or f"none in {folder}", closest(text, there))
+        names = list_recipes(folder)
+        if text not in names:
+            raise SpecError("Unknown recipe.", text, ", ".join(names) or f"none in {folder}", closest(text, names))
         path, numbers = folder / text / FILE, folder / "paper_numbers"
     raw = _parse(path)
     if "like" in raw:
         raw = {**_parse(path.parent.parent / str(raw["like"]) / FILE), **raw}
-    own = path.parent.name if path.name == FILE else path.stem
+    label = path.parent.name if path.name == FILE else path.stem
     try:
         finding = read_finding(path.with_name(FINDING)) if path.name == FILE else None
-        return dataclasses.replace(_read(own, raw, numbers), finding=finding)
+        return dataclasses.replace(_read(label, raw, numbers), finding=finding)
     except SpecError as error:
-        raise SpecError(f"{own}: {error.what}", error.got, error.allowed, error.fix) from error
+        raise SpecError(f"{label}: {error.what}", error.got, error.allowed, error.fix) from error
     except errors.DataError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
-        raise SpecError(f"{own}: a value is of another kind than its entry ({error}).", str(path)) from error
+        raise SpecError(f"{label}: a value is of another kind than its entry ({error}).", str(path)) from error
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -219,7 +225,7 @@ def _read(name: str, raw: Mapping[str, Any], folder: Path) -> RecipeSpec:
     numbers = None if "numbers" not in raw else paper_numbers(raw["numbers"], folder)
     skip = dict(raw.get("skip", {}))
     rows = _rows(raw.get("rows", {}), numbers, skip, net, only=raw.get("only"))
-    measures = tuple(_measure(one, rows, net) for one in raw["measure"])
+    measures = tuple(_measure(measure, rows, net) for measure in raw["measure"])
     scales: dict[str, dict[str, Any]] = {scale: dict(raw[scale]) for scale in SCALES if scale in raw}
     spec = RecipeSpec(
         name=name,
@@ -261,8 +267,8 @@ def _rows(
     for label in (*skip, *(only or ())):
         check_known("row of the paper's table", label, labels)
     labels = labels if only is None else list(only)
-    wanted = dict.fromkeys([*(label for label in labels if label not in skip), *given])
-    return {label: _networks(given.get(label, label), net=net, run="target") for label in wanted}
+    chosen = dict.fromkeys([*(label for label in labels if label not in skip), *given])
+    return {label: _networks(given.get(label, label), net=net, run="target") for label in chosen}
 
 
 def _networks(text: Any, *, net: str, run: str) -> tuple[Network, ...]:
@@ -272,55 +278,52 @@ def _networks(text: Any, *, net: str, run: str) -> tuple[Network, ...]:
 
 def _measure(raw: Mapping[str, Any], rows: Mapping[str, object], net: str) -> Measure:
     _check_keys("measure", raw, _MEASURE_KEYS)
-    protocol = raw.get("protocol", "")
-    check_known("protocol", protocol, get_args(Protocol))
+    name = raw.get("protocol", "")
+    check_known("protocol", name, MEASURES)
+    protocol = MEASURES[name]
     sources = {label: _networks(text, net=net, run=SOURCE) for label, text in _labelled(raw.get("sources", {})).items()}
     attacks = {label: read_attack(str(text)) for label, text in _labelled(raw.get("attacks", {})).items()}
     for what, given, needed in (
-        ("sources", sources, protocol in _NEEDS_SOURCES),
-        ("attacks", attacks, protocol in _NEEDS_ATTACKS),
-        ("levels", raw.get("levels"), protocol == "gaussian"),
-        ("ks", raw.get("ks"), protocol == "shuffle"),
+        ("sources", sources, protocol.sources == "needed"),
+        ("attacks", attacks, protocol.attacks is not None),
+        *((option, raw.get(option), protocol.takes(option)) for option in ("levels", "ks")),
     ):
         if bool(given) != needed:
-            raise SpecError(f"{what} and the protocol {protocol} do not fit.", given, "some" if needed else "none")
+            raise SpecError(f"{what} and the protocol {name} do not fit.", given, "some" if needed else "none")
     for label in [*raw.get("rows", ()), *(label for group in raw.get("groups", ()) for label in group)]:
         check_known("row", label, rows)
-    own = {key: raw[key] for key in ("figure", "rounding", "confidence", "count") if key in raw}
-    if protocol == "distance":
-        own.setdefault("figure", "median_distance")
-    if protocol in ("whitebox", "images", "user-study"):
-        own.setdefault("rounding", "none")
-    check_known("figure", own.get("figure", "defense_rate"), _FIGURES)
-    check_known("rounding", own.get("rounding", "8bit"), ("none", "8bit"))
-    default = {"gaussian": "{level}", "shuffle": "{k}", "stylized": "stylized", "tapm": "tapm"}.get(
-        protocol, "{attack}"
-    )
-    columns = str(raw.get("columns", default))
-    try:
-        columns.format_map(dict.fromkeys(_PLACES, ""))
-    except (KeyError, ValueError, IndexError) as error:
-        raise SpecError("The columns name something else.", columns, ", ".join(f"{{{p}}}" for p in _PLACES)) from error
+    settings = {"figure": protocol.figure, "rounding": protocol.rounding}
+    settings |= {key: raw[key] for key in ("figure", "rounding", "confidence", "count") if key in raw}
+    check_known("figure", settings["figure"], _FIGURES)
+    check_known("rounding", settings["rounding"], ROUNDING.choices)
     return Measure(
-        protocol=protocol,
-        columns=columns,
+        protocol=name,
+        columns=_columns(str(raw.get("columns", protocol.column))),
         sources=sources,
         attacks=attacks,
         levels=tuple(map(float, raw.get("levels", ()))),
         ks=tuple(raw.get("ks", ())),
         rows=tuple(raw.get("rows", ())),
         groups=tuple(map(tuple, raw.get("groups", ()))),
-        **own,
+        **settings,  # type: ignore[arg-type]
     )
+
+
+def _columns(text: str) -> str:
+    try:
+        text.format_map(dict.fromkeys(_PLACES, ""))
+    except (KeyError, ValueError, IndexError) as error:
+        raise SpecError("The columns name something else.", text, ", ".join(f"{{{p}}}" for p in _PLACES)) from error
+    return text
 
 
 def _labelled(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {text: text for text in given}
 
 
-def _check_keys(what: str, raw: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(what: str, raw: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for key in raw:
-        check_known(f"key of a {what}", key, known)
+        check_known(f"key of a {what}", key, allowed)
 
 
 def is_rate(figure: str) -> bool:

@@ -3,8 +3,7 @@
 ::
 
     OUT/networks/<network>-<digest>/  trained networks, shared by all recipes
-    OUT/cells/<digest>.json           finished cells, shared likewise
-    OUT/store/                        adversarial images and finished measurements within a cell
+    OUT/store/                        adversarial images and finished measurements, shared likewise
     OUT/<recipe>/<scale>/record.json  the record, which ``defective report`` reads
     OUT/<recipe>/<scale>/table.md     the table
 
@@ -25,16 +24,16 @@ import torch
 
 from dcn_plugin.errors import CheckpointError, SpecError
 from dcn_plugin.evaluate import ResultFile, RunDirectory, Team, hardware, package_versions
-from dcn_plugin.experiments.cells import Cell, CellFolder, Entry, cells_of, measure
 from dcn_plugin.experiments.comparison import Number, caveats, compare, to_markdown
 from dcn_plugin.experiments.datasets import RecipeData, open_data
+from dcn_plugin.experiments.finished_seeds import now
+from dcn_plugin.experiments.measurements import Entry, Measurement, measure, measurements_of
+from dcn_plugin.experiments.network_store import TrainedNetworks, shortened
 from dcn_plugin.experiments.networks import Job
 from dcn_plugin.experiments.recipe import RecipeSpec
-from dcn_plugin.experiments.seeds import now
-from dcn_plugin.experiments.timing import Estimate, estimate
-from dcn_plugin.experiments.trained import TrainedNetworks, shortened
+from dcn_plugin.experiments.time_estimate import Estimate, estimate
 from dcn_plugin.experiments.verdict import verdict_of
-from dcn_plugin.files import check_output, write_atomic
+from dcn_plugin.support.atomic_file import check_output, write_atomic
 
 __all__ = ["Outcome", "Plan", "plan_recipe", "run_recipe"]
 
@@ -51,8 +50,8 @@ class Plan:
         data: the images.
         device: where the networks compute.
         accelerator: see :func:`plan_recipe`.
-        cells: all cells.
-        finished: place of a cell -> its numbers, of the finished ones.
+        cells: all measurements.
+        finished: place of a measurement -> its numbers, of the finished ones.
         train: networks that have to be trained, in that order.
     """
 
@@ -63,7 +62,7 @@ class Plan:
     data: RecipeData
     device: torch.device
     accelerator: Any
-    cells: tuple[Cell, ...]
+    cells: tuple[Measurement, ...]
     finished: dict[int, list[Entry]]
     train: tuple[Job, ...]
 
@@ -73,8 +72,8 @@ class Plan:
         return self.out / self.spec.name / self.scale
 
     @property
-    def missing(self) -> list[Cell]:
-        """Cells that have to be measured."""
+    def missing(self) -> list[Measurement]:
+        """Measurements that have to run."""
         return [cell for place, cell in enumerate(self.cells) if place not in self.finished]
 
     def expect(self) -> Estimate:
@@ -99,7 +98,7 @@ class Outcome:
         markdown: the table.
         files: record, table, and pictures if there are any.
         trained: networks that this run trained.
-        measured: cells that this run measured.
+        measured: measurements that this run made.
     """
 
     numbers: tuple[Number, ...]
@@ -144,19 +143,18 @@ def plan_recipe(
     folder = Path(out)
     check_output(folder)
     images = open_data(spec.data_at(scale), data)
-    own = _device(accelerator)
-    where = device or own
-    cells = tuple(cells_of(spec, scale, chosen, copy=images.title))
+    default = _device(accelerator)
+    where = device or default
+    cells = tuple(measurements_of(spec, scale, chosen, copy=images.title))
     store = RunDirectory(folder / "store")
     networks = TrainedNetworks(folder / "networks", images, device=where, store=store)
-    known = CellFolder(folder / "cells")
 
     def look() -> tuple[dict[int, list[Entry]], tuple[Job, ...]]:
         finished: dict[int, list[Entry]] = {}
         for place, cell in enumerate(cells):
-            entries = known.read(cell.key(images.stamp, where))
-            if entries is not None and (not cell.writes_pictures or any(_pictures(folder, spec, scale).glob("*"))):
-                finished[place] = entries
+            records = store.read_unit(cell.key(images.stamp, where))
+            if records is not None and (not cell.writes_pictures or any(_pictures(folder, spec, scale).glob("*"))):
+                finished[place] = cell.entries(records)
         needed = [job for place, cell in enumerate(cells) if place not in finished for job in cell.jobs]
         return finished, tuple(networks.missing(needed))
 
@@ -174,7 +172,7 @@ def run_recipe(
         plan: see :func:`plan_recipe`.
         command: how the run was started, for the record.
         progress: show progress bars on stderr, or lines where that is no terminal.
-        tell: gets a line before each network and each cell, from the first process; by default nothing is said.
+        tell: gets a line before each network and each measurement, from the first process; None: nobody does.
 
     Returns:
         The same on all processes.
@@ -198,18 +196,17 @@ def run_recipe(
     for number, job in enumerate(plan.train, 1):
         say(f"[{number}/{len(plan.train)}] training {job.title}, seed {job.seed}")
         networks.train(job)
-    known = CellFolder(plan.out / "cells")
     finished = dict(plan.finished)
     missing = plan.missing
     for number, cell in enumerate(missing, 1):
         say(f"[{number}/{len(missing)}] measuring {cell.title}")
         pictures = _pictures(plan.out, plan.spec, plan.scale)
-        entries = measure(
+        records = measure(
             cell, networks, plan.data, store, pictures=pictures, accelerator=accelerator, progress=progress
         )
         if team.leads:
-            known.write(cell.key(plan.data.stamp, plan.device), entries)
-        finished[plan.cells.index(cell)] = entries
+            store.write_unit(cell.key(plan.data.stamp, plan.device), records)
+        finished[plan.cells.index(cell)] = cell.entries(records)
     entries = [entry for place in range(len(plan.cells)) for entry in finished[place]]
     scale = plan.spec.scale(plan.scale)
     numbers = compare(plan.spec, scale, entries)
@@ -270,10 +267,10 @@ def _write(
 
 
 def _networks(plan: Plan, networks: TrainedNetworks) -> list[dict[str, Any]]:
-    """Every network with its training, in the order of the cells; one whose folder was deleted without it."""
-    found: dict[str, dict[str, Any]] = {}
+    """Every network with its training, in the order of the measurements; without it where its folder was deleted."""
+    networks_used: dict[str, dict[str, Any]] = {}
     for job in (job for cell in plan.cells for job in cell.jobs):
-        if job.name in found:
+        if job.name in networks_used:
             continue
         entry: dict[str, Any] = {"title": job.title, "seed": job.seed, "folder": job.name, "key": job.key}
         try:
@@ -287,8 +284,8 @@ def _networks(plan: Plan, networks: TrainedNetworks) -> list[dict[str, Any]]:
             }
         except (OSError, ValueError, KeyError, TypeError, IndexError, CheckpointError):
             entry |= {"loss": None, "train_accuracy": None, "precision": None, "seconds": None}
-        found[job.name] = entry
-    return list(found.values())
+        networks_used[job.name] = entry
+    return list(networks_used.values())
 
 
 def _pictures(out: Path, spec: RecipeSpec, scale: str) -> Path:
@@ -304,5 +301,5 @@ def _device(accelerator: Any) -> torch.device:
             "'no': the scale says whether networks are trained in bfloat16",
             "launch without --mixed_precision",
         )
-    own: torch.device | None = getattr(accelerator, "device", None)
-    return own or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device: torch.device | None = getattr(accelerator, "device", None)
+    return device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

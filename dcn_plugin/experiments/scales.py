@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.experiments.names import check_known
-from dcn_plugin.training.config import TrainConfig
+from dcn_plugin.support.arguments import is_count
+from dcn_plugin.support.suggestions import check_known
+from dcn_plugin.training import TrainConfig
 
 __all__ = ["SCALES", "Scale", "ScaleName", "scale_for"]
 
@@ -29,13 +30,13 @@ class Scale:
         training: of every network alike, but for its seed.
         data: a data set in place of the recipe's own.
         width: channels of a network's first stage; 64 is the paper's.
-        train_images: only the first so many training images.
-        images: of the test images, the first so many.
+        train_images: this many training images, from the first on.
+        images: this many test images, from the first on.
         cw_images: of those, for Carlini and Wagner's attack; the paper's 1,056.
         count: images of a decision-based attack, the first that a network has right; the paper's 500.
         boundary_steps: of the boundary attack.
         queries: of a decision-based attack on an image; None: no limit, as in the paper.
-        max_steps: gradient attacks of more steps get so many, and a step size in proportion.
+        max_steps: gradient attacks of more steps get this many, and a step size in proportion.
         cw_steps: of Adam, in each round.
         members: networks of an ensemble, at most.
         batch_size: images at a time in attacks and measurements.
@@ -62,7 +63,7 @@ class Scale:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if item.name in _NUMBERS and value is not None and not _natural(value):
+            if item.name in _NUMBERS and value is not None and not is_count(value, least=1):
                 raise SpecError(f"The {item.name} of a scale is not usable.", value, "an int >= 1")
 
     @property
@@ -74,8 +75,8 @@ class Scale:
 
     def to_json(self) -> dict[str, Any]:
         """All settings as JSON values."""
-        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "training"}
-        return own | {"training": self.training_json}
+        settings = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "training"}
+        return settings | {"training": self.training_json}
 
 
 _NUMBERS = tuple(item.name for item in dataclasses.fields(Scale) if item.name not in ("name", "training", "data"))
@@ -130,7 +131,7 @@ def scale_for(name: str, data: str, changes: Mapping[str, Any] | None = None) ->
     used = changes.get("data")
     training = _training(name, str(used or data), {key: changes.pop(key) for key in _TRAINING if key in changes})
     if name == "smoke":
-        made = {
+        settings = {
             "data": "digits",
             "width": 8,
             "train_images": 128,
@@ -144,7 +145,7 @@ def scale_for(name: str, data: str, changes: Mapping[str, Any] | None = None) ->
             "members": 2,
         }
     elif name == "small":
-        made = {
+        settings = {
             "width": 16,
             "images": 1000,
             "cw_images": 100,
@@ -154,8 +155,8 @@ def scale_for(name: str, data: str, changes: Mapping[str, Any] | None = None) ->
             "cw_steps": 100,
         }
     else:
-        made = {}
-    return Scale(name=name, training=training, **{**made, **changes})  # type: ignore[arg-type]
+        settings = {}
+    return Scale(name=name, training=training, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def _training(scale: str, data: str, changes: Mapping[str, Any]) -> TrainConfig:
@@ -163,10 +164,10 @@ def _training(scale: str, data: str, changes: Mapping[str, Any]) -> TrainConfig:
         check_known("data set of the full scale", data, _PAPER)
         config = _PAPER[data]()
     elif scale == "small":
-        moved = data != "mnist"  # a mirrored digit is another one
+        mirrors = data != "mnist"  # a mirrored digit is another one
         # bfloat16 halves the hours where the CPU has it; elsewhere amp computes in float32.
         config = TrainConfig(
-            epochs=8, batch_size=128, lr=0.2, shift=4 if moved else 2, flip=moved, amp=True, channels_last=True
+            epochs=8, batch_size=128, lr=0.2, shift=4 if mirrors else 2, flip=mirrors, amp=True, channels_last=True
         )
     else:
         config = TrainConfig(epochs=1, batch_size=32, lr=0.05)
@@ -176,7 +177,3 @@ def _training(scale: str, data: str, changes: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(
         config, select="last", **{names[key]: value for key, value in changes.items() if key in names}
     )
-
-
-def _natural(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

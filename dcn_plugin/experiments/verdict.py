@@ -29,10 +29,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from dcn_plugin.evaluate import Result
+from dcn_plugin.experiments.commentary import Claim, Finding
 from dcn_plugin.experiments.comparison import Number
 from dcn_plugin.experiments.effects import Effect, Unit, effects_of
-from dcn_plugin.experiments.finding import Claim, Finding
-from dcn_plugin.experiments.numbers import CLEAN
+from dcn_plugin.experiments.paper_tables import CLEAN
 from dcn_plugin.experiments.recipe import RecipeSpec
 
 __all__ = [
@@ -76,7 +76,7 @@ _HEADS: Mapping[Headline, str] = {
     "mixed": "Mixed",
     "not compared": "Not compared",
 }
-# So many effects without a number of the paper are told one by one.
+# Up to this many effects without a number of the paper are told one by one.
 _SINGLE = 4
 
 
@@ -99,7 +99,7 @@ class Verdict:
     @property
     def short(self) -> str:
         """The word, and how many effects have which: "weaker (weaker 9, agrees 4)"."""
-        counts = _tally(word for one, word in self.words.items() if one.column != CLEAN)
+        counts = _tally(word for effect, word in self.words.items() if effect.column != CLEAN)
         return self.headline + (f" ({', '.join(f'{word} {n}' for word, n in counts.items())})" if counts else "")
 
 
@@ -162,28 +162,31 @@ def verdict_of(spec: RecipeSpec, numbers: Sequence[Number], results: Iterable[Re
     if any(number.scale == "smoke" for number in numbers):
         return Verdict("not compared", "Not compared: scale smoke shows that the recipe runs, and nothing else.")
     effects = tuple(effects_of(spec, numbers, results))
-    own = [one for one in effects if one.column != CLEAN]
-    claimed = spec.finding if all(one.paper is None for one in own) else None
+    compared = [effect for effect in effects if effect.column != CLEAN]
+    claimed = spec.finding if all(effect.paper is None for effect in compared) else None
     words: dict[Effect, Word] = {}
-    for one in effects:
-        if one.paper is not None:
-            words[one] = judge(one.ours, one.low, one.high, one.paper, noise=PAPER_NOISE[one.unit])
-        elif claimed is not None and claimed.claim is not None and one.column != CLEAN:
-            words[one] = judge_claim(one.low, one.high, claimed.claim)
-    judged = [one for one in own if one in words]
-    found = headline([words[one] for one in judged])
-    left = [words[one] for one in judged].count("undecided")
-    partly = " in what is decided" if found != "undecided" and 2 * left > len(judged) else ""
-    head = f"{_HEADS[found]}{partly} ({_where(numbers)})"
-    if not own:
+    for effect in effects:
+        if effect.paper is not None:
+            words[effect] = judge(effect.ours, effect.low, effect.high, effect.paper, noise=PAPER_NOISE[effect.unit])
+        elif claimed is not None and claimed.claim is not None and effect.column != CLEAN:
+            words[effect] = judge_claim(effect.low, effect.high, claimed.claim)
+    judged = [effect for effect in compared if effect in words]
+    word = headline([words[effect] for effect in judged])
+    left = [words[effect] for effect in judged].count("undecided")
+    partly = " in what is decided" if word != "undecided" and 2 * left > len(judged) else ""
+    head = f"{_HEADS[word]}{partly} ({_where(numbers)})"
+    if not compared:
         parts = [f"{head}: no row has a standard one beside it."]
     elif not judged:
-        parts = [f"{head}: the paper gives no numbers for it; {_by_row(own)}{_noise(own)}."]
+        parts = [f"{head}: the paper gives no numbers for it; {_by_row(compared)}{_noise(compared)}."]
     elif claimed is not None:
         parts = [f"{head}: {_claimed(claimed, judged, words)}."]
     else:
-        parts = [f"{head}: {_compared(judged, words)}.", *_not_in_the_paper([one for one in own if one not in words])]
-    return Verdict(found, " ".join([*parts, *_clean(effects)]), effects, words)
+        parts = [
+            f"{head}: {_compared(judged, words)}.",
+            *_not_in_the_paper([effect for effect in compared if effect not in words]),
+        ]
+    return Verdict(word, " ".join([*parts, *_clean(effects)]), effects, words)
 
 
 def signed(value: float, unit: Unit) -> str:
@@ -192,66 +195,68 @@ def signed(value: float, unit: Unit) -> str:
     return f"{round(value, 1) + 0.0:+.1f} points" if unit == "points" else f"x {math.exp(value):.2f}"
 
 
-def _compared(own: Sequence[Effect], words: Mapping[Effect, Word]) -> str:
-    same = sum(one.ours * (one.paper or 0) > 0 for one in own)
-    parts = [_counted(own, words), f"{same} of {len(own)} have the paper's sign"]
+def _compared(effects: Sequence[Effect], words: Mapping[Effect, Word]) -> str:
+    same = sum(effect.ours * (effect.paper or 0) > 0 for effect in effects)
+    parts = [_counted(effects, words), f"{same} of {len(effects)} have the paper's sign"]
     for unit in _UNITS:
-        part = [one for one in own if one.unit == unit]
+        part = [effect for effect in effects if effect.unit == unit]
         if part:
-            ours = statistics.median(_along(one.ours, one.paper or 0) for one in part)
-            paper = statistics.median(abs(one.paper or 0) for one in part)
+            ours = statistics.median(_along(effect.ours, effect.paper or 0) for effect in part)
+            paper = statistics.median(abs(effect.paper or 0) for effect in part)
             median = f"median in the paper's direction {signed(ours, unit)}, the paper's {signed(paper, unit)}"
             parts.append(median + _noise(part))
-    inferred = sum(one.inferred for one in own)
-    parts += [f"{inferred} of {len(own)} under a label or setting that we inferred"] if inferred else []
+    inferred = sum(effect.inferred for effect in effects)
+    parts += [f"{inferred} of {len(effects)} under a label or setting that we inferred"] if inferred else []
     return "; ".join(parts)
 
 
-def _claimed(finding: Finding, own: Sequence[Effect], words: Mapping[Effect, Word]) -> str:
-    said = f"the paper says in words that {finding.words.rstrip('.')}"
-    return f"{said}; {_counted(own, words)}; {_by_row(own)}{_noise(own)}"
+def _claimed(finding: Finding, effects: Sequence[Effect], words: Mapping[Effect, Word]) -> str:
+    claim = f"the paper says in words that {finding.words.rstrip('.')}"
+    return f"{claim}; {_counted(effects, words)}; {_by_row(effects)}{_noise(effects)}"
 
 
-def _not_in_the_paper(own: Sequence[Effect]) -> list[str]:
-    if not own:
+def _not_in_the_paper(effects: Sequence[Effect]) -> list[str]:
+    if not effects:
         return []
-    if len(own) > _SINGLE:
-        return [f"Not in the paper's table: {_by_row(own)}."]
-    told = (f"{one.column}, {one.row} {signed(one.ours, one.unit)}{_interval(one)}" for one in own)
-    return [f"Not in the paper's table: {'; '.join(told)}."]
+    if len(effects) > _SINGLE:
+        return [f"Not in the paper's table: {_by_row(effects)}."]
+    sentences = (
+        f"{effect.column}, {effect.row} {signed(effect.ours, effect.unit)}{_interval(effect)}" for effect in effects
+    )
+    return [f"Not in the paper's table: {'; '.join(sentences)}."]
 
 
 def _clean(effects: Sequence[Effect]) -> list[str]:
-    own = [one for one in effects if one.column == CLEAN]
-    if not own:
+    clean = [effect for effect in effects if effect.column == CLEAN]
+    if not clean:
         return []
-    text = f"Clean accuracy: {statistics.median(one.ours for one in own):+.1f} points in the median"
-    known = [one.paper for one in own if one.paper is not None]
-    return [f"{text}, the paper's {statistics.median(known):+.1f}." if known else f"{text}."]
+    text = f"Clean accuracy: {statistics.median(effect.ours for effect in clean):+.1f} points in the median"
+    papers = [effect.paper for effect in clean if effect.paper is not None]
+    return [f"{text}, the paper's {statistics.median(papers):+.1f}." if papers else f"{text}."]
 
 
-def _by_row(own: Sequence[Effect]) -> str:
+def _by_row(effects: Sequence[Effect]) -> str:
     """The median effect of every row, and its smallest and largest."""
     rows: dict[tuple[str, Unit], list[float]] = {}
-    for one in own:
-        rows.setdefault((one.row, one.unit), []).append(one.ours)
-    shown = []
+    for effect in effects:
+        rows.setdefault((effect.row, effect.unit), []).append(effect.ours)
+    texts = []
     for (row, unit), values in rows.items():
         reach = f" ({_bare(min(values), unit)} to {_bare(max(values), unit)})" if len(values) > 1 else ""
-        shown.append(f"{row} {signed(statistics.median(values), unit)}{reach}")
-    return f"median over the columns: {', '.join(shown)}"
+        texts.append(f"{row} {signed(statistics.median(values), unit)}{reach}")
+    return f"median over the columns: {', '.join(texts)}"
 
 
-def _noise(own: Sequence[Effect]) -> str:
+def _noise(effects: Sequence[Effect]) -> str:
     """How wide our intervals are."""
-    halves = [(one.high - one.low) / 2 for one in own if one.unit == "points"]
+    halves = [(effect.high - effect.low) / 2 for effect in effects if effect.unit == "points"]
     return f" (95 % intervals ±{statistics.median(halves):.1f} in the median)" if halves else ""
 
 
-def _interval(one: Effect) -> str:
-    if math.isinf(one.high - one.low):
+def _interval(effect: Effect) -> str:
+    if math.isinf(effect.high - effect.low):
         return ""
-    return f" ({_bare(one.low, one.unit)} to {_bare(one.high, one.unit)})"
+    return f" ({_bare(effect.low, effect.unit)} to {_bare(effect.high, effect.unit)})"
 
 
 def _bare(value: float, unit: Unit) -> str:
@@ -260,9 +265,13 @@ def _bare(value: float, unit: Unit) -> str:
 
 def _where(numbers: Sequence[Number]) -> str:
     seeds = max((number.seeds for number in numbers), default=0)
-    elsewhere = any(one.paper is not None and one.ours is not None and one.difference is None for one in numbers)
+    other_data = any(
+        number.paper is not None and number.ours is not None and number.difference is None for number in numbers
+    )
     sizes = [f"width {numbers[0].width}", f"{numbers[0].epochs} epochs"] if numbers else []
-    return ", ".join([*sizes, f"{seeds} seed{'' if seeds == 1 else 's'}", *(["another data set"] if elsewhere else [])])
+    return ", ".join(
+        [*sizes, f"{seeds} seed{'' if seeds == 1 else 's'}", *(["another data set"] if other_data else [])]
+    )
 
 
 def _along(ours: float, paper: float) -> float:
@@ -277,11 +286,13 @@ def _tally(words: Iterable[Word]) -> dict[Word, int]:
     return {word: counts[word] for word in order if counts[word]}
 
 
-def _counted(own: Sequence[Effect], words: Mapping[Effect, Word]) -> str:
+def _counted(effects: Sequence[Effect], words: Mapping[Effect, Word]) -> str:
     """For people: "of 5 effects 2 are weaker, 2 agree and 1 is undecided"."""
-    counts = _tally(words[one] for one in own)
+    counts = _tally(words[effect] for effect in effects)
     if len(counts) == 1:
         (word,) = counts
-        return f"all {len(own)} effects {_TOLD[word][1]}" if len(own) > 1 else f"its one effect {_TOLD[word][0]}"
+        return (
+            f"all {len(effects)} effects {_TOLD[word][1]}" if len(effects) > 1 else f"its one effect {_TOLD[word][0]}"
+        )
     *most, last = (f"{count} {_TOLD[word][count > 1]}" for word, count in counts.items())
-    return f"of {len(own)} effects {', '.join(most)} and {last}"
+    return f"of {len(effects)} effects {', '.join(most)} and {last}"

@@ -1,9 +1,6 @@
 """Networks: the paper's, built from timm's blocks."""
 
-from dcn_plugin.models.cifar_densenet import cifar_densenet
-from dcn_plugin.models.cifar_resnet import cifar_resnet
-from dcn_plugin.models.cifar_senet import cifar_senet
-from dcn_plugin.models.cifar_vgg import cifar_vgg
+from dcn_plugin.models.densenet import cifar_densenet
 from dcn_plugin.models.paper_nets import (
     densenet121_cifar,
     resnet18_cifar,
@@ -14,6 +11,10 @@ from dcn_plugin.models.paper_nets import (
 )
 from dcn_plugin.models.paper_variants import VARIANTS, Variant, build_variant, paper_variant
 from dcn_plugin.models.regularizers import Regularizer, regularize
+from dcn_plugin.models.resnet import cifar_resnet
+from dcn_plugin.models.senet import cifar_senet
+from dcn_plugin.models.vgg import cifar_vgg
+from dcn_plugin.support.old_paths import keep_old_paths
 
 __all__ = [
     "VARIANTS",
@@ -33,3 +34,6 @@ __all__ = [
     "vgg19_cifar",
     "wrn32_4_cifar",
 ]
+
+_OLD = {f"cifar_{name}": f"dcn_plugin.models.{name}" for name in ("resnet", "densenet", "senet", "vgg")}
+keep_old_paths(__name__, **_OLD)

@@ -25,7 +25,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from dcn_plugin.blocks import BlocksArg
+from dcn_plugin.checkpoint.weights import fitting
 from dcn_plugin.errors import InputSizeError
 from dcn_plugin.models import paper_nets as _paper_nets  # noqa: F401  (registers those of BASES that are not timm's)
 from dcn_plugin.models.timm_features import carry_over
@@ -38,10 +38,10 @@ from dcn_plugin.models.timm_weights import (
     tell_unused,
     weight_source,
 )
-from dcn_plugin.selection import freeze_blocks
-from dcn_plugin.specs import DefectSpec, MaskSpec, Mode, Sampling, check_chw, freeze_p, plain_number
+from dcn_plugin.specs import DefectSpec, Masks, Mode, Sampling, check_chw, mask_specs, plain_number
 from dcn_plugin.surgery import insert_masks, plan_defects
-from dcn_plugin.weights import fitting
+from dcn_plugin.surgery.blocks import BlocksArg
+from dcn_plugin.surgery.placement import freeze_blocks
 
 # timm's register_model looks up both names in this module, and appends every model to __all__.
 __all__ = ["default_cfgs"]
@@ -55,42 +55,6 @@ _NO_LONGER_TRUE: dict[str, Any] = dict.fromkeys(
 )
 _ONLY_FOR_FEATURES = ("features_only", "out_indices", "feature_cls", "feature_cfg", "feature_location")
 _ONLY_FOR_PLACEMENT = ("device", "dtype", "cache_dir")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Defects:
-    """The options of a defective model that its base does not have; arguments as in :func:`defectify`."""
-
-    p: float | Mapping[str | int, float]
-    blocks: BlocksArg
-    mode: Mode
-    sampling: Sampling
-    seed: int
-    span: int | None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.p, Mapping):  # JSON, in which timm saves options, makes strings of block numbers
-            numbered = {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in self.p.items()}
-            object.__setattr__(self, "p", numbered)
-        template = MaskSpec(1.0, self.mode, self.sampling, self.seed, self.span)
-        frozen = freeze_p(self.p, like=template)
-        # timm saves these options as JSON, which knows no NumPy numbers and no tensors.
-        object.__setattr__(self, "p", dict(frozen) if isinstance(frozen, tuple) else frozen)
-        object.__setattr__(self, "blocks", freeze_blocks(self.blocks))
-        object.__setattr__(self, "seed", template.seed)
-        object.__setattr__(self, "span", template.span)
-
-    def plan(self, model: nn.Module, size: tuple[int, int, int]) -> DefectSpec:
-        return plan_defects(
-            model,
-            self.blocks,
-            self.p,
-            self.mode,
-            input_size=size,
-            sampling=self.sampling,
-            seed=self.seed,
-            span=self.span,
-        )
 
 
 def _register(base: str) -> None:
@@ -107,8 +71,10 @@ def _register(base: str) -> None:
         init_from: Literal["base"] | None = None,
         **base_options: Any,
     ) -> nn.Module:
-        defects = _Defects(p, blocks, mode, sampling, seed, span)
-        return _build(base, pretrained, defects, img_size, init_from, base_options)
+        if isinstance(p, Mapping):  # JSON, in which timm saves options, makes strings of block numbers
+            p = {int(block) if isinstance(block, str) and block.isdigit() else block: keep for block, keep in p.items()}
+        masks = mask_specs(p, mode=mode, sampling=sampling, seed=seed, span=span)
+        return _build(base, pretrained, freeze_blocks(blocks), masks, img_size, init_from, base_options)
 
     name = _PREFIX + base
     entrypoint.__name__ = entrypoint.__qualname__ = name
@@ -136,19 +102,20 @@ def _register(base: str) -> None:
 
 def _without_weights(base: str) -> DefaultCfg:
     """What timm says about the base model, tag by tag, without the places where its weights lie."""
-    own = {
+    cfgs = {
         split_model_name_tag(name)[1]: dataclasses.replace(
             cfg, **NO_WEIGHTS, **_NO_LONGER_TRUE, custom_load=False, fixed_input_size=True
         )
         for name, cfg in get_arch_pretrained_cfgs(base).items()
     }
-    return DefaultCfg(tags=deque(own), cfgs=own)
+    return DefaultCfg(tags=deque(cfgs), cfgs=cfgs)
 
 
 def _build(
     base: str,
     pretrained: bool,
-    defects: _Defects,
+    blocks: BlocksArg,
+    masks: Masks,
     img_size: int | Sequence[int] | None,
     init_from: str | None,
     options: dict[str, Any],
@@ -163,36 +130,38 @@ def _build(
     saved = options.get("pretrained_model_args") or {}
     if init_from is not None and saved.get("init_from") == init_from:
         init_from = None  # timm repeats the options that a saved model was built with; its weights are in its own file
-    masks: dict[str, Tensor] = {}
+    bits: dict[str, Tensor] = {}
     source = weight_source(base, name, cfg, pretrained=pretrained, init_from=init_from)
     if source is not None:
-        source, masks = split_masks(source, init_from=init_from, cache_dir=options.get("cache_dir"))
+        source, bits = split_masks(source, init_from=init_from, cache_dir=options.get("cache_dir"))
         classes = 0 if features else options["num_classes"]
-        whole = {key: value for key, value in options.items() if key not in _ONLY_FOR_FEATURES}
+        plain = {key: value for key, value in options.items() if key not in _ONLY_FOR_FEATURES}
 
         def try_whole(weights: PretrainedCfg, num_classes: int) -> None:
             with fitting(name):
-                _build_base(base, weights, pretrained=True, options={**whole, "num_classes": num_classes})
+                _build_base(base, weights, pretrained=True, options={**plain, "num_classes": num_classes})
 
         source = settle_classes(source, classes, name=name, try_whole=try_whole)
     with fitting(name):
         model = _build_base(base, source or cfg, pretrained=source is not None, options=options)
     if features:
         full = _build_full(base, cfg, options)
-        model = carry_over(model, full, defects.plan(full, size), masks)
+        spec = plan_defects(full, blocks, masks, input_size=size)
+        model = carry_over(model, full, spec, bits)
     else:
-        load_masks(insert_masks(model, defects.plan(model, size)), masks)
-    _describe(model, name, cfg, size, defects, features=features)
+        spec = plan_defects(model, blocks, masks, input_size=size)
+        load_masks(insert_masks(model, spec), bits)
+    _describe(model, name, cfg, spec, features=features)
     return model
 
 
 def _input_size(cfg: PretrainedCfg, img_size: int | Sequence[int] | None, in_chans: int) -> tuple[int, int, int]:
-    given = plain_number(cfg.input_size[1:] if img_size is None else img_size)
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = (given, given)
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
+    side = plain_number(cfg.input_size[1:] if img_size is None else img_size)
+    if isinstance(side, int) and not isinstance(side, bool):
+        side = (side, side)
+    if not isinstance(side, Sequence) or isinstance(side, str) or len(side) != 2:
         raise InputSizeError("img_size is neither a side nor (H, W).", img_size, "e.g. 64 or (64, 96)")
-    return check_chw((in_chans, *given))
+    return check_chw((in_chans, *side))
 
 
 def _build_base(base: str, cfg: PretrainedCfg, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
@@ -205,21 +174,14 @@ def _build_base(base: str, cfg: PretrainedCfg, *, pretrained: bool, options: Map
 def _build_full(base: str, cfg: PretrainedCfg, options: Mapping[str, Any]) -> nn.Module:
     """The network before truncation, for its structure only: on the CPU, without weights or a trace in the RNG."""
     dropped = _ONLY_FOR_FEATURES + _ONLY_FOR_PLACEMENT
-    kept = {key: value for key, value in options.items() if key not in dropped}
+    plain = {key: value for key, value in options.items() if key not in dropped}
     with torch.random.fork_rng(devices=[]):
-        return _build_base(base, dataclasses.replace(cfg, **NO_WEIGHTS), pretrained=False, options=kept)
+        return _build_base(base, dataclasses.replace(cfg, **NO_WEIGHTS), pretrained=False, options=plain)
 
 
-def _describe(
-    model: nn.Module,
-    name: str,
-    cfg: PretrainedCfg,
-    size: tuple[int, int, int],
-    defects: _Defects,
-    *,
-    features: bool,
-) -> None:
+def _describe(model: nn.Module, name: str, cfg: PretrainedCfg, spec: DefectSpec, *, features: bool) -> None:
     """Write down what the model is where timm looks for it, so that a saved configuration rebuilds the same."""
+    size = spec.input_size
     described = dataclasses.replace(
         cfg,
         **_NO_LONGER_TRUE,
@@ -231,10 +193,10 @@ def _describe(
     ).to_dict()
     if features:  # as timm does it: they have no classifier to speak of
         described = {key: value for key, value in described.items() if key not in ("num_classes", "classifier")}
-    own: Any = model
-    own.pretrained_cfg = own.default_cfg = described
-    own._traits = {**getattr(model, "_traits", {}), "img_size": size[1:], "fixed_input_size": True}
-    own._model_args = {**dataclasses.asdict(defects), "img_size": size[1:]}
+    network: Any = model
+    network.pretrained_cfg = network.default_cfg = described
+    network._traits = {**getattr(model, "_traits", {}), "img_size": size[1:], "fixed_input_size": True}
+    network._model_args = {**spec.options, "img_size": size[1:]}
 
 
 for _base in BASES:

@@ -24,14 +24,14 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vgg import VGG
 from torch import nn
 
+from dcn_plugin.checkpoint.weights import fitting
 from dcn_plugin.errors import PretrainedError
-from dcn_plugin.models.cifar_densenet import cifar_densenet
-from dcn_plugin.models.cifar_parts import check_sizes
-from dcn_plugin.models.cifar_resnet import cifar_resnet
-from dcn_plugin.models.cifar_senet import cifar_senet
-from dcn_plugin.models.cifar_vgg import cifar_vgg
+from dcn_plugin.models.densenet import cifar_densenet
+from dcn_plugin.models.parts import check_sizes
+from dcn_plugin.models.resnet import cifar_resnet
+from dcn_plugin.models.senet import cifar_senet
 from dcn_plugin.models.timm_weights import NO_WEIGHTS, settle_classes, split_masks, tell_unused
-from dcn_plugin.weights import fitting
+from dcn_plugin.models.vgg import cifar_vgg
 
 __all__ = ["default_cfgs"]
 
@@ -175,14 +175,14 @@ def _create(
                 f"create defective_{name} with the same options",
             )
         features = ("features_only", "out_indices", "feature_cls", "feature_cfg")
-        whole = {key: value for key, value in options.items() if key not in features}
+        model_options = {key: value for key, value in options.items() if key not in features}
         classes = 0 if options.get("features_only") else options.get("num_classes", cfg.num_classes)
         cfg = settle_classes(
-            cfg, classes, name=name, try_whole=lambda weights, n: build(weights, {**whole, "num_classes": n})
+            cfg, classes, name=name, try_whole=lambda weights, n: build(weights, {**model_options, "num_classes": n})
         )
     model = build(cfg, options)
     if pretrained:  # say where the weights lie, as before they were read
         described: Any = model
-        kept = {key: value for key, value in described.pretrained_cfg.items() if key != "state_dict"}
-        described.pretrained_cfg = described.default_cfg = {**kept, **where}
+        entries = {key: value for key, value in described.pretrained_cfg.items() if key != "state_dict"}
+        described.pretrained_cfg = described.default_cfg = {**entries, **where}
     return model

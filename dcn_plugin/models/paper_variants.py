@@ -66,22 +66,22 @@ class Variant:
         """
         if net.partition(".")[0] != _ABLATED and (self.top is not None or self.kind in ("channel", "wide")):
             raise SpecError(f"This variant is not defined for {net}.", self, f"net={_ABLATED!r}")
-        made: dict[str, Any] = {"model_name": f"defective_{net}" if self.masked else net, "width": width}
+        arguments: dict[str, Any] = {"model_name": f"defective_{net}" if self.masked else net, "width": width}
         if self.kind == "channel":
             assert self.bottom is not None
-            kept = (math.ceil(round(self.bottom * c, 9)) for c in (width, width, 2 * width))
-            made |= {"widths": (*kept, 4 * width, 8 * width), "project_first": True}
+            widths = (math.ceil(round(self.bottom * c, 9)) for c in (width, width, 2 * width))
+            arguments |= {"widths": (*widths, 4 * width, 8 * width), "project_first": True}
         if self.kind == "wide":
-            made |= {"widths": tuple(width * c for c in (2, 2, 4, 4, 8)), "project_first": True}
+            arguments |= {"widths": tuple(width * c for c in (2, 2, 4, 4, 8)), "project_first": True}
         if self.kind == "shared":
-            made["mode"] = "shared"
+            arguments["mode"] = "shared"
         if self.masked and self.top is None:
-            made |= {"blocks": "paper", "p": self.bottom}
+            arguments |= {"blocks": "paper", "p": self.bottom}
         elif self.masked and self.bottom is None:
-            made |= {"blocks": "top", "p": self.top}
+            arguments |= {"blocks": "top", "p": self.top}
         elif self.masked:
-            made |= {"blocks": "all", "p": {i: self.bottom if i < 3 else self.top for i in range(5)}}
-        return made
+            arguments |= {"blocks": "all", "p": {i: self.bottom if i < 3 else self.top for i in range(5)}}
+        return arguments
 
 
 _PS = (0.7, 0.5, 0.3)
@@ -164,10 +164,10 @@ def build_variant(
     Raises:
         SpecError: the label is unknown, or the paper has this variant for ``resnet18_cifar`` only.
 
-    Source: paper, section 4.2, appendix A.10; FACTS of the authors' code.
+    Source: paper, section 4.2, appendix A.10; the authors' code (docs: concepts/authors-code).
     """
-    chosen = paper_variant(variant) if isinstance(variant, str) else variant
-    options = chosen.options(net, width=width)
-    if chosen.masked:
+    row = paper_variant(variant) if isinstance(variant, str) else variant
+    options = row.options(net, width=width)
+    if row.masked:
         options["seed"] = seed
     return timm.create_model(**{**options, **timm_options})

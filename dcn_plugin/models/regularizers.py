@@ -16,8 +16,8 @@ from timm.layers import DropBlock2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from dcn_plugin.copies import copy_of
 from dcn_plugin.errors import BlockError, SpecError
+from dcn_plugin.support.model_state import copy_of
 
 __all__ = ["ConvThenDrop2d", "Regularizer", "regularize"]
 
@@ -69,8 +69,8 @@ def regularize(
         SpecError: an option is not usable, or the model is regularised already.
         BlockError: there is no such ResNet, or it has no such layer.
 
-    Source: paper, section 4.1.1; FACTS of the authors' code. Tompson et al. 2015, arXiv 1411.4280; Ghiasi et al. 2018,
-    arXiv 1810.12890.
+    Source: paper, section 4.1.1; the authors' code (docs: concepts/authors-code). Tompson et al. 2015, arXiv
+    1411.4280; Ghiasi et al. 2018, arXiv 1810.12890.
     """
     if kind not in get_args(Regularizer):
         raise SpecError("Unknown regulariser.", kind, ", ".join(map(repr, get_args(Regularizer))))

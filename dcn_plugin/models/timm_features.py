@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from dcn_plugin.errors import SiteError
 from dcn_plugin.models.timm_weights import load_masks
-from dcn_plugin.norms import slot_of
 from dcn_plugin.specs import DefectSpec, SiteSpec
 from dcn_plugin.surgery import insert_masks, masks_of
+from dcn_plugin.surgery.norm_slots import slot_of
 
 __all__ = ["carry_over", "full_paths"]
 
@@ -45,7 +45,7 @@ def carry_over(features: nn.Module, full: nn.Module, spec: DefectSpec, masks: Ma
         load_masks(insert_masks(full, spec), masks)
         chosen = features.feature_info.out_indices
         return FeatureGraphNet(full, chosen, output_fmt=features.output_fmt, return_dict=features.return_dict)
-    place = {path: own for own, path in full_paths(features, full).items()}
+    place = {full_path: path for path, full_path in full_paths(features, full).items()}
     sites = tuple(_moved(site, place, features) for site in spec.sites if site.name in place)
     if not sites:
         raise SiteError(
@@ -78,12 +78,12 @@ def full_paths(features: nn.Module, full: nn.Module) -> dict[str, str]:
     heads = {f"{a}_{b}": f"{a}.{b}" for a, child in full.named_children() for b, _ in child.named_children()}
     heads.update({name: name for name, _ in full.named_children()})
     theirs = dict(full.named_modules())
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for path, module in features.named_modules():
         head, dot, rest = path.removeprefix(root).partition(".")
         full_path = heads.get(head, head) + dot + rest
         if path.startswith(root) and _match(module, theirs.get(full_path)):
-            found[path] = full_path
+            paths[path] = full_path
         elif _shapes(module):
             raise SiteError(
                 f"{path!r} of the {type(features).__name__} has no exact counterpart in the full network.",
@@ -91,7 +91,7 @@ def full_paths(features: nn.Module, full: nn.Module) -> dict[str, str]:
                 f"a {type(module).__name__} at {full_path!r} with tensors of the same shapes",
                 "use timm's default feature_cls, or forward_intermediates() of the full model",
             )
-    return found
+    return paths
 
 
 def _moved(site: SiteSpec, place: Mapping[str, str], features: nn.Module) -> SiteSpec:
@@ -107,5 +107,5 @@ def _match(module: nn.Module, full: nn.Module | None) -> bool:
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    return {name: tuple(tensor.shape) for name, tensor in own}
+    tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return {name: tuple(tensor.shape) for name, tensor in tensors}

@@ -18,9 +18,9 @@ import torch
 from timm.models import PretrainedCfg, load_pretrained, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from dcn_plugin.checkpoint.weights import read_weights
 from dcn_plugin.errors import MaskStateError, PretrainedError, SpecError
 from dcn_plugin.surgery import masks_of
-from dcn_plugin.weights import read_weights
 
 __all__ = [
     "NO_WEIGHTS",

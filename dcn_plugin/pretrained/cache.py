@@ -52,8 +52,8 @@ def find_weights(
     """
     beside = None if folder is None else folder / card.file
     if beside is not None and beside.is_file():
-        if (found := sha256_of(beside)) != card.sha256:
-            raise _wrong_content(card, str(beside), found, "install the package, or copy the file, again")
+        if (digest := sha256_of(beside)) != card.sha256:
+            raise _wrong_content(card, str(beside), digest, "install the package, or copy the file, again")
         return beside
     if card.url is None:
         raise PretrainedError(
@@ -93,7 +93,7 @@ def _download(card: PretrainedCard, url: str, path: Path, *, progress: bool) -> 
     return path
 
 
-def _wrong_content(card: PretrainedCard, place: str, found: str, fix: str) -> CheckpointError:
+def _wrong_content(card: PretrainedCard, place: str, digest: str, fix: str) -> CheckpointError:
     return CheckpointError(
-        f"{place} is not the file that the card of {card.name} describes.", found, f"SHA-256 {card.sha256}", fix
+        f"{place} is not the file that the card of {card.name} describes.", digest, f"SHA-256 {card.sha256}", fix
     )

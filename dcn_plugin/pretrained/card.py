@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.errors import InputSizeError, PretrainedError, SpecError
-from dcn_plugin.files import write_atomic
 from dcn_plugin.specs import DefectSpec, check_chw
-from dcn_plugin.training import TrainConfig
+from dcn_plugin.support.arguments import check_rules, is_count
+from dcn_plugin.support.atomic_file import write_atomic
 
 __all__ = ["CARD_SCHEMA", "PretrainedCard"]
 
@@ -106,9 +107,8 @@ class PretrainedCard:
                 str(CARD_SCHEMA),
                 "use the version of dcn-plugin that wrote it",
             )
-        for name, (fine, allowed) in _rules(self).items():
-            if not fine:
-                raise PretrainedError(f"The card of {self.name!r} is not usable: {name}.", getattr(self, name), allowed)
+        what = f"The card of {self.name!r} is not usable: {{name}}."
+        check_rules(what, vars(self), _rules(self), error=PretrainedError)
         # The same values as after a trip through JSON, so that equal cards are equal.
         for name in ("model_args", "normalization", "versions", "hardware"):
             object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
@@ -180,7 +180,7 @@ def _rules(card: PretrainedCard) -> dict[str, tuple[bool, str]]:
         for name in ("data_hash", "test_data_hash", "sha256")
     }
     counts = {
-        name: (_is_count(getattr(card, name), least), f"an int >= {least}")
+        name: (is_count(getattr(card, name), least=least), f"an int >= {least}")
         for name, least in (("num_classes", 1), ("seed", 0), ("n_test", 1))
     }
     return {
@@ -190,7 +190,7 @@ def _rules(card: PretrainedCard) -> dict[str, tuple[bool, str]]:
         **hashes,
         **counts,
         "n_correct": (
-            counts["n_test"][0] and _is_count(card.n_correct, 0) and card.n_correct <= card.n_test,
+            counts["n_test"][0] and is_count(card.n_correct) and card.n_correct <= card.n_test,
             "an int from 0 to n_test",
         ),
         "url": (
@@ -218,10 +218,6 @@ def _is_text(value: object) -> bool:
 
 def _matches(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_size(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from dcn_plugin.classes import name_classes
+from dcn_plugin.checkpoint.class_names import name_classes
 from dcn_plugin.errors import CheckpointError, NotDefectiveError, PretrainedError
 from dcn_plugin.layers import Normalized
 from dcn_plugin.models import cifar_densenet, cifar_resnet, cifar_senet, cifar_vgg
@@ -20,6 +19,7 @@ from dcn_plugin.pretrained.card import PretrainedCard
 from dcn_plugin.pretrained.registry import find_entry
 from dcn_plugin.pretrained.storage import load_half
 from dcn_plugin.specs import DefectSpec
+from dcn_plugin.support.suggestions import closest
 from dcn_plugin.surgery import defect_spec
 
 __all__ = ["build_network", "load_pretrained"]
@@ -51,11 +51,11 @@ def load_pretrained(name: str, *, cache_dir: str | os.PathLike[str] | None = Non
     entry = find_entry(name)
     path = find_weights(entry.card, folder=entry.folder, cache_dir=cache_dir, progress=progress)
     network = load_half(path, build_network(entry.card))
-    found = _spec_of(network)
-    if found != entry.card.defects:
+    spec = _spec_of(network)
+    if spec != entry.card.defects:
         raise CheckpointError(
             f"The masks in {path.name} are not those that the card of {name} describes.",
-            _in_words(found),
+            _in_words(spec),
             _in_words(entry.card.defects),
             "correct the card: its defects are dcn_plugin.defect_spec(network)",
         )
@@ -72,12 +72,12 @@ def build_network(card: PretrainedCard) -> nn.Module:
     """
     build = _BUILDERS.get(card.architecture)
     if build is None and not timm.is_model(card.architecture):
-        near = difflib.get_close_matches(card.architecture, [*_BUILDERS, *timm.list_models()], n=3)
         raise PretrainedError(
             f"The card of {card.name} names an architecture that is not known here.",
             card.architecture,
             f"{', '.join(_BUILDERS)}, or a name of timm's registry",
-            f"did you mean {', '.join(near)}?" if near else "install the package that registers it with timm",
+            closest(card.architecture, [*_BUILDERS, *timm.list_models()])
+            or "install the package that registers it with timm",
         )
     try:
         with torch.random.fork_rng(devices=[]):

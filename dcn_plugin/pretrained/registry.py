@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from dcn_plugin.errors import PretrainedError
 from dcn_plugin.pretrained.card import PretrainedCard
+from dcn_plugin.support.suggestions import closest
 
 __all__ = ["Entry", "find_entry", "list_pretrained", "pretrained_card", "register_pretrained"]
 
@@ -65,23 +65,23 @@ def register_pretrained(card: PretrainedCard | str | os.PathLike[str], *, replac
     else:
         path = Path(card).expanduser().resolve()
         entry = Entry(PretrainedCard.read(path), path.parent)
-    one = entry.card
-    if one.url is None and (entry.folder is None or not (entry.folder / one.file).is_file()):
+    new_card = entry.card
+    if new_card.url is None and (entry.folder is None or not (entry.folder / new_card.file).is_file()):
         raise PretrainedError(
-            f"The card of {one.name} does not say where its weights are.",
-            f"url=None, and no {one.file} beside the card",
+            f"The card of {new_card.name} does not say where its weights are.",
+            f"url=None, and no {new_card.file} beside the card",
             "a url, or the file beside the card's JSON file",
         )
-    taken = _entries().get(one.name)
+    taken = _entries().get(new_card.name)
     if taken is not None and taken != entry and not replace:
         raise PretrainedError(
             "Another pretrained network has this name.",
-            one.name,
+            new_card.name,
             "a name that is free",
             "choose another name, or pass replace=True",
         )
-    _registered[one.name] = entry
-    return one
+    _registered[new_card.name] = entry
+    return new_card
 
 
 def find_entry(name: str) -> Entry:
@@ -92,12 +92,11 @@ def find_entry(name: str) -> Entry:
     """
     entries = _entries()
     if name not in entries:
-        near = difflib.get_close_matches(str(name), entries, n=3)
         raise PretrainedError(
             "There is no pretrained network of this name.",
             name,
             ", ".join(sorted(entries)),
-            f"did you mean {', '.join(near)}?" if near else "register a card of yours with register_pretrained()",
+            closest(name, entries) or "register a card of yours with register_pretrained()",
         )
     return entries[name]
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.archive import is_archive, read_archive
 from dcn_plugin.checkpoint import load_checkpoint
-from dcn_plugin.copies import copy_of
+from dcn_plugin.checkpoint.sealed_file import is_archive, read_archive
+from dcn_plugin.checkpoint.weights import load_network, save_network
 from dcn_plugin.errors import CheckpointError
-from dcn_plugin.training import load_network, save_network
-from dcn_plugin.wrappers import bare
+from dcn_plugin.support.model_state import copy_of
+from dcn_plugin.surgery.wrappers import bare
 
 __all__ = ["load_half", "save_half"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dcn_plugin.errors import MissingExtraError
-from dcn_plugin.report.tables.checks import FAIL, PASS, UNKNOWN
-from dcn_plugin.report.tables.table import Table
+from dcn_plugin.report.aggregate import FAIL, PASS, UNKNOWN
+from dcn_plugin.support.table import Table
 
 __all__ = ["Figure", "Section", "render_html"]
 

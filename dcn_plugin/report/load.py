@@ -11,10 +11,11 @@ from pathlib import Path
 
 from dcn_plugin.errors import DataError, RecordError
 from dcn_plugin.evaluate import Result, ResultFile
-from dcn_plugin.report.build import Report
-from dcn_plugin.report.texts import listed
+from dcn_plugin.evaluate.run_directory import RESULTS, run_folders, stored_units
+from dcn_plugin.report.pages import Report
+from dcn_plugin.support.number_format import listed
 
-__all__ = ["load_run", "run_folders"]
+__all__ = ["load_run"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def load_run(path: str | os.PathLike[str], *, title: str | None = None, baseline
             measured, or two folders hold different records of the same measurement.
     """
     where = Path(path)
-    parts = [_finished(where)] if where.is_file() else [_read_folder(folder) for folder in run_folders(where)]
+    parts = [_read_file(where)] if where.is_file() else [_read_folder(folder) for folder in run_folders(where)]
     # Runs may share records, where one was copied from the other.
     results = _without_copies(result for part in parts for result in part.results)
     if not results:
@@ -50,7 +51,7 @@ def load_run(path: str | os.PathLike[str], *, title: str | None = None, baseline
     if baseline is not None and baseline not in targets:
         raise RecordError("The baseline was not measured.", baseline, ", ".join(targets))
     intro = []
-    if unfinished := [part.path for part in parts if not part.whole]:
+    if unfinished := [part.path for part in parts if not part.complete]:
         intro.append(
             f"Not finished: {listed(path.name for path in unfinished)}. This report shows the measurements that are "
             "done; the same command goes on from there."
@@ -64,14 +65,6 @@ def load_run(path: str | os.PathLike[str], *, title: str | None = None, baseline
     return Report(title or f"Results: {name}", results, baseline, intro, _facts(results, parts))
 
 
-def run_folders(path: Path) -> list[Path]:
-    """The run directories at and below a folder, in the order of their names; those within one are not searched."""
-    if (path / "results.json").is_file() or _finished_parts(path):
-        return [path]
-    children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
-    return [found for child in children for found in run_folders(child)]
-
-
 @dataclass(frozen=True)
 class _Part:
     """One run.
@@ -79,62 +72,46 @@ class _Part:
     Args:
         path: of its folder or file.
         results: its records.
-        whole: False if a run was stopped.
+        complete: False if a run was stopped.
         finished: when it ended, if it says so.
         waiting: how many of its finished measurements another run has begun to replace.
     """
 
     path: Path
     results: Sequence[Result]
-    whole: bool = True
+    complete: bool = True
     finished: str = ""
     waiting: int = 0
 
 
 def _read_folder(folder: Path) -> _Part:
     """What ended, and what was measured by runs that did not; of two measurements of a setting the one that ended."""
-    file = folder / "results.json"
-    files = _finished_parts(folder)
+    file, units = folder / RESULTS, stored_units(folder)
     ended = None
     if file.is_file():
         try:
-            ended = _finished(file)
+            ended = _read_file(file)
         except RecordError as error:
-            if not files:
+            if not units:
                 raise
             _log.warning("%s is left out: it cannot be read (%s)", file, error)
     since = file.stat().st_mtime_ns if ended is not None else 0
-    known = {} if ended is None else {result.setting: result for result in ended.results}
+    first = {} if ended is None else {result.setting: result for result in ended.results}
     more: dict[object, Result] = {}
     waiting: dict[object, bool] = {}
-    for part in files:
-        for result in _records(part):
-            if result.setting not in known:
+    for unit in units:
+        for result in unit.results():
+            if result.setting not in first:
                 more[result.setting] = result
             else:
-                waiting[result.setting] = part.stat().st_mtime_ns > since and result != known[result.setting]
-    whole, finished = ended is not None and not more, "" if ended is None else ended.finished
-    return _Part(folder, [*known.values(), *more.values()], whole, finished, sum(waiting.values()))
+                waiting[result.setting] = unit.written > since and result != first[result.setting]
+    complete, finished = ended is not None and not more, "" if ended is None else ended.finished
+    return _Part(folder, [*first.values(), *more.values()], complete, finished, sum(waiting.values()))
 
 
-def _finished(file: Path) -> _Part:
+def _read_file(file: Path) -> _Part:
     read = ResultFile.read(file)
     return _Part(file, read.results, finished=str(read.run.get("finished") or read.run.get("created") or ""))
-
-
-def _finished_parts(folder: Path) -> list[Path]:
-    """The files of single measurements, and those of the demonstration's seeds, in the order in which they came."""
-    # The names of measurements are digests.
-    files = [*(folder / "units").glob("*.json"), *(folder / "seeds").glob("seed-*.json")]
-    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
-
-
-def _records(file: Path) -> list[Result]:
-    try:
-        return list(map(Result.from_dict, json.loads(file.read_bytes())["results"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("%s is left out: it cannot be read (%s)", file, error)
-        return []
 
 
 def _without_copies(results: Iterable[Result]) -> list[Result]:

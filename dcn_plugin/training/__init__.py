@@ -1,16 +1,17 @@
 """Training: one loop in plain PyTorch, resumable to the bit. Accelerate, when present, carries several processes."""
 
+from dcn_plugin.checkpoint.train_config import TrainConfig, smoothing_for
+from dcn_plugin.checkpoint.weights import load_network, save_network
+from dcn_plugin.support.old_paths import keep_old_paths
+from dcn_plugin.support.randomness import isolated_rng
+from dcn_plugin.training.adversarial import StepImages, madry
 from dcn_plugin.training.baselines import BASELINES, Baseline, apply_baseline, training_config, training_hook
-from dcn_plugin.training.config import TrainConfig, smoothing_for
 from dcn_plugin.training.data import Batch, HeldImages, Shard, StreamedImages, TrainData, plan_epoch
-from dcn_plugin.training.folder import load_network, save_network
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.loop import TrainResult, train
-from dcn_plugin.training.pubdef import pubdef
-from dcn_plugin.training.public import public_images
-from dcn_plugin.training.rng import isolated_rng
+from dcn_plugin.training.pubdef_config import pubdef
+from dcn_plugin.training.pubdef_images import public_images
 from dcn_plugin.training.split import part_of, split_off
-from dcn_plugin.training.steps import StepImages, madry
 
 __all__ = [
     "BASELINES",
@@ -40,3 +41,5 @@ __all__ = [
     "training_config",
     "training_hook",
 ]
+
+keep_old_paths(__name__, pubdef="dcn_plugin.training.pubdef_config")

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dcn_plugin.checkpoint.train_config import TrainConfig, smoothing_for
 from dcn_plugin.errors import SpecError
 from dcn_plugin.models import regularize
-from dcn_plugin.training.config import TrainConfig, smoothing_for
-from dcn_plugin.training.pubdef import pubdef
-from dcn_plugin.training.steps import StepImages, madry
+from dcn_plugin.support.suggestions import check_known
+from dcn_plugin.training.adversarial import StepImages, madry
+from dcn_plugin.training.pubdef_config import pubdef
 
 __all__ = ["BASELINES", "Baseline", "apply_baseline", "training_config", "training_hook"]
 
@@ -102,10 +103,10 @@ def training_hook(
         SpecError: the name or a setting is unknown, or images are missing or not wanted.
     """
     baseline = _named(name)
-    own = baseline.madry or baseline.pubdef
-    unknown = sorted((settings or {}).keys() - own.keys())
+    defaults = baseline.madry or baseline.pubdef
+    unknown = sorted((settings or {}).keys() - defaults.keys())
     if unknown:
-        raise SpecError(f"The training of {name!r} has no such setting.", unknown, ", ".join(own) or "none")
+        raise SpecError(f"The training of {name!r} has no such setting.", unknown, ", ".join(defaults) or "none")
     if bool(baseline.pubdef) != (adversarial is not None):
         raise SpecError(
             f"Baseline {name!r} and the attacked images do not go together.",
@@ -113,13 +114,12 @@ def training_hook(
             "adversarial=[...] for 'pubdef', None for every other",
         )
     if adversarial is not None:
-        return pubdef(adversarial, **{**own, **(settings or {})})
-    if own and "eps" in (settings or {}):
-        own = {name: value for name, value in own.items() if name != "step_size"}
-    return madry(**{**own, **(settings or {})}) if own else None
+        return pubdef(adversarial, **{**defaults, **(settings or {})})
+    if defaults and "eps" in (settings or {}):
+        defaults = {name: value for name, value in defaults.items() if name != "step_size"}
+    return madry(**{**defaults, **(settings or {})}) if defaults else None
 
 
 def _named(name: str) -> Baseline:
-    if name not in BASELINES:
-        raise SpecError("Unknown baseline.", name, ", ".join(map(repr, BASELINES)))
+    check_known("baseline", name, BASELINES)
     return BASELINES[name]

@@ -12,13 +12,14 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.data import EvalTransform, ImageFiles, LabelledImages
 from dcn_plugin.data.augment import Moves, draw_moves
 from dcn_plugin.data.decode import decode
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.processes import Team
+from dcn_plugin.support.randomness import isolated_rng
 from dcn_plugin.training.color import check_colored, draw_colors, shift_colors
-from dcn_plugin.training.config import TrainConfig
-from dcn_plugin.training.rng import isolated_rng
 
 __all__ = ["Batch", "HeldImages", "Shard", "StreamedImages", "TrainData", "as_train_data", "files_hash", "plan_epoch"]
 
@@ -44,22 +45,14 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
 
 
-class Shard(NamedTuple):
-    """Which part of every batch is this process's: rows ``rank``, ``rank + size``, ..."""
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def rows(self) -> slice:
-        """The part, as a slice of the batch."""
-        return slice(self.rank, None, self.size)
+Shard = Team
+"""The processes that train together, and with ``rows`` which part of every batch is this one's."""
 
 
 class TrainData(Protocol):
     """Images to train on. Write one to train on images of another kind; :class:`HeldImages` shows how.
 
-    One that tells what its classes are called has an attribute ``class_names``, as
+    Data that know what their classes are called have an attribute ``class_names``, as
     :class:`~dcn_plugin.data.LabelledImages` has it.
     """
 
@@ -113,9 +106,9 @@ class HeldImages:
 
     Args:
         data: the images. They are held as uint8 where they are exactly 8-bit images, and as float32 otherwise.
-        shift: see :class:`TrainConfig`.
-        flip: see there.
-        pca_color: see there.
+        shift: images are shifted by up to this many pixels at random.
+        flip: half of the images are mirrored left to right.
+        pca_color: standard deviation of the shift of colours, as in :class:`TrainConfig`.
 
     Raises:
         SpecError: they would take more than 8 GiB, or have no colours to shift.
@@ -145,14 +138,14 @@ class HeldImages:
         for places in plan_epoch(len(self), batch_size, generator=generator):
             moves = draw_moves(len(places), pixels=self.shift, flip=self.flip, generator=generator)
             colors = draw_colors(len(places), std=self.pca_color, generator=generator) if self.pca_color else None
-            own = places[shard.rows]
-            chosen = own.to(device)
+            shard_places = places[shard.rows]
+            chosen = shard_places.to(device)
             moves = moves[shard.rows]
             pixels = moves(self._pixels[chosen])
             images = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
             if colors is not None:
                 images = shift_colors(images, colors[shard.rows])
-            yield Batch(images, self._labels[chosen], own, moves if colors is None else None)
+            yield Batch(images, self._labels[chosen], shard_places, moves if colors is None else None)
 
 
 class StreamedImages:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dcn_plugin.attacks import check_logits
 from dcn_plugin.attacks.checks import described
 from dcn_plugin.errors import DcnError, InputSizeError, ModelOutputError
-from dcn_plugin.norms import is_norm
-from dcn_plugin.trace import dummy_image, eval_mode
-from dcn_plugin.training.rng import isolated_rng
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.support.model_state import dummy_image, eval_mode, training_flags
+from dcn_plugin.support.randomness import isolated_rng
+from dcn_plugin.surgery.norm_slots import is_norm
+from dcn_plugin.surgery.wrappers import network_in
 
 __all__ = ["main_head"]
 
@@ -46,13 +46,12 @@ def main_head(model: nn.Module, shape: tuple[int, int, int]) -> Callable[[Any], 
     images = dummy_image(network, shape).repeat(2, 1, 1, 1)
     with eval_mode(network):
         expected = network(images)
-    modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers() if buffer.dtype != torch.bool]
     try:
-        for module, _ in modes:
-            module.training = any(True for _ in module.children()) and not is_norm(module)
-        network.training = True
-        with isolated_rng(0, device=images.device):
+        with training_flags(network), isolated_rng(0, device=images.device):
+            for module in network.modules():
+                module.training = any(True for _ in module.children()) and not is_norm(module)
+            network.training = True
             output = network(images)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, DcnError):
@@ -64,8 +63,6 @@ def main_head(model: nn.Module, shape: tuple[int, int, int]) -> Callable[[Any], 
             "give it images of the size it is made for; auxiliary heads often need larger ones",
         ) from error
     finally:
-        for module, training in modes:
-            module.training = training
         for buffer, value in buffers:
             buffer.copy_(value)
     if isinstance(output, Tensor):

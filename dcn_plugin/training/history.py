@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dcn_plugin.evaluate.environment import hardware, package_versions
+from dcn_plugin.support.environment import hardware, package_versions
 
 __all__ = ["EpochRecord", "History"]
 
@@ -67,8 +67,8 @@ class History:
     @property
     def precision(self) -> str | None:
         """What the epochs were computed in: "float32", "bfloat16", or both; None where none says so."""
-        known = dict.fromkeys(session["precision"] for session in self.sessions if "precision" in session)
-        return ", ".join(known) or None
+        precisions = dict.fromkeys(session["precision"] for session in self.sessions if "precision" in session)
+        return ", ".join(precisions) or None
 
     def begin(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         """Note that the run starts, or goes on, here and in this precision."""
@@ -99,4 +99,4 @@ class History:
         if raw["schema"] != SCHEMA:
             raise ValueError(f"schema {raw['schema']}, known is {SCHEMA}")
         epochs: Sequence[Mapping[str, Any]] = raw["epochs"]
-        return cls(raw["plan"], raw["selected_by"], [EpochRecord(**one) for one in epochs], raw["sessions"])
+        return cls(raw["plan"], raw["selected_by"], [EpochRecord(**record) for record in epochs], raw["sessions"])

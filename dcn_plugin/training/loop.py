@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Generator, Tensor, nn
 
-from dcn_plugin.classes import name_classes, telling
+from dcn_plugin.checkpoint.class_names import name_classes, telling
+from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.data import ImageFiles, ImageSet, LabelledImages
 from dcn_plugin.errors import ModelOutputError, SpecError
-from dcn_plugin.evaluate.predict import correct_on, device_of
-from dcn_plugin.evaluate.progress import progress_bar
-from dcn_plugin.files import check_output
-from dcn_plugin.logs import log_line
-from dcn_plugin.training.config import TrainConfig
-from dcn_plugin.training.data import Batch, Shard, TrainData, as_train_data, files_hash
-from dcn_plugin.training.fit import (
+from dcn_plugin.evaluate.predictions import correct_on
+from dcn_plugin.support.atomic_file import check_output
+from dcn_plugin.support.model_state import device_of, training_flags
+from dcn_plugin.support.progress import log_line, progress_bar
+from dcn_plugin.support.randomness import derived_seed, isolated_rng
+from dcn_plugin.training.adversarial import StepImages, describe
+from dcn_plugin.training.checks import (
     check_arguments,
     check_fit,
     check_masks,
@@ -34,15 +35,14 @@ from dcn_plugin.training.fit import (
     masks_hash,
     structure,
 )
-from dcn_plugin.training.folder import Snapshot, TrainFolder
+from dcn_plugin.training.data import Batch, TrainData, as_train_data, files_hash
 from dcn_plugin.training.heads import main_head
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
-from dcn_plugin.training.processes import Accelerated, Alone, Processes
-from dcn_plugin.training.rng import derived_seed, isolated_rng
+from dcn_plugin.training.processes import Accelerated, Alone
+from dcn_plugin.training.run_folder import Snapshot, TrainFolder
 from dcn_plugin.training.schedule import learning_rate
 from dcn_plugin.training.split import part_of
-from dcn_plugin.training.steps import StepImages, describe
 
 __all__ = ["TrainResult", "train"]
 
@@ -91,7 +91,7 @@ def train(
     its weights are bit-equal to those of a run that was left alone.
 
     Where the data tell what their classes are called, the network knows it afterwards
-    (:func:`dcn_plugin.classes.class_names_of`), and so do its files.
+    (:func:`dcn_plugin.checkpoint.class_names.class_names_of`), and so do its files.
 
     Args:
         model: images in [0, 1] -> logits, on any one device. Its training flags are restored afterwards. It ends with
@@ -101,7 +101,7 @@ def train(
         config: see :class:`TrainConfig`; its defaults when absent.
         val: validation set, measured after every epoch; the best epoch is chosen on it.
         test: test set; needed for, and used by, ``config.select = "test"`` alone.
-        out: folder of the run; see :mod:`dcn_plugin.training.folder` for its files.
+        out: folder of the run; see :mod:`dcn_plugin.training.run_folder` for its files.
         step_images: changes each batch before the model sees it; :func:`madry` is one.
         accelerator: an ``accelerate.Accelerator``, which carries devices and processes. Each process calls this
             function with the same arguments and takes its part of every batch; the first one writes, the others read
@@ -126,41 +126,48 @@ def train(
             is the main one; the loss stopped being a number.
         CheckpointError: ``out`` holds a run with other settings.
         DataError, OutputError: ``out`` is a file, or files cannot be written into it.
+
+    Example:
+        >>> result = train(net, data, TrainConfig(epochs=1, batch_size=8))
+        >>> len(result.history.epochs)
+        1
     """
     config = config or TrainConfig()
-    processes: Processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)
+    processes = Alone(device_of(model)) if accelerator is None else Accelerated(accelerator)
     if out is not None:
         check_output(out)
-    check_arguments(config, len(data), processes.shard.size, test)
+    check_arguments(config, len(data), processes.team.size, test)
     check_fit(model, data.shape, data.num_classes)
     check_parts(data, val=val, test=test)
     head = main_head(model, data.shape)
-    if head is not None and processes.shard.size > 1:
+    if head is not None and processes.team.size > 1:
         raise SpecError(
             "A network with auxiliary heads is trained with its main head alone, and several processes cannot share "
             "a network of which parts get no gradient.",
-            processes.shard.size,
+            processes.team.size,
             "one process",
             "switch its auxiliary heads off, e.g. aux_logits=False",
         )
     masks = masks_hash(model)
-    check_masks(masks, processes.gather(masks))
+    check_masks(masks, processes.team.gather([masks]))
     source = as_train_data(data, config, workers=workers)
     chosen_on = {"val": val, "test": test if config.select == "test" else None}
     plan = {} if out is None else _plan(config, model, masks, source, chosen_on, step_images, processes, about or {})
     selected_by = config.select if chosen_on.get(config.select) is not None else None
     name_classes(model, telling(getattr(data, "class_names", None)))  # before the copies that _Run makes
     run = _Run(model, source, config, processes, step_images, History(plan, selected_by), head)
-    folder = None if out is None else TrainFolder(out, plan, writes=processes.shard.rank == 0)
+    folder = None if out is None else TrainFolder(out, plan, writes=processes.team.leads)
     start = time.perf_counter()
-    with _flags_restored(model):
-        found = None if folder is None else folder.read()
-        if found is not None:
-            run.snapshot.restore(found[0])
-            run.history = found[1]
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(training_flags(model))
+        undo.callback(model.zero_grad)
+        previous = None if folder is None else folder.read()
+        if previous is not None:
+            run.snapshot.restore(previous[0])
+            run.history = previous[1]
         if len(run.history.epochs) < config.epochs:
             run.history.begin(processes.device, compute_dtype(config.amp, processes.device))
-        bar = progress_bar(run.steps, name, show=progress and processes.shard.rank == 0, unit="step")
+        bar = progress_bar(run.steps, name, show=progress, unit="step", team=processes.team)
         with bar:
             bar.update(len(run.history.epochs) * run.steps_per_epoch)
             while len(run.history.epochs) < config.epochs:
@@ -168,9 +175,7 @@ def train(
                 if folder is not None:
                     folder.write(run.snapshot, run.history, run.network)
                 _tell(run.history.epochs[-1], bar, processes, name)
-                log_line(
-                    _line(run.history.epochs[-1], config.epochs, name), show=progress and processes.shard.rank == 0
-                )
+                log_line(_line(run.history.epochs[-1], config.epochs, name), show=progress and processes.team.leads)
         processes.release(model)
         if run.network is not model:
             model.load_state_dict(run.network.state_dict())
@@ -189,7 +194,7 @@ class _Run:
         model: nn.Module,
         source: TrainData,
         config: TrainConfig,
-        processes: Processes,
+        processes: Alone,
         step_images: StepImages | None,
         history: History,
         head: Callable[[Any], Tensor] | None,
@@ -252,7 +257,7 @@ class _Run:
     def _train_epoch(self, number: int, done: Callable[[], object]) -> tuple[float, float]:
         """Train for one epoch; returns the mean loss and the share of images that were right."""
         config, processes, device = self.config, self._processes, self._processes.device
-        optimizer, rank = self.snapshot.optimizer, processes.shard.rank
+        optimizer, rank = self.snapshot.optimizer, processes.team.rank
         own_draws, noise = (derived_seed(config.seed, what, number, rank) for what in ("model", "step_images"))
         generator = Generator().manual_seed(noise)
         # Sums stay on the device: reading one would wait for it.
@@ -261,7 +266,7 @@ class _Run:
         self._model.train()
         with isolated_rng(own_draws, device=device):
             for batch in self._source.epoch(
-                config.batch_size, generator=self.snapshot.generator, device=device, shard=processes.shard
+                config.batch_size, generator=self.snapshot.generator, device=device, shard=processes.team
             ):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, self.steps_per_epoch)
@@ -288,14 +293,14 @@ class _Run:
                     seen += len(batch.labels)
                 done()
         sums = processes.total(torch.stack([loss_sum, right, seen])).tolist()
-        return sums[0] / (self.steps_per_epoch * processes.shard.size), sums[1] / sums[2]
+        return sums[0] / (self.steps_per_epoch * processes.team.size), sums[1] / sums[2]
 
     def _accuracy(self, data: ImageSet | ImageFiles) -> float:
         """Share of the images that the network has right, measured by all processes together."""
-        shard: Shard = self._processes.shard
-        own = torch.arange(len(data))[shard.rows]
-        part = data if shard.size == 1 else part_of(data, own)
-        right = correct_on(self.network, part).sum() if len(own) else torch.zeros((), dtype=torch.int64)
+        team = self._processes.team
+        rows = torch.arange(len(data))[team.rows]
+        part = data if team.size == 1 else part_of(data, rows)
+        right = correct_on(self.network, part).sum() if len(rows) else torch.zeros((), dtype=torch.int64)
         return float(self._processes.total(right.to(self._processes.device))) / len(data)
 
 
@@ -313,7 +318,7 @@ def _plan(
     source: TrainData,
     chosen_on: Mapping[str, ImageSet | ImageFiles | None],
     step_images: StepImages | None,
-    processes: Processes,
+    processes: Alone,
     about: Mapping[str, str],
 ) -> dict[str, Any]:
     """What the run depends on, as JSON values; two runs with the same plan are one."""
@@ -323,7 +328,7 @@ def _plan(
         "data": {"name": source.name, "images": len(source), "fingerprint": source.fingerprint},
         **{kind: None if data is None else _described(data) for kind, data in chosen_on.items()},
         "step_images": describe(step_images),
-        "processes": {"count": processes.shard.size, "precision": processes.precision},
+        "processes": {"count": processes.team.size, "precision": processes.precision},
         "about": dict(about),
     }
 
@@ -334,7 +339,7 @@ def _described(data: ImageSet | ImageFiles) -> dict[str, Any]:
     return {"name": data.name, "images": len(data), "fingerprint": content}
 
 
-def _tell(record: EpochRecord, bar: Any, processes: Processes, name: str) -> None:
+def _tell(record: EpochRecord, bar: Any, processes: Alone, name: str) -> None:
     values = {"loss": record.loss, "train_accuracy": record.train_accuracy, "lr": record.lr, "seconds": record.seconds}
     for key in ("val_accuracy", "test_accuracy"):
         if getattr(record, key) is not None:
@@ -351,14 +356,3 @@ def _line(record: EpochRecord, epochs: int, name: str) -> str:
     return (
         f"{name} epoch {record.epoch + 1} of {epochs}: loss {record.loss:.4f}{right}, {record.seconds:.1f} s".lstrip()
     )
-
-
-@contextlib.contextmanager
-def _flags_restored(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        model.zero_grad()
-        for module, training in flags:
-            module.training = training

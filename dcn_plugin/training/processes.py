@@ -3,101 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcn_plugin.errors import SpecError
-from dcn_plugin.training.data import Shard
+from dcn_plugin.support.processes import ALONE, Team
 
-__all__ = ["Accelerated", "Alone", "Processes"]
-
-
-class Processes(Protocol):
-    """What the loop asks of whoever carries devices and processes."""
-
-    shard: Shard
-    device: torch.device
-    precision: str
-
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """The model to call and the optimiser to step; the parameters are those of ``model``."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Backpropagate; gradients are the mean over processes."""
-        ...
-
-    def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> None:
-        """Scale the gradient down to an L2 norm."""
-        ...
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over processes."""
-        ...
-
-    def gather(self, text: str) -> list[str]:
-        """The text of every process."""
-        ...
-
-    def align(self, model: nn.Module) -> None:
-        """Give every process the first one's floating-point buffers, such as running statistics."""
-        ...
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Tell the trackers."""
-        ...
-
-    def release(self, model: nn.Module) -> None:
-        """Take back what ``prepare`` did to the model itself."""
-        ...
+__all__ = ["Accelerated", "Alone"]
 
 
 class Alone:
-    """One process without Accelerate.
+    """What the loop asks of whoever carries devices and processes, as one process without Accelerate does it.
 
     Args:
         device: of the model.
     """
 
-    shard = Shard()
+    team = ALONE
     precision = "no"
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """As they are."""
+        """The model to call and the optimiser to step; the parameters are those of ``model``."""
         return model, optimizer
 
     def backward(self, loss: Tensor) -> None:
-        """Backpropagate."""
+        """Backpropagate; gradients are the mean over processes."""
         loss.backward()
 
     def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> None:
-        """Scale the gradient down."""
+        """Scale the gradient down to an L2 norm."""
         nn.utils.clip_grad_norm_(parameters, norm)
 
     def total(self, value: Tensor) -> Tensor:
-        """Its own."""
+        """The sum over processes."""
         return value
 
-    def gather(self, text: str) -> list[str]:
-        """Its own."""
-        return [text]
-
     def align(self, model: nn.Module) -> None:
-        """There is nobody to agree with."""
+        """Give every process the first one's floating-point buffers, such as running statistics."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """There is no tracker."""
+        """Tell the trackers, which the caller of Accelerate has started with ``init_trackers``."""
 
     def release(self, model: nn.Module) -> None:
-        """Nothing was done."""
+        """Take back what ``prepare`` did to the model itself."""
 
 
-class Accelerated:
+class Accelerated(Alone):
     """The processes of an :class:`accelerate.Accelerator`.
 
     Args:
@@ -117,9 +73,9 @@ class Accelerated:
             if got not in allowed:
                 raise SpecError(f"This Accelerator's {what} is not supported.", got, ", ".join(map(str, allowed)))
         self._accelerator = accelerator
-        self.shard = Shard(accelerator.process_index, accelerator.num_processes)
-        self.device: torch.device = accelerator.device
-        self.precision: str = accelerator.mixed_precision
+        self.team = Team.of(accelerator)
+        super().__init__(accelerator.device)
+        self.precision = accelerator.mixed_precision
         self._before: set[str] = set()
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
@@ -141,23 +97,17 @@ class Accelerated:
         summed: Tensor = self._accelerator.reduce(value, reduction="sum")
         return summed
 
-    def gather(self, text: str) -> list[str]:
-        """The text of every process."""
-        from accelerate.utils import gather_object
-
-        return list(gather_object([text]))
-
     def align(self, model: nn.Module) -> None:
         """Copy the first process's floating-point buffers to the others."""
         from accelerate.utils import broadcast
 
-        if self.shard.size > 1:
+        if self.team.size > 1:
             for buffer in model.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(broadcast(buffer))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Tell the trackers that the caller has started with ``init_trackers``."""
+        """Tell the trackers."""
         self._accelerator.log(dict(values), step=step)
 
     def release(self, model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dcn_plugin.training.config import TrainConfig
+from dcn_plugin.checkpoint.train_config import TrainConfig
 
 __all__ = ["learning_rate"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dcn_plugin.data import ImageFiles, ImageSet
-from dcn_plugin.data.draws import raw_draws
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.randomness import raw_draws
 
 __all__ = ["part_of", "split_off"]
 

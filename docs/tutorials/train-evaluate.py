@@ -52,10 +52,15 @@ targets = {"standard": network(0), "defective": network(0, p=0.1)}
 run = RunDirectory("run")
 results = [
     *transfer(
-        {"attacker": source}, targets, [PGD(eps, steps=20) for eps in (0.1, 0.2)], digits.test, seed=0, store=run
+        {"attacker": source},
+        targets,
+        [PGD(eps, steps=20) for eps in (0.1, 0.2)],
+        digits.test,
+        training_seed=0,
+        store=run,
     ),
-    *gaussian(targets, digits.test, (0.2, 0.4), seed=0, store=run),
-    *whitebox(targets, [PGD(0.1, steps=20)], digits.test, seed=0, store=run),
+    *gaussian(targets, digits.test, (0.2, 0.4), training_seed=0, store=run),
+    *whitebox(targets, [PGD(0.1, steps=20)], digits.test, training_seed=0, store=run),
 ]
 run.finish({"what": "tutorial"}, results)
 report = load_run("run", baseline="standard")

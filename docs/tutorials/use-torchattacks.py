@@ -57,14 +57,14 @@ print(one.status, one.queries.tolist())
 # %% [markdown]
 # ## The matrix
 #
-# Attacks of torchattacks that draw random numbers draw them for pieces of `batch` images (64), so that a result does not
-# depend on the batch size of the run; that batch size has to be a multiple of `batch`.
+# Attacks of torchattacks that draw random numbers draw them for pieces of `batch` images (64), so that a result does
+# not depend on the batch size of the run; that batch size has to be a multiple of `batch`.
 #
 # Every source under every attack, shown to every target. A record says how source and target are related.
 
 # %%
 images = digits.test.subset(torch.arange(200))
-results = list(transfer(sources, targets, attacks, images, seed=0))
+results = list(transfer(sources, targets, attacks, images, training_seed=0))
 for result in results:
     print(
         f"{result.source:<9} {result.attack:<7} -> {result.target:<10} {result.relation:<14} "
@@ -82,7 +82,7 @@ for result in results:
 # and attack on it, and with the adaptive source among them it is the figure to quote.
 
 # %%
-worst = list(tapm(sources, targets, attacks, images, seed=0))
+worst = list(tapm(sources, targets, attacks, images, training_seed=0))
 for result in worst:
     print(f"{result.target:<10} holds {result.n_correct} of {result.n_total}")
 

@@ -31,10 +31,10 @@ from torch import nn
 
 from dcn_plugin.adapters.art import DefectiveClassifier, DefectiveTransformer
 from dcn_plugin.data import load_digits
-from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.evaluate.stats import wilson
-from dcn_plugin.files import write_atomic
-from dcn_plugin.models.cifar_resnet import cifar_resnet
+from dcn_plugin.models.resnet import cifar_resnet
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
+from dcn_plugin.support.statistics import wilson
 
 HERE = Path(__file__).parent
 SIZE = 16

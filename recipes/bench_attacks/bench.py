@@ -15,7 +15,7 @@ from typing import Any
 
 from dcn_plugin.attacks import PGD, BoundaryAttack
 from dcn_plugin.data import ImageSet
-from dcn_plugin.models.cifar_resnet import cifar_resnet
+from dcn_plugin.models.resnet import cifar_resnet
 from dcn_plugin.training import isolated_rng
 from recipes import benchmark
 from recipes.bench_attacks.costs import cost_of_attack, cost_of_transfer, in_turn

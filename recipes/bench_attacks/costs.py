@@ -100,8 +100,8 @@ def cost_of_transfer(
     """Time of a transfer matrix over the model calls it makes."""
     calls: list[_Call] = []
     noted = [{name: _Noted(model, calls) for name, model in models.items()} for models in (sources, targets)]
-    list(transfer(*noted, attacks, data, seed=seed))
+    list(transfer(*noted, attacks, data, training_seed=seed))
     models = [*sources.values(), *targets.values()]
     return _against_calls(
-        lambda: list(transfer(sources, targets, attacks, data, seed=seed)), calls, models, data, pairs
+        lambda: list(transfer(sources, targets, attacks, data, training_seed=seed)), calls, models, data, pairs
     )

@@ -30,7 +30,7 @@ from torch import Tensor
 
 import dcn_plugin
 from dcn_plugin.attacks import BoundaryAttack, HopSkipJump
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 from recipes import benchmark
 from recipes.bench_attacks.nets import SHAPES, Net, build
 from recipes.bench_attacks.page import RIVAL_NAMES, markdown

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from dcn_plugin.attacks import PGD
 from dcn_plugin.evaluate import RunDirectory, transfer
-from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.files import write_atomic
 from dcn_plugin.models import cifar_resnet
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
 from dcn_plugin.training import isolated_rng
 
 RECORD = Path(__file__).parent / "memory.json"
@@ -56,7 +56,11 @@ def peak(count: int) -> float:
             models[f"net {seed}"] = cifar_resnet((1, 1, 1, 1), width=4).eval()
     with tempfile.TemporaryDirectory() as folder:
         attack = PGD(8 / 255, steps=1)
-        list(transfer(models, models, [attack], Endless(count), seed=0, batch_size=BATCH, store=RunDirectory(folder)))
+        list(
+            transfer(
+                models, models, [attack], Endless(count), training_seed=0, batch_size=BATCH, store=RunDirectory(folder)
+            )
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -11,7 +11,7 @@ from dcn_plugin.attacks import AttackRun, DecisionAttack
 from dcn_plugin.attacks.base import Rows
 from dcn_plugin.attacks.decision import Asker
 from dcn_plugin.data import ImageSet, load_digits
-from dcn_plugin.models.cifar_resnet import cifar_resnet
+from dcn_plugin.models.resnet import cifar_resnet
 from dcn_plugin.training import TrainConfig, isolated_rng, train
 
 __all__ = ["SHAPES", "Net", "build"]

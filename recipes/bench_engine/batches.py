@@ -1,7 +1,8 @@
 """How compact models fare beside the models as they are, at batch sizes other than the measured one.
 
 Run it on an idle machine: ``.venv/bin/python -m recipes.bench_engine.batches``, some minutes a network on two cores.
-It writes ``batches/NETWORK.json`` beside itself as soon as a network is measured; ``--networks`` measures some of them.
+It writes ``batches/NETWORK.json`` beside itself as soon as a network is measured, and ``batches/README.md`` of all
+records there; ``--networks`` measures some of them.
 ``--quick`` is a smoke test whose figures mean nothing; it writes only where ``--out`` says. Each network is made
 compact twice: while nothing else runs, and while other programs keep every core busy, which end before anything is
 timed. A ratio is the time of the compact model over that of the model, both under ``torch.no_grad``, the median over
@@ -27,7 +28,7 @@ from torch import nn
 
 from dcn_plugin.engine import compact
 from dcn_plugin.engine.bench import alternate, relative_error
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.surgery import defect_spec
 from recipes import benchmark
 from recipes.bench_engine.cases import network, noise
@@ -150,6 +151,26 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *(f"MISSED: {text}" for record in records for text in record["missed"])])
 
 
+def page(records: Sequence[dict[str, Any]]) -> str:
+    """The records as a page."""
+    options, hardware, versions = (records[0][part] for part in ("options", "hardware", "versions"))
+    busy = [record["network"] for record in records if "busy machine" in record["idle"]["note"]]
+    return f"""# Compact models at other batch sizes than the measured one
+
+Made by `python -m recipes.bench_engine.batches` (seed {options["seed"]}); all figures are in the JSON files. A ratio is
+the time of the compact model over that of the model as it is, the median of {options["rounds"]} rounds in which both
+were timed in turn; at most {LIMIT} is asked for. Each network was made compact twice: on an idle machine, and beside
+{options["spinning"]} programs that never rest, which end before anything is timed.
+
+Machine: {hardware["processor"]} ({hardware["instructions"]}), {hardware["threads"]} threads; torch {versions["torch"]},
+timm {versions["timm"]}.
+
+{table(records).rstrip()}
+
+Other programs were noticed while these were made compact as idle: {", ".join(busy) or "none"}.
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test; needs --out")
@@ -169,6 +190,8 @@ def main() -> None:
         records.append(run(name, options, command))
         write_atomic(folder / f"{name}.json", json.dumps(records[-1], indent=1) + "\n")
         print(f"{name}: {records[-1]['seconds']:.0f} s", flush=True)
+    kept = sorted(folder.glob("*.json"), key=lambda path: list(NETWORKS).index(path.stem))
+    write_atomic(folder / "README.md", page([json.loads(path.read_text(encoding="utf-8")) for path in kept]))
     print(table(records))
 
 

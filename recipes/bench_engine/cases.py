@@ -12,16 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import dcn_plugin.models  # noqa: F401  registers the defective models
+import dcn_plugin as dcn  # registers the defective models, too
 from dcn_plugin.attacks import PGD
 from dcn_plugin.engine import compact, ops
 from dcn_plugin.engine.bench import Speed, alternate, inference, relative_error
 from dcn_plugin.engine.capture import capture
+from dcn_plugin.engine.dense_twin import dense_twin
 from dcn_plugin.engine.native import native_problem
-from dcn_plugin.engine.rows import Geometry, number_rows
-from dcn_plugin.engine.twin import dense_twin
-from dcn_plugin.masks import sample_mask
-from dcn_plugin.specs import MaskSpec
+from dcn_plugin.engine.row_layout import Geometry, number_rows
 from dcn_plugin.surgery import defect_spec, insert_masks, undefectify
 from dcn_plugin.training import isolated_rng
 
@@ -64,8 +62,8 @@ def bottom_of(model: nn.Module) -> nn.Module:
 
 def layer(p: float, *, batch: int, rounds: int, seed: int, channels: int = 64, size: int = 32) -> dict[str, Any]:
     """One 3x3 convolution between two masks. What it reads is in rows already; the conversions are timed apart."""
-    shape, spec = (channels, size, size), MaskSpec(p, seed=seed)
-    live, kept = (sample_mask(spec, shape, site=site) for site in range(2))
+    shape, spec = (channels, size, size), dcn.MaskSpec(p, seed=seed)
+    live, kept = (dcn.sample_mask(spec, shape, site=site) for site in range(2))
     backend = "c" if native_problem() is None else "reference"
     draw = torch.Generator().manual_seed(seed)
     weight, bias = torch.randn(channels, channels, 3, 3, generator=draw), torch.randn(channels, generator=draw)

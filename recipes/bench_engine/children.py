@@ -24,7 +24,7 @@ from torch import nn
 
 from dcn_plugin.engine import compact
 from dcn_plugin.engine.bench import alternate, inference
-from dcn_plugin.engine.twin import dense_twin
+from dcn_plugin.engine.dense_twin import dense_twin
 from dcn_plugin.surgery import defect_spec
 from recipes.bench_engine.cases import bottom_of, network, noise
 

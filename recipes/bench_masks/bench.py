@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
-from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.files import write_atomic
 from dcn_plugin.models import resnet18_cifar
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
 
 HERE = Path(__file__).parent
 BATCH = 64

@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dcn_plugin.evaluate.environment import hardware, package_versions
 from dcn_plugin.experiments.recipe import load_recipe
 from dcn_plugin.experiments.scales import Scale
-from dcn_plugin.files import write_atomic
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
 
 HERE = Path(__file__).parent
 RECIPE = "table05"

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from dcn_plugin.data import ImageSet
-from dcn_plugin.evaluate.environment import hardware, package_versions
-from dcn_plugin.files import write_atomic
-from dcn_plugin.models.cifar_resnet import cifar_resnet
+from dcn_plugin.models.resnet import cifar_resnet
+from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.environment import hardware, package_versions
 from dcn_plugin.training import Batch, HeldImages, TrainConfig, isolated_rng, train
 
 HERE = Path(__file__).parent

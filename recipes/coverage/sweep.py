@@ -34,7 +34,6 @@ import torchvision
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
-from dcn_plugin.errors import DcnError
 from dcn_plugin.surgery import plan_defects
 from recipes.coverage.oracle import observe, oracle_output
 
@@ -177,14 +176,14 @@ def check(model: nn.Module, images: Tensor) -> dict[str, Any]:
     options: dict[str, Any] = {"blocks": "bottom", "p": P, "input_size": size, "seed": SEED}
     try:
         if giant:
-            spec = plan_defects(model, **options)
+            spec = plan_defects(model, "bottom", dcn.MaskSpec(P, seed=SEED), input_size=size)
             oracle = oracle_output(model, list(spec.sites), images)
             net = dcn.defectify(model, **options, inplace=True)
         else:
             net = dcn.defectify(model, **options)
             spec = dcn.defect_spec(net)
             oracle = oracle_output(model, list(spec.sites), images)
-    except DcnError as error:
+    except dcn.errors.DcnError as error:
         unchanged = not plain or _same(observe(model, images), plain)
         found |= {"outcome": "refused", "error": type(error).__name__, "reason": error.what}
         return found if unchanged else found | {"outcome": "bug", "reason": "refused, but the model is changed"}

@@ -35,11 +35,11 @@ from dcn_plugin.evaluate import (
 )
 from dcn_plugin.experiments.demo_networks import SHIPPED, SHIPPED_KEEP, SHIPPED_SEED, SOURCE, train_network, training_of
 from dcn_plugin.experiments.demo_spec import DemoSpec
-from dcn_plugin.experiments.seeds import fixed_threads, now
-from dcn_plugin.files import write_atomic
+from dcn_plugin.experiments.finished_seeds import fixed_threads, now
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.pretrained import PretrainedCard, load_half, save_half
 from dcn_plugin.pretrained.cache import sha256_of
+from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.surgery import defect_spec, is_defective
 
 HERE = Path(__file__).parent
@@ -162,8 +162,8 @@ def measure(stored: Mapping[str, nn.Module], test: ImageSet, steps: int) -> list
     targets = {name: net for name, net in stored.items() if name != source}
     made = AdversarialSet(source, stored[source], PGD(EPS, steps=steps), test)
     return [
-        *measure_targets(made, targets, seed=SHIPPED_SEED),
-        *gaussian(targets, test, [SIGMA], seed=SHIPPED_SEED),
+        *measure_targets(made, targets, training_seed=SHIPPED_SEED),
+        *gaussian(targets, test, [SIGMA], training_seed=SHIPPED_SEED),
     ]
 
 

@@ -18,8 +18,8 @@ SHAPE, CLASSES = (1, 4, 4), 3
 
 
 def defective(model: nn.Module | None = None, *, seed: int = 0, **options: Any) -> nn.Module:
-    """toys.SmallNet with a mask behind its first norm, in eval mode."""
-    net = toys.SmallNet() if model is None else model
+    """toys.ModeNet with a mask behind its first norm, in eval mode."""
+    net = toys.ModeNet() if model is None else model
     return dcn.defectify(net, ("norm",), 0.5, input_size=SHAPE, seed=seed, **options).eval()
 
 

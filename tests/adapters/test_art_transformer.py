@@ -23,7 +23,7 @@ X, Y = samples(16), np.arange(16) % CLASSES
 
 
 def plain(**options: Any) -> PyTorchClassifier:
-    net = toys.SmallNet().eval()
+    net = toys.ModeNet().eval()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     return classifier(net, PyTorchClassifier, optimizer=optimizer, **options)
 
@@ -96,7 +96,7 @@ def test_fit_needs_labels_and_an_optimizer() -> None:
     with pytest.raises(LabelError, match="labels"):
         DefectiveTransformer(plain(), **OPTIONS).fit(X)
     with pytest.raises(ValueError, match="optimizer"):
-        DefectiveTransformer(classifier(toys.SmallNet(), PyTorchClassifier), **OPTIONS).fit(X, Y)
+        DefectiveTransformer(classifier(toys.ModeNet(), PyTorchClassifier), **OPTIONS).fit(X, Y)
 
 
 def test_new_parameters_forget_what_was_trained_under_the_old_ones() -> None:
@@ -137,7 +137,7 @@ def test_the_errors_of_defectify_come_through() -> None:
 
 def test_a_classifier_that_could_not_be_rebuilt_is_refused() -> None:
     smoothed = PyTorchRandomizedSmoothing(
-        toys.SmallNet(), nn.CrossEntropyLoss(), SHAPE, CLASSES, sample_size=2, device_type="cpu"
+        toys.ModeNet(), nn.CrossEntropyLoss(), SHAPE, CLASSES, sample_size=2, device_type="cpu"
     )
     with pytest.raises(SpecError, match="cannot be rebuilt"):
         DefectiveTransformer(smoothed)

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
@@ -22,19 +20,12 @@ from dcn_plugin.attacks import AttackRun
 from dcn_plugin.cli.attacks import open_attacks
 from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning
 from dcn_plugin.models import cifar_resnet
+from tests.adapters.test_torchattacks_table import SHARES
 from tests.adapters.toy_rgb import RgbNet, examples
 from tests.attack_oracles import Counting
 
 # APGD sums losses that still carry their graph; torch says so once a process.
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
-
-#: What docs/evaluate.md says alpha becomes: a share of eps.
-SHARES = {
-    **dict.fromkeys(("BIM", "RFGSM", "PGD", "EOTPGD", "TPGD", "UPGD", "Jitter", "PGDRS"), 1 / 4),
-    **dict.fromkeys(("MIFGSM", "NIFGSM", "SINIFGSM", "VMIFGSM", "VNIFGSM", "DIFGSM", "TIFGSM"), 1 / 4),
-    **dict.fromkeys(("PGDL2", "PGDRSL2"), 1 / 5),
-    "FFGSM": 5 / 4,
-}
 
 
 class Pooled(nn.Module):
@@ -58,31 +49,6 @@ def said_by(model: nn.Module, images: Tensor) -> Tensor:
 
 def noise(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
-
-
-def test_the_attacks_with_a_step_are_those_of_the_documented_table() -> None:
-    def has_step(name: str) -> bool:
-        return "alpha" in inspect.signature(getattr(torchattacks, name).__init__).parameters
-
-    assert {name for name in KNOWN if has_step(name)} == set(SHARES)
-
-
-@pytest.mark.parametrize("name", SHARES)
-@given(eps=st.floats(1e-3, 1), steps=st.integers(1, 30))
-def test_a_step_that_is_not_given_follows_eps_and_reaches_the_edge(name: str, eps: float, steps: int) -> None:
-    options: dict[str, Any] = {"eps": eps} if name == "FFGSM" else {"eps": eps, "steps": steps}
-    attack = TorchAttack(name, **options)
-    least = eps / options.get("steps", 1)
-    assert attack.settings["alpha"] == pytest.approx(max(SHARES[name] * eps, least), rel=1e-12)
-    attack._warn_if_weak()
-    assert TorchAttack(name, alpha=0.01, **options).settings["alpha"] == 0.01
-
-
-@pytest.mark.parametrize("name", SHARES)
-def test_at_torchattacks_own_eps_the_step_is_torchattacks_own(name: str) -> None:
-    theirs = getattr(torchattacks, name)(nn.Linear(1, 1))
-    ours = TorchAttack(name)
-    assert (ours.settings["alpha"], ours.eps) == (theirs.alpha, theirs.eps)
 
 
 @pytest.mark.parametrize("name", sorted(SHARES))
@@ -204,34 +170,6 @@ def test_half_precision_is_attacked_in_float32_and_stays_in_the_ball(name: str, 
         assert result.images.dtype == images.dtype
         assert int(result.fooled.sum()) > 1  # Square sees no progress below the rounding of logits
         assert 0.5 * eps < attack.changes(images, result.images).max() <= eps * (1 + 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "match"),
-    [
-        ("DIFGSM", {"resize_rate": 1.0}, "resize_rate"),
-        ("TIFGSM", {"resize_rate": 0.0}, "resize_rate"),
-        ("DIFGSM", {"diversity_prob": 1.5}, r"\[0, 1\]"),
-        ("PGDRS", {"noise_batch_size": 9, "batch_max": 8}, "noise_batch_size"),
-        ("PGDRSL2", {"noise_batch_size": 2049}, "1 .. 2048"),
-        ("PGDL2", {"eps_for_division": 0.0}, "eps_for_division"),
-        ("Jitter", {"scale": 0}, "scale"),
-        ("Square", {"p_init": 1.5}, "p_init"),
-        ("APGD", {"rho": 0.0}, "rho"),
-        ("APGDT", {"n_classes": 1}, "int >= 2"),
-        ("FAB", {"alpha_max": 1.1}, "alpha_max"),
-        ("FAB", {"beta": 1.5}, "beta"),
-        ("FAB", {"eta": 0.0}, "eta"),
-        ("SINIFGSM", {"m": 64}, "63"),
-        ("TIFGSM", {"nsig": 0}, "nsig"),
-        ("AutoAttack", {"steps": 0}, "int >= 1"),
-    ],
-)
-def test_an_option_that_fails_half_way_or_does_nothing_is_refused(
-    name: str, options: dict[str, Any], match: str
-) -> None:
-    with pytest.raises(SpecError, match=match):
-        TorchAttack(name, **options)
 
 
 @pytest.mark.parametrize(("rate", "size"), [(0.9, 1), (0.05, 16), (1.05, 16)])

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dcn_plugin.attacks import CW, PGD, Attack, BoundaryAttack, EnsembleSource, HopSkipJump
 from dcn_plugin.errors import ImageRangeError, LabelError, SpecError
-from tests.toys import SmallNet, images, linear_model
+from tests.toys import ModeNet, images, linear_model
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_a_setting_of_another_type_is_refused_by_name(make: type[Attack], settin
 )
 def test_images_that_are_no_tensor_are_refused_with_what_makes_one(given: object, fix: str) -> None:
     with pytest.raises(ImageRangeError, match=fix):
-        PGD(0.1)(SmallNet(), given, torch.zeros(2, dtype=torch.int64))  # type: ignore[arg-type]
+        PGD(0.1)(ModeNet(), given, torch.zeros(2, dtype=torch.int64))  # type: ignore[arg-type]
     with pytest.raises(ImageRangeError, match=fix):
         BoundaryAttack(max_queries=9)(
-            SmallNet(),
+            ModeNet(),
             images(2),
             torch.zeros(2, dtype=torch.int64),
             starting_points=given if given is not None else "none",  # type: ignore[arg-type]
@@ -109,8 +109,8 @@ def test_images_that_are_no_tensor_are_refused_with_what_makes_one(given: object
 )
 def test_labels_of_every_integer_type_are_the_same_labels(as_given: Any) -> None:
     labels = torch.tensor([0, 1, 2, 1])
-    expected = PGD(0.1, steps=2)(SmallNet(), images(4), labels)
-    assert torch.equal(PGD(0.1, steps=2)(SmallNet(), images(4), as_given(labels)).images, expected.images)
+    expected = PGD(0.1, steps=2)(ModeNet(), images(4), labels)
+    assert torch.equal(PGD(0.1, steps=2)(ModeNet(), images(4), as_given(labels)).images, expected.images)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_labels_of_every_integer_type_are_the_same_labels(as_given: Any) -> None
 )
 def test_labels_that_are_no_integers_are_refused_by_name(labels: object) -> None:
     with pytest.raises(LabelError):
-        PGD(0.1)(SmallNet(), images(4), labels)  # type: ignore[arg-type]
+        PGD(0.1)(ModeNet(), images(4), labels)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("model", ["resnet18", lambda x: x, SmallNet, None])
+@pytest.mark.parametrize("model", ["resnet18", lambda x: x, ModeNet, None])
 def test_what_is_no_module_is_refused_by_name(model: object) -> None:
     with pytest.raises(SpecError, match=r"torch\.nn\.Module"):
         PGD(0.1)(model, images(4), torch.zeros(4, dtype=torch.int64))  # type: ignore[arg-type]
@@ -130,8 +130,8 @@ def test_what_is_no_module_is_refused_by_name(model: object) -> None:
 @pytest.mark.parametrize("numbers", [{"batch_size": "4"}, {"batch_size": 2.0}, {"first_index": None}])
 def test_a_batch_size_or_place_of_another_type_is_refused_by_name(numbers: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
-        PGD(0.1)(SmallNet(), images(4), torch.zeros(4, dtype=torch.int64), **numbers)
-    assert PGD(0.1)(SmallNet(), images(4), torch.zeros(4, dtype=torch.int64), batch_size=np.int64(3))  # type: ignore[arg-type]
+        PGD(0.1)(ModeNet(), images(4), torch.zeros(4, dtype=torch.int64), **numbers)
+    assert PGD(0.1)(ModeNet(), images(4), torch.zeros(4, dtype=torch.int64), batch_size=np.int64(3))  # type: ignore[arg-type]
 
 
 def test_an_ensemble_is_made_of_a_list_of_networks_and_of_numbers() -> None:

@@ -14,7 +14,7 @@ from dcn_plugin.attacks.base import Rows
 from dcn_plugin.attacks.decision import PUSH, Asker, StartSearch, blend, column, row_sums
 from dcn_plugin.errors import ImageRangeError, SpecError
 from tests.attack_oracles import Counting, RowNet, grey, right
-from tests.toys import SmallNet, images, linear_model
+from tests.toys import ModeNet, images, linear_model
 
 
 class OnlyStart(DecisionAttack):
@@ -153,7 +153,7 @@ def test_no_budget_is_ever_exceeded(budget: int, batch_size: int, search: StartS
 
 @pytest.mark.parametrize("attack", [BoundaryAttack(max_queries=1500), HopSkipJump(max_queries=800)], ids=_name)
 def test_results_stay_adversarial_when_the_model_is_asked_about_them_one_by_one(attack: DecisionAttack) -> None:
-    model, clean = SmallNet(), images(30)  # float32, so that other batch sizes round differently
+    model, clean = ModeNet(), images(30)  # float32, so that other batch sizes round differently
     truth = right(model, clean)
     result = attack(model, clean, truth)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import dcn_plugin as dcn
 from dcn_plugin.attacks import PGD, EnsembleSource
 from dcn_plugin.errors import ModelOutputError, SpecError
 from tests.attack_oracles import Labels, RowNet, right
-from tests.toys import SmallNet, images, linear_model
+from tests.toys import ModeNet, images, linear_model
 
 
 def nets(count: int = 3) -> list[nn.Module]:
@@ -58,7 +58,7 @@ def test_an_attack_on_the_ensemble_fools_models_that_an_attack_on_one_of_them_do
 
 
 def test_modes_and_parameters_are_those_of_the_models() -> None:
-    small = SmallNet()
+    small = ModeNet()
     ensemble = EnsembleSource([small, RowNet(dtype=torch.float32)])
     ensemble.eval()
     assert not small.drop.training

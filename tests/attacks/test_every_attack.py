@@ -25,7 +25,7 @@ from dcn_plugin.attacks.base import Rows
 from dcn_plugin.attacks.decision import Asker
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
 from tests.attack_oracles import Counting, Labels, RowNet, right
-from tests.toys import SmallNet, images
+from tests.toys import DoNothing, ModeNet, images
 
 Make = Callable[[int], Attack]
 
@@ -46,13 +46,6 @@ DECISION = [name for name, make in ATTACKS.items() if make(0).decision_based]
 GRADIENT = [name for name in ATTACKS if name not in DECISION]
 
 every = pytest.mark.parametrize("name", ATTACKS)
-
-
-class DoNothing(Attack):
-    """Returns the images as they are."""
-
-    def perturb(self, run: AttackRun) -> Tensor:
-        return run.images
 
 
 class OnlyStart(DecisionAttack):
@@ -136,7 +129,7 @@ def test_the_batch_size_does_not_change_a_bit_in_float64(name: str) -> None:
 
 @every
 def test_the_batch_size_does_not_change_counts_in_float32(name: str) -> None:
-    attack, model = ATTACKS[name](5), SmallNet()
+    attack, model = ATTACKS[name](5), ModeNet()
     clean = images(100)
     truth = right(model, clean)
     counts = [int(attack(model, clean, truth, batch_size=size).fooled.sum()) for size in (24, 100)]
@@ -184,8 +177,8 @@ def random_state() -> list[object]:
 @pytest.mark.parametrize("fail_at", [None, 0, 8, 30, 60])
 def test_the_model_and_all_global_generators_come_back_as_they_were(name: str, fail_at: int | None) -> None:
     clean = images(8)
-    truth = right(SmallNet(), clean)
-    inner = SmallNet().train()
+    truth = right(ModeNet(), clean)
+    inner = ModeNet().train()
     inner.frozen.eval()  # a frozen batch norm must not be thawed
     model = Counting(inner, fail_at=fail_at)
     model.training = True

@@ -7,21 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import PGD, Attack, AttackRun
+from dcn_plugin.attacks import PGD, Attack
 from dcn_plugin.errors import SpecError, WeakAttackWarning
-from tests.toys import SmallNet, images, linear_model
-
-
-class DoNothing(Attack):
-    """Returns the images as they are."""
-
-    def perturb(self, run: AttackRun) -> Tensor:
-        return run.images
+from tests.toys import DoNothing, ModeNet, images, linear_model
 
 
 def assert_attack_works(attack: Attack) -> None:
     """What every attack of loss-ascending kind must achieve on a network that is right about its images."""
-    model = SmallNet().eval()
+    model = ModeNet().eval()
     clean = images(64)
     with torch.no_grad():
         truth = model(clean).argmax(1)
@@ -77,7 +70,7 @@ def test_on_a_linear_model_the_result_is_the_exact_worst_corner_of_the_ball(step
 
 
 def test_it_agrees_with_a_plain_loop_written_from_the_paper() -> None:
-    model = SmallNet().eval()
+    model = ModeNet().eval()
     clean, truth = images(7), torch.arange(7) % 3
     expected = []
     for x, y in zip(clean, truth, strict=True):
@@ -94,7 +87,7 @@ def test_it_agrees_with_a_plain_loop_written_from_the_paper() -> None:
 
 @pytest.mark.parametrize("random_start", [False, True])
 def test_the_batch_size_does_not_change_a_bit_in_float64(random_start: bool) -> None:
-    model = SmallNet(dtype=torch.float64)
+    model = ModeNet(dtype=torch.float64)
     clean, truth = images(64, dtype=torch.float64), torch.arange(64) % 3
     attack = PGD(0.1, steps=5, random_start=random_start, seed=11)
     whole, *others = (attack(model, clean, truth, batch_size=size) for size in (64, 7, 1))
@@ -104,7 +97,7 @@ def test_the_batch_size_does_not_change_a_bit_in_float64(random_start: bool) -> 
 
 
 def test_the_seed_decides_on_the_random_start_and_nothing_else_does() -> None:
-    model, clean, truth = SmallNet(), images(5), torch.arange(5) % 3
+    model, clean, truth = ModeNet(), images(5), torch.arange(5) % 3
     one, same, other = (PGD(0.1, steps=1, random_start=True, seed=s)(model, clean, truth).images for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -116,7 +109,7 @@ def test_the_default_step_size_is_the_papers_ratio() -> None:
 
 
 def test_one_step_is_fgsm() -> None:
-    model, clean, truth = SmallNet().eval(), images(5), torch.arange(5) % 3
+    model, clean, truth = ModeNet().eval(), images(5), torch.arange(5) % 3
     leaf = clean.clone().requires_grad_()
     F.cross_entropy(model(leaf), truth).backward()
     expected = (clean + 0.05 * leaf.grad.sign()).clamp(0, 1)  # type: ignore[union-attr]

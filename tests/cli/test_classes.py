@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dcn_plugin import cli, training
-from dcn_plugin.classes import class_names_in, class_names_of
+from dcn_plugin.checkpoint.class_names import class_names_in, class_names_of
 from dcn_plugin.cli.models import open_model
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import ResultFile

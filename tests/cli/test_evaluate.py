@@ -8,9 +8,9 @@ import pytest
 
 from dcn_plugin import cli
 from dcn_plugin.cli.attacks import open_attacks
-from dcn_plugin.cli.evaluate import _PROTOCOLS
 from dcn_plugin.cli.processes import open_accelerator
 from dcn_plugin.evaluate import ResultFile
+from dcn_plugin.evaluate.protocols import PROTOCOLS
 
 LINEAR = "tests.cli.factory:linear"
 DEFECTIVE = "tests.cli.factory:defective"
@@ -188,7 +188,7 @@ def test_sigma_of_clipped_noise_is_refused_with_the_level_that_it_means(
 
 @pytest.mark.parametrize("protocol", ["transfer", "tapm", "whitebox"])
 def test_the_attacks_of_a_protocol_that_names_none_are_those_of_its_help_at_8_255(protocol: str) -> None:
-    attacks = open_attacks(_PROTOCOLS[protocol].attacks or ())
+    attacks = open_attacks(PROTOCOLS[protocol].attacks or ())
     assert attacks and all(attack.eps == 8 / 255 for attack in attacks)
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from dcn_plugin import cli
 from dcn_plugin.cli.arguments import size
+from dcn_plugin.cli.evaluate import _default_text
 from dcn_plugin.cli.parsers import Parser, wrapped
+from dcn_plugin.evaluate.protocols import PROTOCOLS
 
 
 def below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -25,6 +27,24 @@ def below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
 
 
 PARSERS = {parser.prog: parser for parser in below(cli._parser())}
+
+
+def test_the_protocols_wait_until_their_command_is_named() -> None:
+    def protocols(argv: list[str]) -> set[str]:
+        return {parser.prog for parser in below(cli._parser(argv)) if parser.prog.startswith("defective evaluate ")}
+
+    assert protocols(["--help"]) == protocols(["train", "--help"]) == set()
+    assert {f"defective evaluate {name}" for name in PROTOCOLS if not PROTOCOLS[name].commands} < protocols(
+        ["evaluate"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(8 / 255, "8/255"), (0.99, "0.99"), (500, "500"), ((2, 4, 8), "2, 4, 8"), ("none", "none")]
+)
+def test_a_default_is_shown_as_it_would_be_written(value: object, text: str) -> None:
+    assert _default_text(value) == text
+
 
 texts = st.lists(st.text("abc-_=/;().,", min_size=1, max_size=30), min_size=1).map(" ".join)
 

@@ -7,7 +7,7 @@ import pytest
 
 from dcn_plugin import cli
 from dcn_plugin.experiments import run as module
-from dcn_plugin.experiments.trained import TrainedNetworks
+from dcn_plugin.experiments.network_store import TrainedNetworks
 from tests.experiments.recipe_files import TINY, write_recipe
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import dcn_plugin as dcn
 from dcn_plugin import cli
-from dcn_plugin.wrappers import network_in
+from dcn_plugin.surgery.wrappers import network_in
 from tests.cli import factory
 
 FACTORY = "tests.cli.factory"

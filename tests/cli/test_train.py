@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,14 +9,12 @@ from torch import nn
 
 import dcn_plugin as dcn
 from dcn_plugin import cli, training
-from dcn_plugin.attacks import PGD, AttackRun
 from dcn_plugin.cli.models import open_model
 from dcn_plugin.models import cifar_resnet
 from tests.image_files import write_folder
 
 LINEAR = "tests.cli.factory:linear"
 HERE = "tests.cli.test_train"
-PUBDEF = ["--baseline", "pubdef", "--public", LINEAR]
 FAST = ["--size", "8", "--limit", "80", "--batch-size", "16", "--epochs", "2"]
 
 
@@ -86,16 +83,16 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(LINEAR, tmp_path / "alone") == 0
-    write = training.folder.write_archive
+    write = training.run_folder.write_archive
 
     def interrupted(*args: object) -> None:
         write(*args)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.folder, "write_archive", interrupted)
+    monkeypatch.setattr(training.run_folder, "write_archive", interrupted)
     assert run(LINEAR, tmp_path / "killed") == 130
     assert "goes on from there" in capsys.readouterr().err
-    monkeypatch.setattr(training.folder, "write_archive", write)
+    monkeypatch.setattr(training.run_folder, "write_archive", write)
     assert run(LINEAR, tmp_path / "killed") == 0
     kept = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("alone", "killed")]
     assert kept[0] == kept[1]
@@ -147,59 +144,6 @@ def test_options_reach_the_configuration(tmp_path: Path) -> None:
     assert history(tmp_path)["selected_by"] == "test"
 
 
-@pytest.mark.parametrize("model", [f"{HERE}:small", f"{HERE}:small,p=0.5"])
-def test_a_baseline_regularises_any_network_which_then_opens_without_it(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(model, tmp_path / "with", "--baseline", "spatial-dropout") == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "--target" in line)
-    assert run(model, tmp_path / "without") == 0
-    kept = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("with", "without")]
-    assert kept[0] != kept[1]
-    assert run(model, tmp_path / "with") == 2
-    assert "about.baseline" in capsys.readouterr().err
-    opened = open_model(line.partition("NAME=")[2], tell=lambda _: None)
-    assert dcn.is_defective(opened) == ("p=" in model)
-
-
-def test_a_baseline_brings_its_loss_and_its_images(tmp_path: Path) -> None:
-    def plan(name: str, *options: str) -> dict[str, Any]:
-        assert run(LINEAR, tmp_path / name, *options) == 0
-        found: dict[str, Any] = history(tmp_path / name)["plan"]  # type: ignore[assignment]
-        return found
-
-    smoothed = plan("a", "--baseline", "label-smoothing", "--adversarial", "eps=0.1,steps=1")
-    assert smoothed["config"]["label_smoothing"] == pytest.approx(1 / 9)
-    assert smoothed["step_images"].startswith("Madry(eps=0.1, steps=1")
-    assert plan("b", "--baseline", "madry,steps=2")["step_images"].startswith(f"Madry(eps={8 / 255}, steps=2")
-    standard = plan("c", "--baseline", "standard")
-    assert (standard["config"]["label_smoothing"], standard["step_images"]) == (0, None)
-
-
-def test_pubdef_attacks_public_models_once_and_trains_on_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attacked: list[int] = []
-    perturb = PGD.perturb
-
-    def watch(self: PGD, run: AttackRun) -> torch.Tensor:
-        attacked.append(len(run.images))
-        return perturb(self, run)
-
-    monkeypatch.setattr(PGD, "perturb", watch)
-    public = ["--public", f"one={LINEAR},seed=1", "--public", f"two={LINEAR},seed=2"]
-    shared = ["--public-images", str(tmp_path / "images")]
-    options = ["--baseline", "pubdef,eps=0.2,sampling=all", *public, *shared]
-    assert run(LINEAR, tmp_path / "a", *options) == 0
-    assert attacked == [80, 80]
-    hook = history(tmp_path / "a")["plan"]["step_images"]  # type: ignore[index]
-    assert hook.startswith("PubDef(2 pairs") and "eps=0.2" in hook
-    # Another network is trained on the same images.
-    assert run(f"{LINEAR},seed=3", tmp_path / "b", *options) == 0
-    assert attacked == [80, 80]
-    assert history(tmp_path / "b")["plan"]["step_images"] == hook  # type: ignore[index]
-    assert run(LINEAR, tmp_path / "c", *options, "--public-attack", "pgd,eps=0.1,steps=1") == 0
-    assert attacked == [80] * 4
-
-
 def test_a_choice_on_the_test_set_is_said_to_be_too_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(LINEAR, tmp_path, "--select", "test") == 0
     assert "too good" in capsys.readouterr().out
@@ -233,20 +177,9 @@ def test_a_folder_is_split_and_can_be_streamed(tmp_path: Path, capsys: pytest.Ca
         ([LINEAR, "--data", "digits", "--val-share", "2", "--val", "nothing"], "nothing"),
         ([LINEAR, "--data", "digits", "--device", "cuda:99"], "device"),
         ([LINEAR, "--data", "digits", "--track", "tensorboard"], "pip install tensorboard"),
-        ([LINEAR, "--data", "digits", "--baseline", "label_smoothing"], "did you mean label-smoothing"),
-        ([LINEAR, "--data", "digits", "--baseline", "madry,epsilon=1"], "no such setting"),
-        ([LINEAR, "--data", "digits", "--baseline", "madry", "--adversarial"], "one of the two"),
-        ([LINEAR, "--data", "digits", "--baseline", "label-smoothing", "--label-smoothing", "0.1"], "one of the two"),
-        ([LINEAR, "--data", "digits", "--size", "8", "--baseline", "dropblock"], "ResNet"),
-        ([LINEAR, "--data", "digits", "--baseline", "pubdef"], "--public NAME=MODEL"),
-        ([LINEAR, "--data", "digits", "--public", LINEAR], "for --baseline pubdef"),
-        ([LINEAR, "--data", "digits", *PUBDEF, "--public-attack", "pgd,eps=0.5"], "more than PubDef allows"),
-        ([LINEAR, "--data", "digits", "--baseline", "pubdef,weight=0", "--public", LINEAR], "weight of PubDef"),
-        ([LINEAR, "--data", "digits", *PUBDEF, "--min-scale", "0.5"], "held in memory"),
-        ([f"{HERE}:small", "--data", "digits", *PUBDEF], "does not take the images"),
         ([f"{HERE}:small,p=0.5", "--data", "digits"], "8"),
         ([LINEAR, "--data", "digits"], "in_chans="),
-        (["test_resnet,in_chans=1", "--data", "digits"], "channels"),
+        (["test_resnet", "--data", "digits"], "channels"),
         (["test_resnet,in_chans=1,mean=[0.5],std=[0.5]", "--data", "digits"], "num_classes=10"),
     ],
 )
@@ -261,10 +194,3 @@ def test_bad_input_is_one_line_before_anything_is_written(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("defective: ") and said in error
     assert not (tmp_path / "out").exists()
-
-
-def test_settings_of_another_type_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for baseline in ("madry,eps=abc", "madry,steps=many"):
-        line = ["train", LINEAR, "--data", "digits", "--size", "8", "--baseline", baseline, "--out", str(tmp_path)]
-        assert cli.main(line) == 2
-        assert "does not take these settings" in capsys.readouterr().err

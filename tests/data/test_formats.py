@@ -12,7 +12,7 @@ from torchvision.transforms import functional as F
 
 from dcn_plugin.data import load_cifar_c, load_npz, load_stl10, open_images
 from dcn_plugin.errors import ClassesError, DataError, LabelError, SpecError
-from tests.data.test_files import noise
+from tests.data.test_array_files import noise
 from tests.image_files import write_folder
 
 

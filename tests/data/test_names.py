@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from dcn_plugin.classes import name_classes
+from dcn_plugin.checkpoint.class_names import name_classes
 from dcn_plugin.data import read_class_names
 from dcn_plugin.errors import DataError, SpecError
 from dcn_plugin.training import save_network

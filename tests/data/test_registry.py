@@ -9,7 +9,7 @@ import torch
 from dcn_plugin.data import DATA_SPECS, ImageFolder, load_digits, open_images
 from dcn_plugin.data.registry import parts_of
 from dcn_plugin.errors import DataError, SpecError
-from tests.data.test_files import write_mnist
+from tests.data.test_array_files import write_mnist
 from tests.data.test_formats import keras, medmnist
 from tests.image_files import write_folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dcn_plugin.engine.native import native_problem
-from dcn_plugin.engine.rows import Geometry, number_rows
+from dcn_plugin.engine.row_layout import Geometry, number_rows
 
 TOLERANCE = 1e-5
 """Of float32 results, relative to the largest sum of absolute terms; 250 terms of 6e-8 each give 1.5e-5 at worst."""
@@ -23,6 +24,7 @@ BACKENDS = [
 ]
 
 needs_c = pytest.mark.skipif(native_problem() is not None, reason=str(native_problem()))
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
 @dataclass(frozen=True)

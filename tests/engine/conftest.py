@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dcn_plugin.engine.derived import derived
+from dcn_plugin.engine.constant_cache import derived
 
 
 @pytest.fixture

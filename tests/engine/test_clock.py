@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dcn_plugin.engine import clock
-from dcn_plugin.engine.clock import DOUBT, LEAST_ROUNDS, MOST_ROUNDS, compared, sure_gain
+from dcn_plugin.engine.clock import DOUBT, LEAST_ROUNDS, MOST_ROUNDS, compared, sure_gain, timed
 
 CPU = torch.device("cpu")
 
@@ -44,8 +44,9 @@ def test_calls_take_turns_and_a_clear_case_takes_few_rounds(monkeypatch: pytest.
     for other, rounds in ((2.0, LEAST_ROUNDS), (0.95, MOST_ROUNDS), (0.3, LEAST_ROUNDS)):
         machine = Machine(monkeypatch)
         assert sure_gain(machine.call("plain", 1.0), machine.call("other", other), CPU) == pytest.approx(1 / other)  # type: ignore[arg-type]
+        # The second of the first calls of each side is a round.
         counted = [name for name, _ in machine.calls[4:]]
-        assert counted == (["plain", "other", "other", "plain"] * MOST_ROUNDS)[: 2 * rounds]
+        assert counted == (["other", "plain", "plain", "other"] * MOST_ROUNDS)[: 2 * (rounds - 1)]
 
 
 def test_a_gain_is_sure_only_if_three_rounds_in_four_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +111,29 @@ def test_threads_come_back_after_an_error() -> None:
         assert torch.get_num_threads() == 1
         1 / 0  # noqa: B018
     assert torch.get_num_threads() == before
+
+
+def test_the_time_of_a_call_is_the_least_of_some_after_a_first_that_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    durations, ticks, calls = iter([100.0, 3.0, 2.0, 4.0]), [0.0], []
+
+    def run() -> None:
+        calls.append(1)
+        ticks[0] += next(durations)
+
+    monkeypatch.setattr(clock, "now", lambda device: ticks[0])
+    assert timed(run, torch.device("cpu"), least_calls=3) == 2000.0
+    assert len(calls) == 4
+
+
+def test_a_short_call_is_repeated_until_it_took_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks, calls = [0.0], []
+
+    def run() -> None:
+        calls.append(1)
+        ticks[0] += 0.125
+
+    monkeypatch.setattr(clock, "now", lambda device: ticks[0])
+    assert timed(run, torch.device("cpu"), least_calls=3, least_ms=1000.0) == 125.0
+    assert len(calls) == 9

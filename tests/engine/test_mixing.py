@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import model as engine_model
+from dcn_plugin.engine import compaction as engine_model
 from dcn_plugin.engine.capture import capture
 from dcn_plugin.engine.mixing import check_graph, first_mixing
 from dcn_plugin.errors import TraceError

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcn_plugin.engine import native, ops
-from dcn_plugin.engine.derived import derived
+from dcn_plugin.engine import ops
+from dcn_plugin.engine.constant_cache import derived
 from dcn_plugin.engine.ops import rows_conv, rows_conv_input_grad, rows_to_dense, to_rows
-from dcn_plugin.engine.rows import Window, expand, gather, number_rows
+from dcn_plugin.engine.row_layout import Window, expand, gather, number_rows
 from tests.engine.cases import (
     BACKENDS,
     TOLERANCE,
@@ -102,69 +102,6 @@ def test_holes_in_the_masks_and_empty_batches_are_no_special_case(hole, batch: i
     found.sum().backward()
     assert x.grad.shape == x.shape
     assert residual is None or residual.grad.shape == residual.shape
-
-
-@needs_c
-@pytest.mark.parametrize("size", [1, 4, 8, 16])
-def test_every_vector_width_gives_the_same_for_every_batch(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if size > native.lanes():
-        pytest.skip(f"this machine's vectors hold {native.lanes()} values")
-    monkeypatch.setattr(native, "lanes", lambda: size)
-    for batch in range(1, 41):
-        layer = make_layer(densities=(0.6, 0.6, 0.6), batch=batch, relu=batch % 2 == 0, outputs=9, size=(4, 3))
-        assert_close(rows_conv(*arguments(layer, "c")), rows_of(layer.dense(), layer.out_live), layer.scale())
-
-
-@needs_c
-@pytest.mark.parametrize("size", [1, 4, 8, 16])
-@pytest.mark.parametrize("batch", [1, 5, 19, 37, 70, 133])
-def test_windows_of_more_rows_than_the_cache_holds_are_summed_in_parts(
-    batch: int, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if size > native.lanes():
-        pytest.skip(f"this machine's vectors hold {native.lanes()} values")
-    monkeypatch.setattr(native, "lanes", lambda: size)
-    layer = make_layer(
-        kernel=(7, 7),
-        padding=(3, 3),
-        size=(4, 4),
-        inputs=90,
-        outputs=7,
-        densities=(0.9, 0.7, 0.5),
-        batch=batch,
-        relu=True,
-    )
-    found = rows_conv(*arguments(layer, "c"))
-    assert_close(found, rows_of(layer.double().dense().float(), layer.out_live), layer.scale())
-
-
-@needs_c
-@pytest.mark.parametrize(
-    ("machine", "expected"),
-    [(16, {1: 1, 3: 1, 4: 4, 7: 4, 8: 8, 15: 8, 16: 16, 40: 16}), (8, {1: 1, 4: 4, 8: 8, 40: 8}), (4, {3: 1, 40: 4})],
-)
-def test_no_vector_is_wider_than_the_batch_or_the_machine(
-    machine: int, expected: dict[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native, "lanes", lambda: machine)
-    assert {batch: native._lanes_for(batch) for batch in expected} == expected
-
-
-@needs_c
-def test_the_machine_has_one_of_the_compiled_widths() -> None:
-    assert native.lanes() in (4, 8, 16)
-
-
-@needs_c
-@pytest.mark.parametrize("threads", [2, 3])
-def test_the_number_of_threads_does_not_change_a_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = make_layer(size=(12, 12), densities=(0.5, 0.5, 0.5), batch=17, relu=True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    index, rows = number_rows(layer.in_live), int(layer.in_live.sum())
-    alone, images = rows_conv(*arguments(layer, "c")), to_rows(layer.images, index, rows, "c")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert torch.equal(rows_conv(*arguments(layer, "c")), alone)
-    assert torch.equal(to_rows(layer.images, index, rows, "c"), images)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

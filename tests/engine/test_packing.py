@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dcn_plugin.engine import packing
 from dcn_plugin.engine.packing import CHUNKS, Packed, pack_forward, pack_input_grad, packed_bytes
-from dcn_plugin.engine.rows import number_rows
+from dcn_plugin.engine.row_layout import number_rows
 from tests.engine.cases import Layer, layers, make_layer, rows_of
 
 

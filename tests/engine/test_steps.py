@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from dcn_plugin.engine.capture import capture, shape_of
-from dcn_plugin.engine.rows import Geometry
+from dcn_plugin.engine.row_layout import Geometry
 from dcn_plugin.engine.steps import Step, find_steps
 from tests.engine.small_nets import NETS, SIZE, Mask, make, programs, randomised
 

@@ -1,4 +1,4 @@
-"""The Triton kernels against the dense convolution; ``test_triton.py`` starts this file in a process of its own.
+"""The Triton kernels against the dense convolution; ``test_triton_jit.py`` starts this file in a process of its own.
 
 Whether Triton interprets is decided when a kernel is defined, from the environment, so that one process cannot do both.
 Interpreted, the cases run on the CPU; otherwise on a GPU.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dcn_plugin.engine import compact, ops, triton_kernels
 from dcn_plugin.engine.packing import Packed, pack_forward, pack_input_grad
-from dcn_plugin.engine.rows import number_rows
+from dcn_plugin.engine.row_layout import number_rows
 from dcn_plugin.engine.triton_kernels import PRODUCT_OUTPUTS, best_outputs, run_gemm
 from tests.engine.cases import TOLERANCE, Layer, arguments, images_of, layers, make_layer, rows_of
 from tests.engine.compacted import LIMIT, error, images, small

@@ -27,9 +27,9 @@ from dcn_plugin.evaluate import (
     transfer,
     whitebox,
 )
-from tests.toys import SmallNet, image_set
+from tests.toys import ModeNet, image_set
 
-NETS = {"a": SmallNet().eval()}
+NETS = {"a": ModeNet().eval()}
 DATA = image_set(6)
 ATTACK = PGD(0.1, steps=1)
 
@@ -70,14 +70,14 @@ def test_what_is_no_set_of_images_is_named_at_the_call(protocol: str, data: obje
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        (SmallNet(), "give every model a name"),
-        ([SmallNet()], "give every model a name"),
+        (ModeNet(), "give every model a name"),
+        ([ModeNet()], "give every model a name"),
         ({}, "nothing to measure"),
-        ({"a": SmallNet}, r"call SmallNet\("),
-        ({"a": SmallNet().state_dict()}, "load the weights into a model"),
-        ({"a": type("Classifier", (), {"model": SmallNet()})()}, r"pass its \.model"),
+        ({"a": ModeNet}, r"call ModeNet\("),
+        ({"a": ModeNet().state_dict()}, "load the weights into a model"),
+        ({"a": type("Classifier", (), {"model": ModeNet()})()}, r"pass its \.model"),
         ({"a": lambda x: x}, "no model"),
-        ({3: SmallNet()}, "no text"),
+        ({3: ModeNet()}, "no text"),
     ],
 )
 def test_what_is_no_model_with_a_name_is_named_at_the_call(protocol: str, targets: object, words: str) -> None:
@@ -89,10 +89,10 @@ def test_what_is_no_model_with_a_name_is_named_at_the_call(protocol: str, target
 
 
 def test_models_and_images_of_the_protocols_with_arguments_of_their_own_are_checked_too() -> None:
-    with pytest.raises(SpecError, match=r"call SmallNet\("):
-        ask("sanity", model=SmallNet)
+    with pytest.raises(SpecError, match=r"call ModeNet\("):
+        ask("sanity", model=ModeNet)
     with pytest.raises(SpecError, match="name"):
-        ask("sanity", sources=[SmallNet()])
+        ask("sanity", sources=[ModeNet()])
     with pytest.raises(DataError, match="labelled images"):
         ask("stylized", changed=LOADER)
 

@@ -14,7 +14,7 @@ import dcn_plugin as dcn
 from dcn_plugin.attacks import EnsembleSource
 from dcn_plugin.evaluate import relation
 from dcn_plugin.models import cifar_resnet
-from tests.toys import SmallNet
+from tests.toys import ModeNet
 
 
 def net(seed: int = 0, *, width: int = 4, classes: int = 10) -> nn.Module:
@@ -183,7 +183,7 @@ def test_networks_without_telling_weights_are_told_by_their_structure() -> None:
             nn.init.zeros_(parameter)
     assert relation(Constant(), Constant()) == relation(zeros[0], zeros[1]) == "same network"
     assert relation(Constant(), nn.Flatten()) == relation(zeros[0], zeros[2]) == "other network"
-    assert relation(Constant(), SmallNet()) == "other network"
+    assert relation(Constant(), ModeNet()) == "other network"
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ def test_one_weight_makes_other_weights() -> None:
 
 
 def test_traced_networks_are_known_by_their_weights() -> None:
-    model = SmallNet().eval()
+    model = ModeNet().eval()
     assert relation(model, torch.fx.symbolic_trace(model)) == "same network"
     exported = torch.export.export(model, (torch.zeros(1, 1, 4, 4),)).module()
     assert relation(exported, model) == "same network"

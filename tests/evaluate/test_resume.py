@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import random
-import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 
 from dcn_plugin.evaluate import ResultFile
 from tests.evaluate import resume_worker
+from tests.launched import kill_at_random
 
 # Each run is a process of its own, forked off a server that has imported torch once.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -38,28 +37,14 @@ def without_run(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def kill_at_random(folder: Path, *, kills: int, seed: int) -> None:
-    """Kill the run ``kills`` times while it is measuring, then let it finish."""
-    moments = random.Random(seed)
-    done = 0
-    for _ in range(kills):
-        process = start(folder)
-        # Once more is on disk than at the last kill, the run is past what it reuses.
-        while process.is_alive() and sum(1 for _ in folder.rglob("*.json")) <= done:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.05))
-        if not process.is_alive():
-            break
-        process.kill()
-        process.join()
-        done = sum(1 for _ in folder.rglob("*.json"))
-    finish(folder)
-
-
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_with_the_same_records(tmp_path: Path, kills: int) -> None:
     finish(tmp_path / "alone")
-    kill_at_random(tmp_path / "killed", kills=kills, seed=kills)
+    killed = tmp_path / "killed"
+    kill_at_random(
+        lambda: start(killed), lambda: sum(1 for _ in killed.rglob("*.json")), kills=kills, seed=kills, longest=0.05
+    )
+    finish(killed)
     assert without_run(tmp_path / "killed") == without_run(tmp_path / "alone")
     run = ResultFile.read(tmp_path / "killed" / "results.json").run
     assert run["units_reused"] > 0  # what was finished before the last kill was not measured again

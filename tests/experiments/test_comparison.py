@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dcn_plugin.experiments.cells import Entry
 from dcn_plugin.experiments.comparison import Number, compare, to_markdown
+from dcn_plugin.experiments.measurements import Entry
 from dcn_plugin.experiments.recipe import RecipeSpec, load_recipe
 from tests.experiments.recipe_files import TINY, write_recipe
 from tests.toy_records import record

@@ -96,7 +96,7 @@ KILLED = """
 import sys
 from dcn_plugin.experiments import demo_spec, run_demo
 from tests.cli.test_main import TINY
-demo_spec.code_hash = lambda: sys.argv[2]
+demo_spec.code_hash = lambda *_: sys.argv[2]
 run_demo(sys.argv[1], seeds=range(50), spec=TINY)
 """
 
@@ -104,7 +104,7 @@ run_demo(sys.argv[1], seeds=range(50), spec=TINY)
 def test_a_run_that_is_killed_loses_no_finished_seed(two_seeds: tuple[Path, DemoOutcome], tmp_path: Path) -> None:
     done = tmp_path / "seeds" / "seed-0.json"
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path), code_hash()], cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", KILLED, str(tmp_path), code_hash("experiments")], cwd=Path(__file__).parents[2]
     )
     try:
         deadline = time.monotonic() + 100

@@ -111,11 +111,11 @@ def test_an_installed_package_says_that_it_has_no_recipes(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", list_recipes(recipes_root()))
 def test_every_committed_recipe_is_valid_at_every_scale(name: str) -> None:
-    from dcn_plugin.experiments.cells import cells_of
+    from dcn_plugin.experiments.measurements import measurements_of
 
     spec = load_recipe(name)
     for scale in ("smoke", "small", "full"):
-        cells = cells_of(spec, scale, [0])
+        cells = measurements_of(spec, scale, [0])
         assert {row for cell in cells for row in cell.rows} == set(spec.rows_at(scale))
     if spec.numbers is not None and "only" not in spec.raw:
         assert {row.label for row in spec.numbers.rows} <= set(spec.rows) | set(spec.skip)
@@ -128,11 +128,15 @@ def test_every_table_and_figure_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", [name for name in list_recipes(recipes_root()) if name.startswith("table")])
 def test_every_number_of_a_table_that_is_rerun_has_a_cell_that_measures_it(name: str) -> None:
-    from dcn_plugin.experiments.cells import cells_of
-    from dcn_plugin.experiments.cells import columns_of as columns
+    from dcn_plugin.experiments.measurements import measurements_of
 
     spec = load_recipe(name)
-    measured = {(row, column) for cell in cells_of(spec, "full", [0]) for column in columns(cell) for row in cell.rows}
+    measured = {
+        (row, column.name)
+        for measurement in measurements_of(spec, "full", [0])
+        for column in measurement.columns()
+        for row in measurement.rows
+    }
     assert spec.numbers is not None
     for row in spec.numbers.rows:
         if row.label not in spec.skip:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +13,13 @@ import torch
 
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import Team
-from dcn_plugin.experiments import trained as module
+from dcn_plugin.experiments import network_store as module
+from dcn_plugin.experiments.network_store import TrainedNetworks
 from dcn_plugin.experiments.recipe import load_recipe
 from dcn_plugin.experiments.run import Outcome, plan_recipe, run_recipe
-from dcn_plugin.experiments.trained import TrainedNetworks
 from tests.evaluate.teams import together
 from tests.experiments.recipe_files import TINY, write_recipe
+from tests.launched import launch
 
 CPU = torch.device("cpu")
 # Four batches for two processes, and pictures, which only one of them may write.
@@ -119,25 +117,12 @@ def test_an_accelerator_of_another_precision_is_refused(tmp_path: Path) -> None:
         plan_recipe(spec, "smoke", out=tmp_path / "out", accelerator=accelerator)
 
 
-def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """The command line in one process, or in several. They set their threads to one, which records tell."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(several if processes > 1 else []), "-m", "dcn_plugin.cli", "recipe", "run", *arguments],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 # One test, because its processes import everything anew.
 @pytest.mark.slow
 def test_two_launched_processes_train_together_and_measure_what_one_measures(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     recipe, shared, own = str(write_recipe(tmp_path, SHARED)), tmp_path / "shared", tmp_path / "own"
-    done = launch(recipe, "--out", str(shared))
+    done = launch("dcn_plugin.cli", "recipe", "run", recipe, "--out", str(shared))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Wrote ") == 3
     assert done.stderr.count("networks to train") == 1 and done.stderr.count("[1/3] training") == 1
@@ -146,13 +131,13 @@ def test_two_launched_processes_train_together_and_measure_what_one_measures(tmp
     assert not list(shared.glob("networks/*/state.safetensors"))
     # One process, with the networks of two.
     shutil.copytree(shared / "networks", own / "networks")
-    done = launch(recipe, "--out", str(own), processes=1)
+    done = launch("dcn_plugin.cli", "recipe", "run", recipe, "--out", str(own), processes=1)
     assert done.returncode == 0, done.stderr
     assert "0 of 3 networks to train, 2 of 2 cells to measure" in done.stderr
     assert kept(own) == kept(shared)
-    # What fails on one ends all: only the first looks for finished cells.
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "cells").write_text("a file")
-    done = launch(recipe, "--out", str(tmp_path / "broken"))
+    # What fails on one ends all: only the first looks for finished measurements.
+    (tmp_path / "broken" / "store").mkdir(parents=True)
+    (tmp_path / "broken" / "store" / "units").write_text("a file")
+    done = launch("dcn_plugin.cli", "recipe", "run", recipe, "--out", str(tmp_path / "broken"))
     assert done.returncode != 0
     assert "Not a directory" in done.stderr

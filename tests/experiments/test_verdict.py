@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcn_plugin.evaluate import ResultFile
+from dcn_plugin.experiments.commentary import Finding
 from dcn_plugin.experiments.comparison import Number
-from dcn_plugin.experiments.finding import Finding
-from dcn_plugin.experiments.numbers import CLEAN
+from dcn_plugin.experiments.paper_tables import CLEAN
 from dcn_plugin.experiments.recipe import RecipeSpec, list_recipes, load_recipe, recipes_root
 from dcn_plugin.experiments.verdict import FACTOR, Word, headline, judge, judge_claim, verdict_of
 from tests.experiments.recipe_files import TINY, write_recipe

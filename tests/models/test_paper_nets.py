@@ -1,4 +1,4 @@
-"""The paper's six networks: sizes, arithmetic against plain functions written from FACTS.md, and timm's registry."""
+"""The paper's six networks: sizes, arithmetic against plain functions from the page on the authors' code, and timm."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_sizes_that_make_no_network_are_refused(name: str, options: dict[str, ob
         timm.create_model(name, **options)
 
 
-# Arithmetic: what FACTS.md says, on the weights and masks of a state dict
+# Arithmetic: what docs/concepts/authors-code.md says, on the weights and masks of a state dict
 
 
 class Layers:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
 from dcn_plugin.errors import BlockError, MaskStateError, SpecError
-from dcn_plugin.inspection import verify
 from dcn_plugin.layers import DefectMask2d, Normalized
 from dcn_plugin.models import cifar_resnet, regularize
 from dcn_plugin.surgery import defectify, masks_of, undefectify
+from dcn_plugin.surgery.inspection import verify
 from dcn_plugin.training import isolated_rng
 
 KINDS = ("spatial-dropout", "dropblock")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dcn_plugin as dcn
-from dcn_plugin.classes import class_names_of
+from dcn_plugin.checkpoint.class_names import class_names_of
 from dcn_plugin.errors import CheckpointError, PretrainedError
 from dcn_plugin.pretrained import PretrainedCard, load_half, load_pretrained, register_pretrained
 from tests.pretrained.toy_cards import SIZE, toy_card, toy_network

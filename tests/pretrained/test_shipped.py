@@ -20,7 +20,7 @@ from dcn_plugin.attacks import PGD
 from dcn_plugin.data import ImageSet, load_digits
 from dcn_plugin.evaluate import AdversarialSet, Result, ResultFile, correct, gaussian, hardware, measure_targets
 from dcn_plugin.experiments.demo_networks import SHIPPED, SHIPPED_SEED, initial_network, training_of
-from dcn_plugin.experiments.seeds import fixed_threads
+from dcn_plugin.experiments.finished_seeds import fixed_threads
 from dcn_plugin.pretrained import PretrainedCard, list_pretrained, load_pretrained, pretrained_card
 from dcn_plugin.pretrained.cache import sha256_of
 from recipes.pretrained.make import EPS, HERE, SIGMA, SPEC, WEIGHTS, page
@@ -139,7 +139,7 @@ def test_the_transfer_of_the_record_is_measured_again(
 ) -> None:
     with fixed_threads(1):
         made = AdversarialSet(SOURCE, nets[SOURCE], PGD(EPS, steps=SPEC.steps), test_images)
-        (measured,) = measure_targets(made, {DEFECTIVE: nets[DEFECTIVE]}, seed=SHIPPED_SEED)
+        (measured,) = measure_targets(made, {DEFECTIVE: nets[DEFECTIVE]}, training_seed=SHIPPED_SEED)
     said = recorded(record, "transfer", DEFECTIVE)
     assert (measured.attack_settings, measured.relation) == (said.attack_settings, "other network")
     check_counts(measured, said)
@@ -152,7 +152,7 @@ def test_the_noise_of_the_record_is_measured_again(
 ) -> None:
     targets = {name: nets[name] for name in (STANDARD, DEFECTIVE)}
     with fixed_threads(1):
-        for measured in gaussian(targets, test_images, [SIGMA], seed=SHIPPED_SEED):
+        for measured in gaussian(targets, test_images, [SIGMA], training_seed=SHIPPED_SEED):
             check_counts(measured, recorded(record, "gaussian", measured.target))
 
 

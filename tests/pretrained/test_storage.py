@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.archive import read_archive
+from dcn_plugin.checkpoint.sealed_file import read_archive
 from dcn_plugin.errors import CheckpointError
 from dcn_plugin.pretrained import load_half, save_half
 from dcn_plugin.training import isolated_rng, save_network

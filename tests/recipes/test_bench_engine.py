@@ -141,3 +141,11 @@ def test_the_benchmark_of_batch_sizes_runs(monkeypatch: pytest.MonkeyPatch) -> N
     record = json.loads(json.dumps(batches.run("defective_resnet18_cifar", batches.QUICK, "smoke test")))
     parts = [record["idle"], record["busy"]]
     assert all(one["relative_error"] < 1e-4 for part in parts for one in part["batches"].values())
+
+
+def test_the_records_of_batch_sizes_hold_and_the_page_is_theirs() -> None:
+    folder = batches.HERE / "batches"
+    records = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in batches.NETWORKS]
+    assert [record["missed"] for record in records] == [[]] * len(records)
+    assert all(batches.missed(record) == record["missed"] for record in records)
+    assert (folder / "README.md").read_text(encoding="utf-8") == batches.page(records)

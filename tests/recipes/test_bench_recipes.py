@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcn_plugin.evaluate.environment import hardware, package_versions
 from dcn_plugin.experiments.recipe import load_recipe
+from dcn_plugin.support.environment import hardware, package_versions
 from recipes.bench_recipes import bench
 from tests.image_files import pixels, write_image
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dcn_plugin.experiments.numbers import paper_numbers
+from dcn_plugin.experiments.paper_tables import paper_numbers
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "paper_numbers"
 

@@ -61,7 +61,7 @@ def test_whatever_a_stopped_run_left_opens(tmp_path: Path, damage: str, caplog: 
     (tmp_path / "units/.1234.tmp").write_text("{")
     assert list(load_run(tmp_path).results) == [record()]
     assert adversarial_grids(tmp_path) == []
-    for line in ("half.json is left out", "seed-0.json is left out", "key.json is not shown"):
+    for line in ("half.json is left out", "seed-0.json is left out", "key.json is left out"):
         assert line in caplog.text
 
 

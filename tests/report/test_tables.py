@@ -22,10 +22,10 @@ def test_the_tables_hold_both_denominators_with_counts_and_intervals() -> None:
 
 def test_image_sets_of_one_name_are_told_apart_by_their_hash() -> None:
     parts = [record(data_hash=digit * 64, eps=eps) for digit in "1a" for eps in (0.1, 0.2)]
-    for found in result_tables(parts):
-        column = found.headers.index("data")
-        assert {row[column] for row in found.rows} == {"toy/test (11111111)", "toy/test (aaaaaaaa)"}
-    assert all("data" not in found.headers for found in result_tables([record(), record(eps=0.1)]))
+    for shown in result_tables(parts):
+        column = shown.headers.index("data")
+        assert {row[column] for row in shown.rows} == {"toy/test (11111111)", "toy/test (aaaaaaaa)"}
+    assert all("data" not in shown.headers for shown in result_tables([record(), record(eps=0.1)]))
 
 
 def test_a_table_without_rows_is_left_out() -> None:

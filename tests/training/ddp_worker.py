@@ -13,11 +13,11 @@ from torch import nn
 
 from dcn_plugin.data import load_digits
 from dcn_plugin.errors import MaskStateError
-from dcn_plugin.evaluate.predict import correct_on
+from dcn_plugin.evaluate.predictions import correct_on
 from dcn_plugin.models import cifar_resnet
 from dcn_plugin.surgery import defectify
 from dcn_plugin.training import TrainConfig, isolated_rng, train
-from dcn_plugin.training.fit import masks_hash
+from dcn_plugin.training.checks import masks_hash
 
 CONFIG = TrainConfig(epochs=4, batch_size=32, shift=1)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.attacks import PGD
-from dcn_plugin.attacks.checks import check_answers, check_logits
 from dcn_plugin.errors import ModelOutputError, SpecError
-from dcn_plugin.evaluate.predict import correct_on, predict
+from dcn_plugin.evaluate.predictions import correct_on, predict
 from dcn_plugin.training import TrainConfig, isolated_rng, madry, pubdef, train
 from dcn_plugin.training.processes import Alone
 from tests.nets import same, snapshot
@@ -130,7 +128,7 @@ def test_looking_for_it_changes_nothing() -> None:
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Alone, "shard", Alone.shard._replace(size=2))
+    monkeypatch.setattr(Alone, "team", Alone.team._replace(size=2))
     with pytest.raises(SpecError, match=r"auxiliary heads.*one process"):
         train(net(TOGETHER["tuple"]), DATA, CONFIG)
 
@@ -183,16 +181,3 @@ def test_an_output_that_is_no_logits_is_named_with_what_to_do(use: str, case: st
     shape, message = NO_LOGITS[case]
     with pytest.raises(ModelOutputError, match=message):
         USES[use](Says(shape))
-
-
-@pytest.mark.parametrize("shape", [(5,), (5, 1)])
-def test_the_two_logits_that_the_error_tells_of_have_the_sigmoid_as_their_softmax(shape: tuple[int, ...]) -> None:
-    said = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    for check in (check_logits, check_answers):
-        with pytest.raises(ModelOutputError) as caught:
-            check(said, count=5)
-    first, second = re.findall(r"with z = (.*), return (torch.stack.*\));", str(caught.value.fix))[0]
-    names: dict[str, Any] = {"torch": torch, "model": lambda images: images, "images": said}
-    names["z"] = eval(first, names)
-    two = cast(Tensor, eval(second, names))
-    assert torch.allclose(check_logits(two, count=5).softmax(1)[:, 1], said.flatten().sigmoid())

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from dcn_plugin.errors import SpecError
 from dcn_plugin.training import TrainConfig, train
 from dcn_plugin.training.processes import Accelerated
+from tests.launched import launched
 from tests.toys import image_set
 from tests.training.resume_worker import CONFIG, DATA, VAL, make
 
@@ -129,23 +127,10 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(batch_size: int, count: in
         train(make(), data, TrainConfig(epochs=1, batch_size=batch_size), accelerator=_Two())
 
 
-def launch(*arguments: str) -> None:
-    """Two processes. `accelerate launch --cpu` starts several only through MPI; torchrun sets the same variables."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *arguments],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 # One test, because its processes import everything anew.
 @pytest.mark.slow
 def test_two_processes_have_the_accuracy_of_one_and_the_same_masks(tmp_path: Path) -> None:
-    launch("tests.training.ddp_worker", str(tmp_path))
+    launched("tests.training.ddp_worker", str(tmp_path))
     first, second = (torch.load(tmp_path / f"report{rank}.pt", weights_only=True) for rank in (0, 1))
 
     # Every rank ends with the same network, running statistics and masks included.
@@ -163,5 +148,5 @@ def test_two_processes_have_the_accuracy_of_one_and_the_same_masks(tmp_path: Pat
     # The command line.
     out = tmp_path / "cli"
     arguments = ["tests.training.ddp_worker:net", "--data", "digits", "--epochs", "1", "--out", str(out)]
-    launch("dcn_plugin.cli", "train", *arguments, "--no-progress")
+    launched("dcn_plugin.cli", "train", *arguments, "--no-progress")
     assert (out / "best.safetensors").exists()

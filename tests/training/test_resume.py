@@ -6,7 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import random
-import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from dcn_plugin.archive import read_archive
+from dcn_plugin.checkpoint.sealed_file import read_archive
 from dcn_plugin.errors import CheckpointError, DataError
 from dcn_plugin.surgery import defectify, undefectify
 from dcn_plugin.training import Batch, TrainConfig, madry, train
+from tests.launched import kill_at_random
 from tests.toys import image_set
 from tests.training import resume_worker
 from tests.training.resume_worker import CONFIG, DATA, VAL, Slow, make, run
@@ -86,22 +87,18 @@ def test_a_folder_changes_no_weight(alone: Path) -> None:
     assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
 
 
-def kill_at_random(folder: Path, *, kills: int, seed: int) -> None:
-    """Kill the run ``kills`` times while it is training, then let it finish."""
-    moments, state = random.Random(seed), folder / "state.safetensors"
-    for _ in range(kills):
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        process = PROCESSES.Process(target=resume_worker.main, args=(str(folder),))
-        process.start()
-        while process.is_alive() and (not state.exists() or state.stat().st_mtime_ns == before):
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.03))
-        process.kill()
-        process.join()
-
-
 def test_a_run_killed_at_random_moments_ends_bit_equal(alone: Path, tmp_path: Path) -> None:
-    kill_at_random(tmp_path, kills=3, seed=0)
+    state = tmp_path / "state.safetensors"
+
+    def start() -> ForkServerProcess:
+        process = PROCESSES.Process(target=resume_worker.main, args=(str(tmp_path),))
+        process.start()
+        return process
+
+    def progress() -> int:
+        return state.stat().st_mtime_ns if state.exists() else 0
+
+    kill_at_random(start, progress, kills=3, seed=0, longest=0.03)
     result, _ = run(tmp_path)
     assert_same(tmp_path, alone)
     assert len(result.history.sessions) > 1
@@ -168,7 +165,7 @@ def test_a_run_goes_into_a_folder(tmp_path: Path) -> None:
 def test_no_space_is_an_error_and_the_last_epoch_stays(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dcn_plugin.training.folder as folder
+    import dcn_plugin.training.run_folder as folder
 
     write, calls = folder.write_archive, []
 

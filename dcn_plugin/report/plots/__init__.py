@@ -3,7 +3,7 @@
 from dcn_plugin.report.plots.distances import distance_png
 from dcn_plugin.report.plots.images import AMPLIFIED, ImageGrid, examples_png, grid_png
 from dcn_plugin.report.plots.matrix import heatmap_png
-from dcn_plugin.report.plots.rates import Rate, rate_cells, rate_png
+from dcn_plugin.report.plots.rates import Rate, rate_cells, rate_of, rate_png
 from dcn_plugin.report.plots.speed import speed_png
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "grid_png",
     "heatmap_png",
     "rate_cells",
+    "rate_of",
     "rate_png",
     "speed_png",
 ]

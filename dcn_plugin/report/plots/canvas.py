@@ -13,10 +13,12 @@ import numpy.typing as npt
 from dcn_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LineStyle", "Look", "legend_below", "look", "new_figure", "show_image", "to_png", "wrapped"]
+__all__ = ["LineStyle", "Look", "legend_below", "look", "new_figure", "panel_grid", "show_image", "to_png", "wrapped"]
 
 # Okabe and Ito: they differ for the colour-blind too.
 _COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
@@ -48,6 +50,29 @@ def new_figure(width: float, height: float) -> Figure:
             "Plots are drawn with matplotlib, which is not installed.", fix='pip install "dcn-plugin[report]"'
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def panel_grid(
+    titles: Sequence[str], xlabels: Sequence[str], ylabel: str, *, legend: float = 0.0
+) -> tuple[Figure, list[Axes], float]:
+    """Panels, two side by side, with their titles and labels, on a figure with room for a legend of this many inches.
+
+    Returns:
+        The figure, its panels, and its width in inches.
+    """
+    count, columns = len(titles), min(2, len(titles))
+    rows, width = -(-count // columns), 5.4 if columns == 1 else 4.2 * columns
+    figure = new_figure(width, (3.9 if rows == 1 else 3.1 * rows) + legend)
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axes in grid[count:]:
+        axes.remove()
+    for place, (axes, title, xlabel) in enumerate(zip(grid, titles, xlabels, strict=False)):
+        axes.set_title(wrapped(title, 46), fontsize=10)
+        if place + columns >= count:
+            axes.set_xlabel(xlabel)
+        if place % columns == 0:
+            axes.set_ylabel(ylabel)
+    return figure, grid[:count], width
 
 
 def look(index: int) -> Look:

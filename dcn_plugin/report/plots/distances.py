@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from dcn_plugin.errors import RecordError
 from dcn_plugin.evaluate import Result
+from dcn_plugin.evaluate.protocols.distance import PROTOCOL
+from dcn_plugin.report.aggregate import cells_of
 from dcn_plugin.report.plots.canvas import legend_below, look, new_figure, to_png, wrapped
-from dcn_plugin.report.tables.distances import distance_cells, distance_interval
 
 __all__ = ["distance_png"]
 
@@ -22,12 +23,12 @@ def distance_png(results: Sequence[Result]) -> bytes:
         RecordError: no record has a distance above 0.
         MissingExtraError: matplotlib is not installed.
     """
-    found = distance_cells(results)
-    drawn = [cell for cell in found if (median := cell.figure("median_distance")) is not None and median.mean > 0]
+    cells = cells_of(results, PROTOCOL)
+    drawn = [cell for cell in cells if (median := cell.figure("median_distance")) is not None and median.mean > 0]
     if not drawn:
         raise RecordError("There is no record of a distance to draw.")
-    targets = list(dict.fromkeys(cell.target for cell in found))
-    attacks = list(dict.fromkeys(cell.attack or cell.protocol for cell in found))
+    targets = list(dict.fromkeys(cell.target for cell in cells))
+    attacks = list(dict.fromkeys(cell.attack or cell.protocol for cell in cells))
     looks = [look(i + 1) for i in range(len(attacks))]
     width = 6.4
     figure = new_figure(width, 1.5 + (0.28 + 0.16 * len(attacks)) * len(targets))
@@ -35,7 +36,7 @@ def distance_png(results: Sequence[Result]) -> bytes:
 
     axes = figure.add_subplot()
     for cell in drawn:
-        median, bounds = cell.figure("median_distance"), distance_interval(cell)
+        median, bounds = cell.figure("median_distance"), cell.figure_interval("distance_low", "distance_high")
         assert median is not None
         low, high = bounds or (median.mean, median.mean)
         place = attacks.index(cell.attack or cell.protocol)

@@ -102,12 +102,14 @@ def examples_png(examples: Examples) -> bytes:
             show_image(axes, row.images[k])
             if k == 0:
                 axes.text(-0.15, 0.5, row.title, transform=axes.transAxes, va="center", ha="right", weight="bold")
-            for i, (network, said) in enumerate(row.predictions.items()):
-                right = said[k] == examples.labels[k]
+            for i, (network, classes) in enumerate(row.predictions.items()):
+                right = classes[k] == examples.labels[k]
                 # One line of text a network, in units of the image's height below it.
                 y = -0.06 - 0.19 * i
                 style = {"transform": axes.transAxes, "va": "top", "fontsize": 9}
-                axes.text(0.5, y, f"{said[k]} {'✓' if right else '✗'}", ha="center", color=_RIGHT[bool(right)], **style)
+                axes.text(
+                    0.5, y, f"{classes[k]} {'✓' if right else '✗'}", ha="center", color=_RIGHT[bool(right)], **style
+                )
                 if k == 0:
                     axes.text(-0.15, y, network, ha="right", **style)
     return to_png(figure)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcn_plugin.report.groups import Cell, Matrix
+from dcn_plugin.report.aggregate import Cell, Matrix
 from dcn_plugin.report.plots.canvas import LineStyle, new_figure, to_png, wrapped
-from dcn_plugin.report.plots.rates import Rate
-from dcn_plugin.report.texts import DASH, number
+from dcn_plugin.report.plots.rates import Rate, rate_of
+from dcn_plugin.support.number_format import DASH, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def heatmap_png(matrices: Sequence[Matrix], *, rate: Rate, label: str) -> bytes:
 def _draw_matrix(axes: Axes, matrix: Matrix, sources: Sequence[str], targets: Sequence[str], rate: Rate) -> AxesImage:
     values = np.full((len(sources), len(targets)), np.nan)
     for (source, target), cell in matrix.cells.items():
-        shares = cell.defense if rate == "defense" else cell.accuracy
+        shares = rate_of(cell, rate)
         if shares is not None:
             values[sources.index(source), targets.index(target)] = 100 * shares.mean
     axes.set_facecolor("#dddddd")  # what was not measured
@@ -98,7 +98,7 @@ def _write_cell(axes: Axes, cell: Cell | None, row: int, column: int, value: flo
     from matplotlib.patches import Rectangle
 
     color = "black" if np.isnan(value) or value > 50 else "white"
-    shares = None if cell is None else cell.defense if rate == "defense" else cell.accuracy
+    shares = None if cell is None else rate_of(cell, rate)
     several = shares is not None and shares.std is not None
     text = DASH if shares is None else f"{100 * shares.mean:.1f}"
     axes.text(column, row - 0.12 * several, text, ha="center", va="center", color=color, fontsize=11)

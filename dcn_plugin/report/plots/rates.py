@@ -1,4 +1,4 @@
-"""A rate over the strength of an attack, of a noise, of a shuffle: a panel a source and attack, a line a target."""
+"""A rate over the strength of an attack or of a change of the images: a panel a source and attack, a line a target."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from dcn_plugin.errors import RecordError
-from dcn_plugin.evaluate import Result
-from dcn_plugin.report.groups import Cell, cells
-from dcn_plugin.report.plots.canvas import Look, legend_below, look, new_figure, to_png, wrapped
-from dcn_plugin.report.texts import number
+from dcn_plugin.evaluate import Result, Spread
+from dcn_plugin.evaluate.protocol import Strength
+from dcn_plugin.report.aggregate import Cell, cells, strength_of
+from dcn_plugin.report.plots.canvas import Look, legend_below, look, panel_grid, to_png
+from dcn_plugin.support.number_format import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Rate", "rate_cells", "rate_png"]
+__all__ = ["Rate", "rate_cells", "rate_of", "rate_png"]
 
 Rate = Literal["accuracy", "defense"]
 
@@ -33,9 +34,14 @@ class _Point(NamedTuple):
     runs: list[float]
 
 
+def rate_of(cell: Cell, rate: Rate) -> Spread | None:
+    """The rate of a cell; None if it was not measured."""
+    return cell.accuracy if rate == "accuracy" else cell.defense
+
+
 def rate_cells(results: Sequence[Result], *, protocol: str, rate: Rate) -> list[Cell]:
     """The cells of a protocol that have this rate and a strength."""
-    return [cell for cell in cells(results, protocol=protocol) if cell.strength is not None and getattr(cell, rate)]
+    return [cell for cell in cells(results, protocol=protocol) if cell.strength is not None and rate_of(cell, rate)]
 
 
 def rate_png(results: Sequence[Result], *, protocol: str, rate: Rate, xlabel: str, ylabel: str) -> bytes:
@@ -43,7 +49,7 @@ def rate_png(results: Sequence[Result], *, protocol: str, rate: Rate, xlabel: st
 
     Args:
         results: records; those of ``protocol`` are drawn.
-        protocol: e.g. "transfer".
+        protocol: as in the records.
         rate: "accuracy": on all images, with the clean accuracy at strength 0. "defense": the defence rate.
         xlabel: of the horizontal axis.
         ylabel: of the vertical axis.
@@ -57,30 +63,22 @@ def rate_png(results: Sequence[Result], *, protocol: str, rate: Rate, xlabel: st
         MissingExtraError: matplotlib is not installed.
     """
     panels: dict[tuple[object, ...], _Panel] = {}
-    found = rate_cells(results, protocol=protocol, rate=rate)
-    for cell in found:
+    drawn = rate_cells(results, protocol=protocol, rate=rate)
+    for cell in drawn:
         panels.setdefault(cell.condition, {}).setdefault(cell.target, []).append(cell)
     if not panels:
         raise RecordError(f"There is no record of the protocol {protocol!r} to draw.")
-    targets = list(dict.fromkeys(cell.target for cell in found))
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    width = 5.4 if columns == 1 else 4.2 * columns
-    figure = new_figure(width, (3.9 if rows == 1 else 3.1 * rows) + 0.24 * -(-len(targets) // 4))
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(panels):
-            axes.remove()
-            continue
-        panel = list(panels.values())[place]
-        _draw_panel(axes, panel, rate, {target: look(i) for i, target in enumerate(targets)})
-        if place + columns >= len(panels):
-            axes.set_xlabel(_with_unit(xlabel, panel))
-        if place % columns == 0:
-            axes.set_ylabel(ylabel)
-        if len(panels) > 1:
-            axes.set_title(wrapped(_panel_title(panels, place), 46), fontsize=10)
-    widest = max(grid.flat[: len(panels)], key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    targets = list(dict.fromkeys(cell.target for cell in drawn))
+    figure, grid, width = panel_grid(
+        _panel_titles(list(panels)),
+        [_with_unit(xlabel, panel) for panel in panels.values()],
+        ylabel,
+        legend=0.24 * -(-len(targets) // 4),
+    )
+    looks = {target: look(i) for i, target in enumerate(targets)}
+    for axes, panel in zip(grid, panels.values(), strict=True):
+        _draw_panel(axes, panel, rate, looks)
+    widest = max(grid, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
     legend_below(figure, widest, width=width)
     engine = figure.get_layout_engine()
     assert engine is not None  # new_figure gives one
@@ -89,16 +87,16 @@ def rate_png(results: Sequence[Result], *, protocol: str, rate: Rate, xlabel: st
 
 
 def _draw_panel(axes: Axes, panel: _Panel, rate: Rate, looks: dict[str, Look]) -> None:
-    logarithmic = _is_shuffle(panel)
+    words = _strength(panel)
     every = [cell.strength or 0.0 for line in panel.values() for cell in line]
-    lines = {target: _points(line, rate, start=1.0 if logarithmic else 0.0) for target, line in panel.items()}
+    lines = {target: _points(line, rate, start=words.start) for target, line in panel.items()}
     ticks = sorted({*every, *(point.strength for line in lines.values() for point in line)})
     nudge = 0.012 * ((ticks[-1] - ticks[0]) or 1)
     for i, (target, points) in enumerate(lines.items()):
         strengths, mean, low, high = (np.array([point[k] for point in points]) for k in range(4))
         # Side by side, so that the bars of one strength do not hide each other.
         side = i - (len(lines) - 1) / 2
-        x = strengths * 1.03**side if logarithmic else strengths + nudge * side
+        x = strengths * 1.03**side if words.logarithmic else strengths + nudge * side
         bars = 100 * np.clip(np.stack([mean - low, high - mean]), 0, None)
         color, marker, line = looks[target]
         axes.errorbar(
@@ -108,7 +106,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rate: Rate, looks: dict[str, Look]) -
             if len(point.runs) > 1:
                 runs = [100 * value for value in point.runs]
                 axes.plot([at] * len(runs), runs, "o", mfc="white", mec=color, ms=3.5, mew=0.9, zorder=3)
-    if logarithmic:
+    if words.logarithmic:
         axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [_tick(panel, tick) for tick in ticks])
     axes.set_xticks([], minor=True)
@@ -130,13 +128,13 @@ def _points(line: Sequence[Cell], rate: Rate, *, start: float) -> list[_Point]:
 
 
 def _point(strength: float, values: Sequence[float | None], interval: tuple[float, float] | None) -> _Point:
-    known = [value for value in values if value is not None]
-    assert known and interval is not None  # cells without the rate are not drawn
-    return _Point(strength, float(np.mean(known)), *interval, known)
+    runs = [value for value in values if value is not None]
+    assert runs and interval is not None  # cells without the rate are not drawn
+    return _Point(strength, float(np.mean(runs)), *interval, runs)
 
 
-def _is_shuffle(panel: _Panel) -> bool:
-    return next(iter(panel.values()))[0].protocol == "shuffle"
+def _strength(panel: _Panel) -> Strength:
+    return strength_of(next(iter(panel.values()))[0].runs[0])
 
 
 def _in_levels(panel: _Panel) -> bool:
@@ -145,20 +143,17 @@ def _in_levels(panel: _Panel) -> bool:
 
 
 def _with_unit(label: str, panel: _Panel) -> str:
-    if _is_shuffle(panel):
+    if _strength(panel).setting != "eps":
         return label
     return f"{label}, in 1/255" if _in_levels(panel) else f"{label} (pixels lie in [0, 1])"
 
 
 def _tick(panel: _Panel, strength: float) -> str:
-    return f"{255 * strength:.3g}" if _in_levels(panel) and not _is_shuffle(panel) else number(strength)
+    return f"{255 * strength:.3g}" if _in_levels(panel) else number(strength)
 
 
-def _panel_title(panels: dict[tuple[object, ...], _Panel], place: int) -> str:
-    """What sets a panel apart from the others."""
-    keys = list(panels)
-    _, source, attack, data, _, rounding = keys[place]
+def _panel_titles(keys: Sequence[tuple[object, ...]]) -> list[str]:
+    """What sets each panel apart from the others."""
     varies = [len({key[k] for key in keys}) > 1 for k in range(6)]
-    parts = (f"{attack}" if varies[2] else "", f"source {source}" if varies[1] else "", f"{data}" if varies[3] else "",
-             f"rounding {rounding}" if varies[5] else "")  # fmt: skip
-    return ", ".join(part for part in parts if part)
+    words = ((2, ""), (1, "source "), (3, ""), (5, "rounding "))
+    return [", ".join(f"{name}{key[k]}" for k, name in words if varies[k]) for key in keys]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dcn_plugin.engine.sweep import SpeedPoint
 from dcn_plugin.errors import RecordError
-from dcn_plugin.report.plots.canvas import Look, legend_below, look, new_figure, to_png, wrapped
+from dcn_plugin.report.plots.canvas import Look, legend_below, look, panel_grid, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,32 +30,21 @@ def speed_png(points: Sequence[SpeedPoint]) -> bytes:
         raise RecordError("There is no measured speed to draw.")
     networks = list(dict.fromkeys(point.network for point in points))
     looks = {batch: look(1 + i) for i, batch in enumerate(dict.fromkeys(point.speed.batch_size for point in points))}
-    columns = min(2, len(networks))
-    rows = -(-len(networks) // columns)
-    width = 5.4 if columns == 1 else 4.2 * columns
-    figure = new_figure(width, 3.9 if rows == 1 else 3.1 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(networks):
-            axes.remove()
-            continue
-        _draw_panel(axes, [point for point in points if point.network == networks[place]], looks)
-        axes.set_title(wrapped(networks[place], 46), fontsize=10)
-        if place + columns >= len(networks):
-            axes.set_xlabel("keep probability p")
-        if place % columns == 0:
-            axes.set_ylabel("times faster than without masks")
-    _label_powers(grid[0, 0])
-    legend_below(figure, grid[0, 0], width=width)
+    xlabels = ["keep probability p"] * len(networks)
+    figure, grid, width = panel_grid(networks, xlabels, "times faster than without masks")
+    for axes, network in zip(grid, networks, strict=True):
+        _draw_panel(axes, [point for point in points if point.network == network], looks)
+    _label_powers(grid[0])
+    legend_below(figure, grid[0], width=width)
     return to_png(figure)
 
 
 def _draw_panel(axes: Axes, points: Sequence[SpeedPoint], looks: dict[int, Look]) -> None:
     axes.axhline(1, color="#777777", lw=0.9)
     for batch, (color, marker, line) in looks.items():
-        own = sorted((point for point in points if point.speed.batch_size == batch), key=lambda point: point.p)
-        keep = [point.p for point in own]
-        speeds = [point.speed for point in own]
+        measured = sorted((point for point in points if point.speed.batch_size == batch), key=lambda point: point.p)
+        keep = [point.p for point in measured]
+        speeds = [point.speed for point in measured]
         bars = [
             [max(speed.speedup - speed.quartiles[0], 0) for speed in speeds],
             [max(speed.quartiles[1] - speed.speedup, 0) for speed in speeds],

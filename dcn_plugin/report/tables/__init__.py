@@ -1,19 +1,7 @@
-"""Tables of records, a file a family of protocols."""
+"""Tables of records that belong to no protocol, and what all tables share."""
 
 from dcn_plugin.report.tables.clean import clean_table
 from dcn_plugin.report.tables.csv_rows import records_csv
-from dcn_plugin.report.tables.families import Family, families, result_tables
 from dcn_plugin.report.tables.speed import speed_table
-from dcn_plugin.report.tables.table import LATEX_PREAMBLE, Table, latex_document
 
-__all__ = [
-    "LATEX_PREAMBLE",
-    "Family",
-    "Table",
-    "clean_table",
-    "families",
-    "latex_document",
-    "records_csv",
-    "result_tables",
-    "speed_table",
-]
+__all__ = ["clean_table", "records_csv", "speed_table"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dcn_plugin.evaluate import Result, spread
-from dcn_plugin.report.groups import clean_cells, data_labels
+from dcn_plugin.report.aggregate import clean_cells, data_labels
 from dcn_plugin.report.tables.columns import DATA, joined
-from dcn_plugin.report.tables.table import Table
-from dcn_plugin.report.texts import counted, percent
+from dcn_plugin.support.number_format import counted, percent
+from dcn_plugin.support.table import Table
 
 __all__ = ["clean_table"]
 
@@ -45,14 +45,14 @@ def clean_table(results: Sequence[Result]) -> Table:
 
 def _sources(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
     """(source, images, their hash) -> a record a seed, for sources that are not measured as targets themselves."""
-    found: dict[tuple[str, str, str], dict[int, Result]] = {}
+    records: dict[tuple[str, str, str], dict[int, Result]] = {}
     for result in results:
         if result.source is None or result.n_source_correct is None:
             continue
         # Every record of one seed carries the same counts of its source.
-        found.setdefault((result.source, result.data, result.data_hash), {}).setdefault(result.seed, result)
+        records.setdefault((result.source, result.data, result.data_hash), {}).setdefault(result.seed, result)
     itself = {(r.source, r.data, r.data_hash) for r in results if r.relation == "same network" and r.source == r.target}
-    return {key: list(runs.values()) for key, runs in found.items() if key not in itself}
+    return {key: list(runs.values()) for key, runs in records.items() if key not in itself}
 
 
 def _runs_note(results: Sequence[Result]) -> str:

@@ -1,34 +1,30 @@
-"""Columns that every table of counts shares, each shown only where it tells rows apart."""
+"""Columns that tables of cells share, each shown only where it tells rows apart, and the table made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dcn_plugin.report.groups import Cell
-from dcn_plugin.report.texts import DASH, counted, interval, listed, number, percent
+from dcn_plugin.report.aggregate import Cell
+from dcn_plugin.support.number_format import DASH, counted, interval, listed, number, percent
+from dcn_plugin.support.table import Table
 
-__all__ = [
-    "COUNTS",
-    "ENVELOPE",
-    "Column",
-    "context_of",
-    "counts_of",
-    "dash_note",
-    "joined",
-    "only",
-    "table_rows",
-    "varied",
-]
+__all__ = ["ATTACK", "DATA", "EPS", "NETWORK", "RELATIONS", "ROBUST", "ROUNDING", "SOURCE", "Column", "cell_table",
+           "context_of", "counts", "dash_note", "joined", "numeric", "only", "rate_table", "total",
+           "varied"]  # fmt: skip
 
 ENVELOPE = "Intervals are Wilson 95 %; over several runs, from the lowest lower to the highest upper bound."
 
-COUNTS = ("95 %", "held / counted", "accuracy", "95 %", "right / images")
+RELATIONS = (
+    "Source is: same network = white-box (the source is the network, holds it or lies within it); other weights or "
+    "other masks = gray-box (same structure, another training run or masks drawn anew, or weights in common); other "
+    "network = black-box."
+)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that names the setting of a row.
+    """A column of a table whose rows are cells.
 
     Args:
         header: its name.
@@ -41,11 +37,42 @@ class Column:
     side: str = "l"
 
 
+def numeric(header: str, read: Callable[[Cell], str]) -> Column:
+    """A column of numbers."""
+    return Column(header, read, "r")
+
+
+def total(cell: Cell, part: str, base: str = "n_total") -> str:
+    """A count out of another, each summed over the runs: "40 / 80"."""
+    return counted(cell.total(part), cell.total(base))
+
+
 NETWORK = Column("network", lambda cell: cell.target)
 SOURCE = Column("source", lambda cell: cell.source or DASH)
 ATTACK = Column("attack", lambda cell: cell.attack or DASH)
 ROUNDING = Column("rounding", lambda cell: cell.rounding)
 DATA = Column("data", lambda cell: cell.data)
+EPS = numeric("eps", lambda cell: number(cell.eps))
+
+ROBUST = (
+    numeric("clean", lambda cell: percent(cell.clean)),
+    numeric("robust accuracy", lambda cell: percent(cell.accuracy)),
+    numeric("95 %", lambda cell: interval(cell.accuracy_interval)),
+    numeric("held / images", lambda cell: total(cell, "n_correct")),
+)
+"""What is left of the accuracy where a wrong answer to the clean image counts as lost."""
+
+
+def counts(rate: str) -> tuple[Column, ...]:
+    """The rate of the counted images under a header, and the accuracy, each with its interval and its counts."""
+    return (
+        numeric(rate, lambda cell: percent(cell.defense)),
+        numeric("95 %", lambda cell: interval(cell.defense_interval)),
+        numeric("held / counted", lambda cell: total(cell, "n_defended", "n_counted")),
+        numeric("accuracy", lambda cell: percent(cell.accuracy)),
+        numeric("95 %", lambda cell: interval(cell.accuracy_interval)),
+        numeric("right / images", lambda cell: total(cell, "n_correct")),
+    )
 
 
 def varied(cells: Sequence[Cell], *columns: Column) -> list[Column]:
@@ -69,27 +96,20 @@ def context_of(
         place = 1 + (SOURCE in chosen)
         chosen.insert(place, Column(relation, lambda cell: cell.relation or DASH))
     if strength is not None:
-        chosen.append(Column(strength, lambda cell: number(cell.strength), side="r"))
+        chosen.append(numeric(strength, lambda cell: number(cell.strength)))
     return chosen
 
 
-def table_rows(
-    cells: Sequence[Cell], columns: Sequence[Column], figures: Callable[[Cell], tuple[str, ...]]
-) -> tuple[tuple[str, ...], ...]:
-    """One row a cell: its settings, then its figures."""
-    return tuple((*(column.read(cell) for column in columns), *figures(cell)) for cell in cells)
+def cell_table(title: str, cells: Iterable[Cell], columns: Sequence[Column], *notes: str) -> Table:
+    """A table of one row a cell, under those of the notes that say something."""
+    rows = tuple(tuple(column.read(cell) for column in columns) for cell in cells)
+    sides = "".join(column.side for column in columns)
+    return Table(title, tuple(column.header for column in columns), rows, joined(*notes), sides)
 
 
-def counts_of(cell: Cell) -> tuple[str, ...]:
-    """The rate of the counted images, then :data:`COUNTS`."""
-    return (
-        percent(cell.defense),
-        interval(cell.defense_interval),
-        counted(cell.total("n_defended"), cell.total("n_counted")),
-        percent(cell.accuracy),
-        interval(cell.accuracy_interval),
-        counted(cell.total("n_correct"), cell.total("n_total")),
-    )
+def rate_table(title: str, cells: Sequence[Cell], columns: Sequence[Column], *notes: str) -> Table:
+    """The same of rates, whose notes end with what their intervals are and why some have none."""
+    return cell_table(title, cells, columns, *notes, ENVELOPE, dash_note(cells))
 
 
 def dash_note(cells: Iterable[Cell]) -> str:
@@ -104,7 +124,7 @@ def dash_note(cells: Iterable[Cell]) -> str:
 def only(cells: Sequence[Cell], *columns: Column) -> str:
     """What is the same in every row and so has no column: "Source: resnet18. Attack: PGD."; not where it is nothing."""
     texts = {column.header: {column.read(cell) for cell in cells} for column in columns}
-    same = {header: found.pop() for header, found in texts.items() if len(found) == 1}
+    same = {header: values.pop() for header, values in texts.items() if len(values) == 1}
     return " ".join(f"{header.capitalize()}: {text}." for header, text in same.items() if text != DASH)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dcn_plugin.engine.sweep import SpeedPoint
-from dcn_plugin.report.tables.table import Table
-from dcn_plugin.report.texts import DASH, number
+from dcn_plugin.support.number_format import DASH, number
+from dcn_plugin.support.table import Table
 
 __all__ = ["speed_table"]
 

@@ -1,0 +1,201 @@
+"""Measures on this machine what a step costs on images and on rows, and what a conversion costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from dcn_plugin.engine import ops
+from dcn_plugin.engine.clock import timed
+from dcn_plugin.engine.liveness import Live, pool_window
+from dcn_plugin.engine.packed_conv import can_pack, images_conv, scale_of
+from dcn_plugin.engine.partition import multiply_adds
+from dcn_plugin.engine.row_layout import number_rows
+from dcn_plugin.engine.steps import Step
+
+__all__ = ["WORTH", "Measured", "kind_of"]
+
+WORTH = 0.97
+"""What takes a larger share of the time of the plain way is not worth its memory."""
+BELIEVED = 4.0
+"""A convolution on rows is not believed to be more times faster than its multiply-adds say."""
+
+
+def kind_of(step: Step, live: Live) -> str:
+    """What the time of a step depends on: its operations, shapes, and how many of its neurons exist, in twentieths.
+
+    Args:
+        step: a convolution or a pool.
+        live: of the graph.
+
+    Returns:
+        A text, the same for steps of one kind in any network.
+    """
+    values = [live[node] for node in (*step.inputs, step.value)]
+    places = [(*value.shape, _share(value)) for value in values]
+    if step.conv is None:
+        return repr(("pool", places, pool_window(step.value)))
+    conv = step.conv
+    scaled = scale_of(conv) is not None
+    return repr(("conv", places, tuple(conv.weight.shape), tuple(conv.geometry), _share(conv.kept), conv.relu, scaled))
+
+
+def _share(neurons: Tensor) -> float:
+    return round(20 * float(neurons.float().mean())) / 20
+
+
+@dataclass(eq=False)
+class Measured:
+    """Runs every convolution both ways on this machine; memory-bound steps are computed from its bandwidth.
+
+    Args:
+        live: of the graph.
+        batch: images a batch.
+        device: where.
+        backend: of the rows.
+        times: what was measured, in ms: on images and on rows. Steps of one kind are measured once.
+        packed: of convolutions: on images, with weights laid out once.
+    """
+
+    live: Live
+    batch: int
+    device: torch.device
+    backend: ops.Backend
+    times: dict[Step, tuple[float, float]] = field(default_factory=dict)
+    packed: dict[Step, float] = field(default_factory=dict)
+    _kinds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _packed_kinds: dict[str, float] = field(default_factory=dict)
+    _bandwidth: float = 0.0
+    _conversions: dict[tuple[torch.Size, int], tuple[float, float]] = field(default_factory=dict)
+
+    def images(self, step: Step) -> float:
+        """Milliseconds."""
+        if step.kind in ("conv", "pool"):
+            return self._timed(step)[0] - self.saved_by_packing(step)
+        return 0.0 if step.kind == "other" else self._moved(2 * self._bytes(step.value, live=False))
+
+    def rows(self, step: Step) -> float | None:
+        """Milliseconds."""
+        if step.kind == "conv":
+            plain, on_rows = self._timed(step)
+            dense, live = multiply_adds(step, self.live)
+            return max(on_rows, plain * live / max(dense, 1) / BELIEVED)
+        if step.kind == "pool":
+            return self._timed(step)[1]
+        if step.kind in ("other", "mask"):
+            return None if step.kind == "other" else 0.0
+        # A sum goes row by row through the kernel of the convolutions.
+        passes = 4 if step.kind == "sum" else 2
+        return self._moved(passes * self._bytes(step.value, live=True))
+
+    def conversion(self, node: fx.Node) -> tuple[float, float]:
+        """Milliseconds."""
+        if node not in self.live:
+            return 0.0, 0.0
+        live = self.live[node]
+        kind = (live.shape, int(live.sum()))
+        if kind not in self._conversions:
+            index, rows = number_rows(live).to(self.device), kind[1]
+            x = torch.empty(rows, self.batch, device=self.device)
+            images = ops.rows_to_dense(x, index, self.backend)
+            try:
+                there = timed(lambda: ops.to_rows(images, index, rows, self.backend), self.device)
+                back = timed(lambda: ops.rows_to_dense(x, index, self.backend), self.device)
+            finally:
+                ops.forget([index])
+            self._conversions[kind] = there, back
+        return self._conversions[kind]
+
+    def saved_by_packing(self, step: Step) -> float:
+        """Milliseconds; 0 where it is too little to be sure of."""
+        conv = step.conv
+        if conv is None or scale_of(conv) is not None or not can_pack(self.device, conv.weight.dtype):
+            return 0.0
+        if step not in self.packed:
+            kind = kind_of(step, self.live)
+            if kind not in self._packed_kinds:
+                self._packed_kinds[kind] = self._on_images(step, packed=True)
+            self.packed[step] = self._packed_kinds[kind]
+        plain = self._timed(step)[0]
+        return plain - self.packed[step] if self.packed[step] < WORTH * plain else 0.0
+
+    def _bytes(self, node: fx.Node, *, live: bool) -> int:
+        if node not in self.live:
+            return 0
+        neurons = self.live[node].sum() if live else self.live[node].numel()
+        return int(neurons) * self.batch * 4
+
+    def _moved(self, size: int) -> float:
+        if not self._bandwidth:
+            values = torch.empty(2**22, device=self.device)
+            self._bandwidth = 2 * values.nbytes / timed(values.relu, self.device)
+        return size / self._bandwidth
+
+    def _timed(self, step: Step) -> tuple[float, float]:
+        if step not in self.times:
+            kind = kind_of(step, self.live)
+            if kind not in self._kinds:
+                pool = step.kind == "pool"
+                self._kinds[kind] = self._pool(step) if pool else (self._on_images(step), self._on_rows(step))
+            self.times[step] = self._kinds[kind]
+        return self.times[step]
+
+    def _pool(self, step: Step) -> tuple[float, float]:
+        (source,), window = step.inputs, pool_window(step.value)
+        images = torch.rand(self.batch, *self.live[source].shape, device=self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        indices = [number_rows(self.live[value]).to(self.device) for value in (source, step.value)]
+        rows_in, rows_out = (int(self.live[value].sum()) for value in (source, step.value))
+        x = torch.rand(rows_in, self.batch, device=self.device)
+        spread = (*map(list, window[:4]), window[4])
+        try:
+            on_rows = timed(lambda: ops.rows_max_pool(x, *indices, *spread, rows_out, self.backend), self.device)
+        finally:
+            ops.forget(indices)
+        return timed(lambda: F.max_pool2d(images, *window), self.device), on_rows
+
+    def _on_images(self, step: Step, *, packed: bool = False) -> float:
+        conv = step.conv
+        assert conv is not None
+        x = torch.rand(self.batch, *self.live[step.inputs[0]].shape, device=self.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        mask = None if bool(conv.kept.all()) else conv.kept.to(x.device, x.dtype)
+        other = torch.rand(self.batch, *conv.kept.shape, device=self.device) if len(step.inputs) > 1 else None
+        other = None if other is None else other.contiguous(memory_format=torch.channels_last)
+
+        stride, padding, dilation, groups = conv.geometry
+        geometry = (list(stride), list(padding), list(dilation), groups)
+        scale = scale_of(conv)
+
+        def run() -> None:
+            if scale is not None:
+                y = torch.addcmul(scale[1], x, scale[0])
+            else:
+                y = (images_conv if packed else F.conv2d)(x, conv.weight, conv.bias, *geometry)
+            if mask is not None and scale is None:
+                y.mul_(mask)
+            if other is not None:
+                y.add_(other)
+            if conv.relu:
+                y.relu_()
+
+        try:
+            return timed(run, self.device)
+        finally:
+            ops.forget([conv.weight])
+
+    def _on_rows(self, step: Step) -> float:
+        conv = step.conv
+        assert conv is not None
+        indices = [number_rows(self.live[value]) for value in (*step.inputs, step.value)]
+        x, *rest, out = (torch.rand(int(index.max()) + 1, self.batch, device=self.device) for index in indices)
+        residual, residual_index = (rest[0], indices[1]) if rest else (None, None)
+        named = (conv.weight, conv.bias, indices[0], indices[-1], conv.kept, residual_index)
+        run = ops.conv_runner(*named, conv.geometry, self.backend)
+        try:
+            return timed(lambda: run(x, out, residual=residual, relu=conv.relu), self.device)
+        finally:
+            ops.forget(indices)

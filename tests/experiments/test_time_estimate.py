@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcn_plugin.experiments import time_estimate as module
+from dcn_plugin.experiments.datasets import DATA
+from dcn_plugin.experiments.measurements import Measurement, measurements_of
+from dcn_plugin.experiments.network_store import PUBLIC_STEPS
+from dcn_plugin.experiments.networks import Job, jobs_of, read_network
+from dcn_plugin.experiments.recipe import load_recipe
+from dcn_plugin.experiments.scales import scale_for
+from dcn_plugin.experiments.time_estimate import FORWARD, Estimate, estimate
+from tests.experiments.recipe_files import TINY, write_recipe
+
+CPU = torch.device("cpu")
+HEAD = TINY.split("[[measure]]")[0]
+# Every step takes a second: what is told is the number of steps.
+TARGETS = 2
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """A second a step and image; the jobs that were timed."""
+    timed: list[Job] = []
+    monkeypatch.setattr(module, "_time_step", lambda job, _: timed.append(job) or 1.0)
+    return timed
+
+
+def planned(folder: Path, entry: str) -> list[Measurement]:
+    text = f"{HEAD}[[measure]]\n{entry}\n[smoke]\nimages = 16\ncount = 3\nboundary_steps = 10\n"
+    return measurements_of(load_recipe(write_recipe(folder, text)), "smoke", [0])
+
+
+def jobs(text: str, *, images: int | None = 32) -> list[Job]:
+    scale = scale_for("smoke", "cifar10", {"train_images": images, "epochs": 4})
+    return jobs_of([read_network(text, net="resnet18")], seed=0, scale=scale, data="digits")
+
+
+@pytest.mark.parametrize(
+    ("entry", "steps"),
+    [
+        # A forward pass of every target on the clean images, and one on those of each attack; one source a time.
+        (
+            'protocol = "transfer"\nsources = ["resnet18", "vgg19"]\nattacks = ["fgsm(16)", "pgd(1,20,16)"]',
+            2 * 16 * ((1 + 2) + (1 + 2) * FORWARD * TARGETS),
+        ),
+        (
+            'protocol = "tapm"\nsources = ["resnet18", "vgg19"]\nattacks = ["fgsm(16)"]',
+            16 * (1 * 2 + (1 + 2) * FORWARD * TARGETS),
+        ),
+        ('protocol = "whitebox"\nattacks = ["fgsm(16)", "pgd(1,20,16)"]', 16 * (1 + 2) * TARGETS),
+        ('protocol = "distance"\nattacks = ["boundary"]', 3 * 20 * FORWARD * TARGETS),
+        ('protocol = "gaussian"\nlevels = [4, 8, 16]', 16 * (1 + 3) * FORWARD * TARGETS),
+        ('protocol = "shuffle"\nks = [2, 4]', 16 * (1 + 2) * FORWARD * TARGETS),
+        ('protocol = "stylized"', 16 * (1 + 1) * FORWARD * TARGETS),
+    ],
+)
+def test_the_steps_of_a_measurement_are_counted(entry: str, steps: float, tmp_path: Path, seconds: list[Job]) -> None:
+    expected = estimate([], planned(tmp_path, entry), CPU)
+    assert expected.training == 0
+    assert expected.measuring == pytest.approx(steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("Standard", 4),
+        ("Standard + AT", 4 * (1 + 2)),  # two steps of the attack at scale smoke
+        ("Standard + PubDef", 4 * 2 + PUBLIC_STEPS * 2),
+        ("Standard EN", 2 * 4),
+    ],
+)
+def test_the_steps_of_training_are_counted(text: str, steps: int, seconds: list[Job]) -> None:
+    assert estimate(jobs(text), [], CPU).training == 32 * steps
+    whole = DATA["digits"].train_images
+    assert estimate(jobs(text, images=10 * whole), [], CPU).training == whole * steps
+
+
+def test_every_kind_of_network_is_timed_once(seconds: list[Job]) -> None:
+    estimate([*jobs("Standard"), *jobs("0.3-Bottom"), *jobs("vgg19")], [], CPU)
+    assert [job.network.net for job in seconds] == ["resnet18", "vgg19"]
+
+
+def test_a_step_is_timed_on_this_machine() -> None:
+    assert 0 < estimate(jobs("Standard", images=1), [], CPU).training < 60
+
+
+@pytest.mark.parametrize(
+    ("training", "measuring", "text"),
+    [
+        (10, 20, "about 30 s (training 10 s, measuring 20 s)"),
+        (89, 91, "about 3 min (training 89 s, measuring 2 min)"),
+        (5400, 3600, "about 2.5 h (training 1.5 h, measuring 60 min)"),
+    ],
+)
+def test_times_are_told_in_their_unit(training: float, measuring: float, text: str) -> None:
+    assert str(Estimate(training, measuring)) == text
