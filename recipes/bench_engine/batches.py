@@ -81,7 +81,7 @@ def compared(model: nn.Module, options: Options, *, busy: int) -> dict[str, Any]
     """A model made compact beside so many spinning programs, and its ratios after they have ended."""
     start = time.perf_counter()
     with spinning(busy):
-        fast = compact(model, batch_size=options.measured)
+        fast = compact(model, batch_size=options.measured, use_cache=False)
     seconds = time.perf_counter() - start
     found: dict[str, Any] = {
         "compact_seconds": seconds,

@@ -91,8 +91,8 @@ def rigged(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if rows never paid and packing always halved the time."""
     monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e6)
     monkeypatch.setattr(Measured, "_on_images", lambda self, step, packed=False: 1.0 if packed else 2.0)
-    monkeypatch.setattr(engine_model, "raced", lambda *_: Compared(2.0, 2.0, 1.0))
-    monkeypatch.setattr(ladder, "raced", lambda *_: Compared(2.0, 2.0, 1.0))
+    monkeypatch.setattr(engine_model, "raced", lambda *_, **__: Compared(2.0, 2.0, 1.0))
+    monkeypatch.setattr(ladder, "raced", lambda *_, **__: Compared(2.0, 2.0, 1.0))
     monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
 
 
