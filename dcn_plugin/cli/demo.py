@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         "--pretrained",
         action="store_true",
         help="take the networks that come with the package: a source, a standard one and a defective one (p=0.3), "
-        "of seed 0, and 100 of the 450 test images",
+        "of seed 0, and 50 of the 450 test images",
     )
     parser.add_argument("--seeds", type=positive, metavar="N", help=f"number of runs (default: {_SEEDS})")
     parser.add_argument("--seed", type=natural, metavar="S", help="seed of the first run (default: 0)")

@@ -139,7 +139,7 @@ def run_demo(
     Args:
         out: folder for the results; made if need be.
         seeds: one run each, different from each other, >= 0; 0, 1 and 2 by default.
-        spec: the settings; by default :class:`DemoSpec`'s, with ``pretrained`` fewer steps and the first 100 images.
+        spec: the settings; by default :class:`DemoSpec`'s, with ``pretrained`` fewer steps and the first 50 images.
         pretrained: take the networks that come with the package, trained with seed 0 and p = 0.3, and train none. It
             takes seconds, so that nothing is kept for reuse, and what is in ``out/seeds`` stays as it is.
         progress: show a progress bar on stderr, or a line a seed where that is no terminal.

@@ -46,7 +46,7 @@ SHIPPED = {
 SHIPPED_KEEP = (0.3,)
 SHIPPED_SEED = 0
 
-SHIPPED_SPEC = DemoSpec(keep=SHIPPED_KEEP, steps=10, images=100)
+SHIPPED_SPEC = DemoSpec(keep=SHIPPED_KEEP, steps=10, images=50)
 """What the demonstration does with them by default: few images and steps, for an answer in seconds."""
 
 

@@ -183,7 +183,9 @@ def main() -> None:
     options = QUICK if args.quick else Options()
     if args.rounds:
         options = replace(options, rounds=args.rounds)
-    command = " ".join(["python -m recipes.bench_engine.batches", *sys.argv[1:]])
+    # Where the records go changes nothing in them.
+    given = [text for at, text in enumerate(sys.argv[1:]) if "--out" not in (text, sys.argv[at])]
+    command = " ".join(["python -m recipes.bench_engine.batches", *given])
     folder = HERE / "batches" if args.out is None else args.out
     records = []
     for name in args.networks or (list(NETWORKS)[:1] if args.quick else NETWORKS):

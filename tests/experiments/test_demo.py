@@ -235,12 +235,12 @@ def test_without_training_it_is_quick_unless_other_settings_are_asked_for(
     tmp_path: Path, shipped: tuple[Path, DemoOutcome]
 ) -> None:
     outcome = run_demo(tmp_path, pretrained=True)
-    assert {(r.n_total, r.steps) for r in outcome.file.results if r.protocol == "transfer"} == {(100, 10)}
+    assert {(r.n_total, r.steps) for r in outcome.file.results if r.protocol == "transfer"} == {(50, 10)}
     assert {(r.eps, r.protocol) for r in outcome.file.results} == {
         *((eps, "transfer") for eps in module.DemoSpec().eps),
         *((sigma, "gaussian") for sigma in module.DemoSpec().sigmas),
     }
-    assert "10 steps) from the first 100 test images" in " ".join(outcome.intro)
+    assert "10 steps) from the first 50 test images" in " ".join(outcome.intro)
     assert all(r.n_total == 450 for r in shipped[1].file.results)
 
 
