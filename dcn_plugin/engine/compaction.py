@@ -166,7 +166,7 @@ class _Task:
             dtype=self.dtype,
             cut=self.cut,
         )
-        stored = read_decision(key, self.steps, self.measured)
+        stored = read_decision(key, self.steps, self.live, self.measured)
         if stored is not None:
             graph = self.write(stored.choice)
             graph(torch.zeros(1, *self.size, dtype=self.dtype, device=self.device))  # makes the lists of rows

@@ -27,7 +27,7 @@ from dcn_plugin.engine.clock import is_quiet
 from dcn_plugin.engine.ladder import Rung
 from dcn_plugin.engine.liveness import Live
 from dcn_plugin.engine.measured_costs import Measured, kind_of
-from dcn_plugin.engine.partition import Choice
+from dcn_plugin.engine.partition import Choice, list_bytes
 from dcn_plugin.engine.steps import Step
 from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.support.environment import hardware, package_versions
@@ -76,7 +76,7 @@ def decision_key(
 ) -> Key:
     """All that a decision depends on, in words: the machine, versions, code, and the kinds of the layers in order.
 
-    Masks of one density are alike here: how many neurons of a layer exist counts in twentieths.
+    Masks of one mode and density are alike here, see :func:`kind_of`: weights and seeds do not count.
     """
     place = {step.value: number for number, step in enumerate(steps)}
     kinds = [kind_of(step, live) if step.kind in ("conv", "pool") else _operations(step) for step in steps]
@@ -94,8 +94,8 @@ def decision_key(
     }
 
 
-def read_decision(key: Key, steps: list[Step], measured: Measured | None) -> Decision | None:
-    """The decision under a key, its times put into ``measured``; None: there is none.
+def read_decision(key: Key, steps: list[Step], live: Live, measured: Measured | None) -> Decision | None:
+    """The decision under a key, its times put into ``measured``; None: there is none, or it does not fit the budget.
 
     What was measured on a busy machine is taken while it is busy: an idle one can do better.
     """
@@ -107,12 +107,13 @@ def read_decision(key: Key, steps: list[Step], measured: Measured | None) -> Dec
         if raw["key"] != json.loads(json.dumps(key)):
             return None
         numbered = {str(number): step for number, step in enumerate(steps)}
-        choice = Choice(
-            on_rows=frozenset(steps[number] for number in raw["on_rows"]),
-            reasons={numbered[number]: str(reason) for number, reason in raw["reasons"].items()},
-            sizes={numbered[number]: int(size) for number, size in raw["sizes"].items()},
-            packed=frozenset(steps[number] for number in raw["packed"]),
-        )
+        on_rows, packed = (frozenset(steps[number] for number in raw[part]) for part in ("on_rows", "packed"))
+        # The lists are those of these masks, not of those that were measured.
+        sizes = {step: list_bytes(step, live) for step in on_rows if step.conv is not None}
+        if sum(sizes.values()) + sum(step.conv.weight.nbytes for step in packed if step.conv) > key["budget"]:
+            return None
+        reasons = {numbered[number]: str(reason) for number, reason in raw["reasons"].items()}
+        choice = Choice(on_rows, reasons, sizes, packed)
         ladder = [Rung(rung[0], tuple(rung[1]), *rung[2:]) for rung in raw["ladder"]]
         if any(rung.one_thread for rung in ladder) and is_quiet():
             return None
@@ -138,7 +139,6 @@ def write_decision(key: Key, decision: Decision, steps: list[Step], measured: Me
         "on_rows": sorted(number[step] for step in choice.on_rows),
         "packed": sorted(number[step] for step in choice.packed),
         "reasons": {number[step]: reason for step, reason in choice.reasons.items()},
-        "sizes": {number[step]: size for step, size in choice.sizes.items()},
         "times": {number[step]: times for step, times in (measured.times if measured else {}).items()},
         "packed_ms": {number[step]: ms for step, ms in (measured.packed if measured else {}).items()},
         "ladder": decision.ladder,

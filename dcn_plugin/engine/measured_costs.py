@@ -25,7 +25,10 @@ BELIEVED = 4.0
 
 
 def kind_of(step: Step, live: Live) -> str:
-    """What the time of a step depends on: its operations, shapes, and how many of its neurons exist, in twentieths.
+    """What the time of a step depends on: its operations, its shapes, and which neurons exist.
+
+    Of these count the share, in twentieths, and whether all positions have the same channels, or all or none, or each
+    its own: masks of whole channels, shared ones and those of single neurons take different times at the same share.
 
     Args:
         step: a convolution or a pool.
@@ -35,16 +38,20 @@ def kind_of(step: Step, live: Live) -> str:
         A text, the same for steps of one kind in any network.
     """
     values = [live[node] for node in (*step.inputs, step.value)]
-    places = [(*value.shape, _share(value)) for value in values]
+    places = [(*value.shape, *_density(value)) for value in values]
     if step.conv is None:
         return repr(("pool", places, pool_window(step.value)))
     conv = step.conv
-    scaled = scale_of(conv) is not None
-    return repr(("conv", places, tuple(conv.weight.shape), tuple(conv.geometry), _share(conv.kept), conv.relu, scaled))
+    shape, geometry, scaled = tuple(conv.weight.shape), tuple(conv.geometry), scale_of(conv) is not None
+    return repr(("conv", places, shape, geometry, _density(conv.kept), conv.relu, scaled))
 
 
-def _share(neurons: Tensor) -> float:
-    return round(20 * float(neurons.float().mean())) / 20
+def _density(neurons: Tensor) -> tuple[float, int]:
+    """The share of neurons (C, H, W) that exist, in twentieths, and how many kinds of positions: 1, 2, 3 or more."""
+    weights = torch.rand(len(neurons), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # Positions with the same channels have the same sum of these weights, and practically no others.
+    sums = (weights.view(-1, 1, 1) * neurons.cpu()).sum(0)
+    return round(20 * float(neurons.float().mean())) / 20, min(sums.unique().numel(), 3)
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from dcn_plugin.engine.liveness import Live
 from dcn_plugin.engine.packing import packed_bytes
 from dcn_plugin.engine.steps import Conv, Step
 
-__all__ = ["Choice", "Costs", "Counted", "choose", "multiply_adds"]
+__all__ = ["Choice", "Costs", "Counted", "choose", "list_bytes", "multiply_adds"]
 
 
 def multiply_adds(step: Step, live: Live) -> tuple[int, int]:
@@ -118,7 +118,7 @@ def choose(steps: list[Step], live: Live, costs: Costs, *, budget: int) -> Choic
             if cost is None:
                 reasons[step] = "nothing to skip"
             else:
-                sizes[step] = _size(step, live)
+                sizes[step] = list_bytes(step, live)
         if cost is not None:
             on_rows[step] = cost
     spent = 0
@@ -166,7 +166,8 @@ def _readers(steps: list[Step]) -> dict[fx.Node, list[Step]]:
     return readers
 
 
-def _size(step: Step, live: Live) -> int:
+def list_bytes(step: Step, live: Live) -> int:
+    """Memory of the lists of rows of a convolution's forward pass."""
     conv = step.conv
     assert conv is not None
     return packed_bytes(conv.kept, live[step.inputs[0]], live[step.value], conv.weight, conv.geometry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,8 +105,8 @@ class Session:
         self, sources: Mapping[str, nn.Module], attacks: Sequence[Attack], data: LabelledImages, rounding: Rounding
     ) -> list[AdversarialSet]:
         """One set for every source and attack, in that order."""
-        return [self.adversarial_set(name, source, attack, data, rounding=rounding)
-                for name, source in sources.items() for attack in attacks]  # fmt: skip
+        pairs = itertools.product(sources.items(), attacks)
+        return [self.adversarial_set(name, source, attack, data, rounding=rounding) for (name, source), attack in pairs]
 
     def adversarial_set(
         self,

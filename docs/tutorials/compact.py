@@ -30,8 +30,8 @@ print(fast.plan)
 # chunks only if the graph proves that the network keeps its images apart; one that normalises by its batch does not.
 #
 # What was measured stays in a small file, in the folder in which torch keeps downloads: a second network of the same
-# layers and densities is compact at once. `use_cache=False` measures anew; the variable `DCN_ENGINE_CACHE` names
-# another folder, or is `off`.
+# layers and kinds of masks is not measured again. `use_cache=False` measures anew; the variable `DCN_ENGINE_CACHE`
+# names another folder, or is `off`.
 #
 # ## The same outputs
 

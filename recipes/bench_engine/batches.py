@@ -171,6 +171,13 @@ Other programs were noticed while these were made compact as idle: {", ".join(bu
 """
 
 
+def command_of(args: argparse.Namespace) -> str:
+    """The command as the records name it; where they are written changes nothing in them."""
+    words = ["python -m recipes.bench_engine.batches", *(["--quick"] if args.quick else [])]
+    words += ["--networks", *args.networks] if args.networks else []
+    return " ".join([*words, *(["--rounds", str(args.rounds)] if args.rounds else [])])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test; needs --out")
@@ -183,9 +190,7 @@ def main() -> None:
     options = QUICK if args.quick else Options()
     if args.rounds:
         options = replace(options, rounds=args.rounds)
-    # Where the records go changes nothing in them.
-    given = [text for at, text in enumerate(sys.argv[1:]) if "--out" not in (text, sys.argv[at])]
-    command = " ".join(["python -m recipes.bench_engine.batches", *given])
+    command = command_of(args)
     folder = HERE / "batches" if args.out is None else args.out
     records = []
     for name in args.networks or (list(NETWORKS)[:1] if args.quick else NETWORKS):

@@ -125,7 +125,7 @@ def compaction(model: nn.Module, *, batch: int) -> dict[str, float]:
     """Seconds of compact(): of the whole, and of its parts. The lists of the gradient are made at the first one."""
     size = defect_spec(model).input_size
     start = time.perf_counter()
-    fast = compact(model, batch_size=batch)
+    fast = compact(model, batch_size=batch, use_cache=False)
     whole = time.perf_counter() - start
     start = time.perf_counter()
     capture(model, size)
@@ -160,7 +160,8 @@ def attack(model: nn.Module, *, batch: int, steps: int, rounds: int, seed: int) 
     images = noise(batch, *defect_spec(model).input_size, seed=seed)
     with torch.no_grad():
         labels = model(images).argmax(1)
-    nets = {"dense": dense_twin(model).module, "compact": compact(model, batch_size=batch), "defective": model}
+    fast = compact(model, batch_size=batch, use_cache=False)
+    nets = {"dense": dense_twin(model).module, "compact": fast, "defective": model}
     gradients = {name: _gradient(net, images, labels) for name, net in nets.items()}  # makes the lists of rows, too
     pgd = PGD(8 / 255, steps=steps)
     calls = {name: (lambda net=net: pgd(net, images, labels, batch_size=batch)) for name, net in nets.items()}

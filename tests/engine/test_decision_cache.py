@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import clock, compaction, decision_cache
+from dcn_plugin.engine import clock, compaction, decision_cache, ladder
+from dcn_plugin.engine.clock import Compared
 from dcn_plugin.engine.decision_cache import cache_folder
+from dcn_plugin.engine.measured_costs import Measured
 from dcn_plugin.models import cifar_resnet
 from tests.engine.cases import needs_c
 
@@ -70,6 +72,25 @@ def test_other_weights_and_masks_of_the_same_density_take_the_same_decision(
     other, images = network(1), torch.rand(2, *SIZE)
     with torch.no_grad():
         torch.testing.assert_close(dcn.compact(other, batch_size=2)(images), other(images), rtol=1e-4, atol=1e-4)
+
+
+@needs_c
+def test_lists_of_rows_are_those_of_the_new_masks_and_stay_within_the_budget(
+    folder: Path, no_more_measuring: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e-6)
+    monkeypatch.setattr(compaction, "_best_chunk", lambda *_: (None, 1.0))
+    for module in (compaction, ladder):
+        monkeypatch.setattr(module, "raced", lambda *_, **__: Compared(2.0, 2.0, 1.0))
+    first = dcn.compact(network(0), batch_size=2)
+    measured = dcn.compact(network(1), batch_size=2, use_cache=False)
+    assert first.plan.backend == "c"
+    assert first.plan.packed_bytes != measured.plan.packed_bytes
+    no_more_measuring()
+    assert dcn.compact(network(1), batch_size=2).plan.packed_bytes == measured.plan.packed_bytes
+    monkeypatch.setattr(decision_cache, "list_bytes", lambda step, live: 2**31)
+    with pytest.raises(AssertionError, match="measured again"):
+        dcn.compact(network(1), batch_size=2)
 
 
 @needs_c

@@ -11,7 +11,7 @@ from dcn_plugin.engine import measured_costs
 from dcn_plugin.engine.capture import capture
 from dcn_plugin.engine.constant_cache import derived
 from dcn_plugin.engine.liveness import live_neurons
-from dcn_plugin.engine.measured_costs import BELIEVED, WORTH, Measured
+from dcn_plugin.engine.measured_costs import BELIEVED, WORTH, Measured, _density
 from dcn_plugin.engine.packed_conv import can_pack
 from dcn_plugin.engine.partition import multiply_adds
 from dcn_plugin.engine.steps import find_steps
@@ -157,3 +157,14 @@ def test_a_pool_is_timed_on_rows_and_on_images_and_leaves_nothing_behind(
         assert (costs.rows(pool), costs.images(pool)) == (1.0, 2.0)
     assert shapes == [(int(live[pool.value].sum()), 2), (2, *live[pool.value].shape)]
     assert lists() == 0
+
+
+def test_masks_of_one_share_are_of_other_kinds_where_their_positions_differ() -> None:
+    neurons = torch.arange(16 * 8 * 8).view(16, 8, 8)
+    draws = torch.rand(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    single, other = (draw < draw.flatten().median() + 1e-9 for draw in draws)
+    channels = (neurons // 64) % 2 == 0
+    shared = (neurons % 64) % 2 == 0
+    assert _density(single) == _density(other) == (0.5, 3)
+    assert _density(channels) == (0.5, 1)
+    assert _density(shared) == (0.5, 2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import mmap
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,3 +151,10 @@ def test_the_records_of_batch_sizes_hold_and_the_page_is_theirs() -> None:
     assert [record["missed"] for record in records] == [[]] * len(records)
     assert all(batches.missed(record) == record["missed"] for record in records)
     assert (folder / "README.md").read_text(encoding="utf-8") == batches.page(records)
+
+
+def test_the_command_in_a_record_says_what_decides_its_figures() -> None:
+    args = argparse.Namespace(quick=False, networks=["defective_regnetx_002"], rounds=5, out=Path("elsewhere"))
+    assert batches.command_of(args) == (
+        "python -m recipes.bench_engine.batches --networks defective_regnetx_002 --rounds 5"
+    )
