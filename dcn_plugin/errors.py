@@ -21,6 +21,7 @@ __all__ = [
     "DcnError",
     "DcnWarning",
     "DeadSiteWarning",
+    "ExportError",
     "ImageRangeError",
     "InputSizeError",
     "LabelError",
@@ -29,6 +30,7 @@ __all__ = [
     "MaskStateError",
     "MissingExtraError",
     "MixedBatchWarning",
+    "ModelChangedError",
     "ModelOutputError",
     "NotDefectiveError",
     "OutputError",
@@ -123,6 +125,10 @@ class CompactError(DcnError, RuntimeError):
     """A model cannot be compacted like this, or a compact model was asked for what a snapshot cannot do."""
 
 
+class ExportError(DcnError, RuntimeError):
+    """A network cannot be written in the form of another tool, or computes something else there."""
+
+
 class CheckpointError(DcnError, RuntimeError):
     """A checkpoint file is truncated, tampered with, or belongs to another model."""
 
@@ -145,6 +151,10 @@ class LabelError(DcnError, ValueError):
 
 class ClassesError(LabelError, SpecError):
     """The classes of a model and of a data set, or of two data sets, are not the same: by number, name or order."""
+
+
+class ModelChangedError(DcnError, RuntimeError):
+    """An attack changed the network that it attacked: its modes, its weights, or the modules that it is made of."""
 
 
 class ModelOutputError(DcnError, ValueError):

@@ -17,7 +17,15 @@ from dcn_plugin import errors
 from dcn_plugin.errors import DcnError, DeadSiteWarning, OutputError, OutputPermissionError, SpecError, warn_caller
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DcnError)]
-STATES = ["TraceError", "MaskLostError", "MaskStateError", "CompactError", "CheckpointError"]
+STATES = [
+    "ModelChangedError",
+    "TraceError",
+    "MaskLostError",
+    "MaskStateError",
+    "CompactError",
+    "CheckpointError",
+    "ExportError",
+]
 OTHERS = {"OutputError": OSError, "OutputPermissionError": PermissionError, "MissingExtraError": ImportError}
 
 

@@ -12,9 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dcn_plugin.errors import TraceError
+from dcn_plugin.errors import ModelChangedError, TraceError
 
-__all__ = ["copy_of", "device_of", "dummy_image", "eval_mode", "frozen_weights", "training_flags"]
+__all__ = [
+    "check_values",
+    "copy_of",
+    "device_of",
+    "dummy_image",
+    "eval_mode",
+    "frozen_weights",
+    "is_empty",
+    "is_offloaded",
+    "training_flags",
+    "unchanged",
+]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -25,27 +36,61 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def dummy_image(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
-    """A (1, C, H, W) image on the model's device and of its dtype, the same at every call.
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether accelerate keeps the model's tensors elsewhere, and brings them for the time of each call."""
+    return any(getattr(hook, "offload", False) for hook in _hooks_of_accelerate(model))
+
+
+def _hooks_of_accelerate(model: nn.Module) -> Iterator[object]:
+    for hook in (getattr(module, "_hf_hook", None) for module in model.modules()):
+        yield from getattr(hook, "hooks", (hook,))
+
+
+def is_empty(model: nn.Module) -> bool:
+    """Whether weights of the model have sizes and no values yet: they are on the meta device."""
+    return not is_offloaded(model) and any(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
+
+
+def check_values(model: nn.Module) -> None:
+    """Check that the weights of a model are there.
 
     Raises:
-        TraceError: the model's parameters are lazy or on the meta device.
+        TraceError: some are on the meta device.
+    """
+    if is_empty(model):
+        raise TraceError(
+            "The model is on the meta device: its weights have no values yet.",
+            fix="load them with model.load_state_dict(..., assign=True), or materialise the model "
+            "(model.to_empty(device=...)) and load them then, before this call",
+        )
+
+
+def dummy_image(model: nn.Module, input_size: tuple[int, int, int], *, values: bool = True) -> Tensor:
+    """A (1, C, H, W) image on the model's device and of its dtype, the same at every call.
+
+    Args:
+        model: the model.
+        input_size: (C, H, W).
+        values: the model has to have some; otherwise its shapes will do, and the image may be on the meta device.
+
+    Raises:
+        TraceError: the model's parameters are lazy, or on the meta device where that does not do.
     """
     tensors = [*model.parameters(), *model.buffers()]
     if any(nn.parameter.is_lazy(t) for t in tensors):
         raise TraceError(
             "The model has lazy parameters that have no size yet.", fix="run it once on an image before this call"
         )
-    if any(t.is_meta for t in tensors):
-        raise TraceError(
-            "The model is on the meta device, where masks would have no bits.",
-            fix="materialise it (model.to_empty(device=...)) before this call",
-        )
+    if values:
+        check_values(model)
     like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
     # Not all equal, so that no branch on the data sees a degenerate image; no generator is touched.
     ramp = torch.linspace(0, 1, steps=input_size[1] * input_size[2], dtype=torch.float32)
     image = ramp.view(1, 1, *input_size[1:]).expand(1, *input_size)
-    return image.to(device=like.device, dtype=like.dtype).contiguous()
+    # Offloaded weights say no device; where there is none but meta, accelerate moves the image to the first layer's.
+    offloaded = like.is_meta and is_offloaded(model)
+    device = next((t.device for t in tensors if not t.is_meta), torch.device("cpu")) if offloaded else like.device
+    return image.to(device=device, dtype=like.dtype).contiguous()
 
 
 @contextlib.contextmanager
@@ -82,6 +127,44 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module, who: str) -> Iterator[None]:
+    """Check that a model is afterwards as it was: its modules, their modes and hooks, and its parameters.
+
+    Buffers may change, such as counters of a model's own. Nothing is checked after an exception.
+
+    Args:
+        model: the model.
+        who: the attack, for the error.
+
+    Raises:
+        ModelChangedError: it is not.
+    """
+    before = _marks(model)
+    yield
+    after = _marks(model)
+    changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    if changed:
+        raise ModelChangedError(
+            f"{who} changed the network that it attacked, so that its images are those of another one.",
+            ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else ""),
+            "an attack that leaves modes, weights, hooks and modules as they are",
+            "build the network anew, and take another attack",
+        )
+
+
+def _marks(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What tells whether a module or a parameter was touched."""
+    marks: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        marks[path or type(module).__name__] = (id(module), module.training, *map(len, hooks))
+    for path, parameter in model.named_parameters():
+        # An inference tensor has no version; it cannot be written to outside of inference mode either.
+        marks[path] = (id(parameter), -1 if parameter.is_inference() else parameter._version)
+    return marks
 
 
 def copy_of(model: _Module, *, share_parameters: bool = False) -> _Module:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dcn_plugin.cli.named_options import Spec, named, parse_spec
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.named_options import Spec, named, parse_spec
 
 
 @pytest.mark.parametrize(
