@@ -9,8 +9,8 @@ import torch
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, nn
 
-from dcn_plugin.errors import ImageRangeError, MaskShapeError, SpecError
-from dcn_plugin.masks import sample_mask
+from dcn_plugin.errors import ImageRangeError, MaskShapeError, MaskStateError, SpecError
+from dcn_plugin.masks import MaskDraws, mask_draws
 from dcn_plugin.specs import (
     Layout,
     MaskOrigin,
@@ -22,7 +22,7 @@ from dcn_plugin.specs import (
     plain_number,
 )
 
-__all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask", "owns_output"]
+__all__ = ["DefectMask2d", "DefectiveConv2d", "Normalized", "apply_mask", "as_bits", "owns_output"]
 
 
 @torch.fx.wrap
@@ -45,6 +45,9 @@ def apply_mask(x: Tensor, mask: Tensor, inplace: bool = False, layout: str = "NC
         ImageRangeError: ``x`` is not floating point.
     """
     if not torch.jit.is_scripting():
+        if isinstance(x, torch.fx.Proxy):
+            # fx forgets what it wrapped when it transforms a graph, and traces the result again.
+            return x.tracer.create_proxy("call_function", apply_mask, (x, mask, inplace, layout, made_for), {})
         _check_activation(x, mask, layout, made_for)
         inplace = inplace and _may_overwrite(x, mask)
     # Cast once a call, not once a batch element inside the product. The first factor decides the memory format.
@@ -57,11 +60,16 @@ def _may_overwrite(x: Tensor, mask: Tensor) -> bool:
     """Whether autograd lets ``x`` be overwritten, whoever else reads it.
 
     A view is left alone: hooks on the backward pass of a module hand its tensors on as views that must not be changed.
-    So is a tensor that ``vmap`` gives to all networks, if each of them has its own mask.
+    So is every tensor while ``vmap`` gives each network its own mask: at one of the levels of ``grad`` and ``vmap``
+    around, all networks may share it.
     """
     if torch.compiler.is_compiling() or x._is_view():
         return False  # a compiler decides for itself what is overwritten
-    return torch._C._functorch.is_batchedtensor(x) or not torch._C._functorch.is_batchedtensor(mask)
+    while torch._C._functorch.is_functorch_wrapped_tensor(mask):
+        if torch._C._functorch.is_batchedtensor(mask):
+            return False
+        mask = torch._C._functorch.get_unwrapped(mask)
+    return True
 
 
 @torch.jit.unused  # TorchScript has no exception classes; there a mismatch is torch's own broadcast error.
@@ -169,13 +177,24 @@ class DefectMask2d(nn.Module):
 
     def seeded(self) -> Tensor:
         """The bits that the seed gives, on the CPU, in the shape of ``mask``."""
-        return _to_layout(sample_mask(self.spec, self.shape, site=self.site), self.layout)
+        return self.laid_out(self.draws().mask(self.spec.p))
+
+    def draws(self) -> MaskDraws:
+        """What decides at which keep probability each neuron is there, whatever that of ``spec`` is."""
+        return mask_draws(self.spec, self.shape, site=self.site)
+
+    def laid_out(self, neurons: Tensor) -> Tensor:
+        """Values of neurons, (C, H, W), in the shape of ``mask``."""
+        return _to_layout(neurons, self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero the defective neurons of ``x``."""
         return apply_mask(x, self.mask, self.inplace, self.layout, self.made_for)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given = state_dict.get(f"{prefix}mask")
+        if given is not None and given.shape == self.mask.shape:
+            state_dict[f"{prefix}mask"] = as_bits(given, f"{prefix}mask")
         super()._load_from_state_dict(state_dict, prefix, *args)
         # Against the seed, not the old buffer: tools that read a checkpoint in place have filled that already.
         if f"{prefix}mask" in state_dict:
@@ -194,10 +213,30 @@ class DefectMask2d(nn.Module):
         return f"{size}, p={self.spec.p:g}, mode={self.spec.mode_text}, site={self.site}, {self.origin}"
 
 
-def _to_layout(mask: Tensor, layout: Layout) -> Tensor:
+def as_bits(given: Tensor, key: str) -> Tensor:
+    """A mask of a state dict as bool: tools that average checkpoints leave the numbers 0 and 1 in its place.
+
+    Raises:
+        MaskStateError: it holds other numbers.
+    """
+    if given.dtype == torch.bool or given.is_meta:
+        return given
+    bits = given.bool()
+    if not torch.equal(bits.to(given.dtype), given):
+        raise MaskStateError(
+            f"{key} holds other numbers than 0 and 1: that is no mask. An average over networks with different masks "
+            "gives such numbers.",
+            str(given.dtype),
+            "bool, or numbers that are 0 or 1",
+            "average networks with the same masks (the same seed, blocks and mode), or leave the masks out of the file",
+        )
+    return bits
+
+
+def _to_layout(neurons: Tensor, layout: Layout) -> Tensor:
     if layout == "NCHW":
-        return mask.unsqueeze(0)
-    nhwc = mask.permute(1, 2, 0).unsqueeze(0).contiguous()
+        return neurons.unsqueeze(0)
+    nhwc = neurons.permute(1, 2, 0).unsqueeze(0).contiguous()
     return nhwc if layout == "NHWC" else nhwc.flatten(1, 2)
 
 

@@ -15,7 +15,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dcn_plugin.errors import MaskShapeError, SpecError
-from dcn_plugin.masks import sample_mask
+from dcn_plugin.masks import mask_draws, sample_mask
 from dcn_plugin.specs import MaskSpec, Mode, Sampling
 
 keep = st.floats(min_value=0.01, max_value=1)
@@ -305,3 +305,19 @@ def test_a_bad_shape_is_refused_by_name(shape) -> None:
 def test_a_bad_site_is_refused_by_name(site) -> None:
     with pytest.raises(SpecError, match="ordinal"):
         sample_mask(MaskSpec(), (4, 4, 4), site=site)
+
+
+@given(specs, keep, shapes, sites)
+def test_the_draws_of_a_site_give_its_mask_at_every_keep_probability(spec, p, shape, site) -> None:
+    draws = mask_draws(spec, shape, site=site)
+    p = max(1, round(p * spec.span)) / spec.span if spec.mode == "nm" else p
+    for each in (spec.p, p, 1.0):
+        assert torch.equal(draws.mask(each), sample_mask(replace(spec, p=each), shape, site=site))
+
+
+def test_draws_have_no_mask_at_a_p_that_the_mode_does_not_have() -> None:
+    draws = mask_draws(MaskSpec(0.25, "nm", span=4), (8, 4, 4), site=0)
+    with pytest.raises(SpecError, match="whole number of every 4 channels"):
+        draws.border(0.3)
+    with pytest.raises(SpecError, match="keep probability"):
+        draws.mask(1.5)

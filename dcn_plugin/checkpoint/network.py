@@ -33,6 +33,7 @@ from dcn_plugin.surgery.wrappers import Constants, bare, bare_name, bare_path, n
 __all__ = ["CheckpointInfo", "load_checkpoint", "read_info", "read_spec", "save_checkpoint"]
 
 _RECORD = f"{RESERVED}.record"
+_ADAPTED = "base_model.model."  # where peft.get_peft_model puts a network
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def _save(network: nn.Module, path: Pathish, entries: Mapping[str, str], normali
             f"{len(strange)} masks have other bits than their seed gives, and no state dict brought them.",
             tuple(strange),
             "the masks that defectify() made, or those of a state dict",
-            "bring masks of your own with model.load_state_dict(...), which notes it in the specification",
+            "bring masks of your own with model.load_state_dict(...), which notes it in the specification; a copy of a "
+            "network with gradual defects, such as an average, needs GradualDefects.follow(copy)",
         )
     record = {
         "parts": {name: json.loads(spec.to_json()) for name, spec in parts.items()},
@@ -251,6 +253,14 @@ def _without_levels(
 
 
 def _fill(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], network: nn.Module) -> None:
+    if _is_adapted(state) and not _is_adapted(network.state_dict()):
+        raise _misfit(
+            path,
+            "it holds a PeftModel, a network with adapters",
+            type(network).__name__,
+            "pass peft.get_peft_model(network, config) with the config of the adapters; or merge them before you save: "
+            "save_checkpoint(model.merge_and_unload(), path)",
+        )
     if is_defective(network):
         _check_sites(path, info, network)
     else:
@@ -260,6 +270,11 @@ def _fill(path: Pathish, info: CheckpointInfo, state: Mapping[str, Tensor], netw
     network.load_state_dict({key: state[bare_name(key)] for key in entries})
     if info.class_names is not None:
         name_classes(network, info.class_names)
+
+
+def _is_adapted(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is that of what ``peft.get_peft_model`` returns."""
+    return bool(state) and all(key.startswith(_ADAPTED) for key in state)
 
 
 def _insert(path: Pathish, info: CheckpointInfo, network: nn.Module) -> None:

@@ -10,15 +10,21 @@ from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import SpecError
 from dcn_plugin.support.arguments import check_rules
+from dcn_plugin.surgery.gradual import GradualOrder, GradualSchedule
 
-__all__ = ["Schedule", "Select", "TrainConfig", "smoothing_for"]
+__all__ = ["Engine", "NormStatistics", "Schedule", "Select", "TrainConfig", "smoothing_for"]
 
 Schedule = Literal["one-cycle", "steps"]
 Select = Literal["val", "test", "last"]
+Engine = Literal["dense", "auto", "c"]
+NormStatistics = Literal["all", "live"]
 
 # Options that came after runs had been kept. At their default they stand in no text, so that what a run is known by
 # (its folder's plan, the name of a recipe's network) is what it was before there was the option. Add new ones here.
-_LATER = ("pca_color",)
+_LATER = (
+    *("pca_color", "engine", "norm_statistics"),
+    *("gradual", "gradual_share", "gradual_order", "gradual_start"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,22 @@ class TrainConfig:
         clip_norm: largest L2 norm of the gradient.
         amp: compute in bfloat16 where autocast does, on a device that has instructions for it. On others bfloat16 is
             slower than float32, which is then used. The history says what a network was trained in.
-        channels_last: keep images and weights in that memory format; the model stays in it. Not for a network with
-            fewer than 8 channels before a 1x1 convolution of stride 2 on an AVX2 processor: oneDNN's gradient of its
-            weights is wrong there (oneDNN issue 6035).
+        channels_last: keep images and weights in that memory format; the model stays in it. Refused on a CPU
+            for a network with fewer than 16 channels before a 1x1 convolution of stride 2, where oneDNN would write
+            outside its memory (oneDNN issue 6035).
         compile: run the training step through ``torch.compile``.
+        gradual: None: the masks of a defective network act from the first step on. "linear" and "cosine": its neurons
+            die a few at a time, until its masks are what they were when it came. The best epoch is chosen among those
+            that end with these masks. See :class:`dcn_plugin.training.GradualDefects`.
+        gradual_share: of ``gradual``: share of the run's steps over which they die, in (0, 1].
+        gradual_order: of ``gradual``: "together", or "bottom-up", one block after another from the input upwards.
+        gradual_start: of ``gradual``: keep probability before the first step, in (0, 1].
+        engine: what computes the steps of a defective network: "dense", the network itself; "c", the engine of
+            :func:`dcn_plugin.compact_training`, which skips what masks drop; "auto", the engine where it was measured
+            to be faster. Weights differ by rounding alone. A run goes on with what it had chosen. While ``gradual``
+            changes masks, the network itself computes.
+        norm_statistics: what a batch norm behind a mask takes its statistics from: "all" neurons, as in the paper's
+            code, or the "live" ones alone, which is another network and needs an engine.
         select: what the best epoch is chosen on: "val", the validation set; "test", the test set, as the authors of
             the paper did, whose accuracy is then too good; "last", no choice.
         seed: of the order, the augmentation and whatever the model itself draws.
@@ -82,8 +100,14 @@ class TrainConfig:
     amp: bool = False
     channels_last: bool = False
     compile: bool = False
+    gradual: GradualSchedule | None = None
+    gradual_share: float = 0.5
+    gradual_order: GradualOrder = "together"
+    gradual_start: float = 1.0
     select: Select = "val"
     seed: int = 0
+    engine: Engine = "dense"
+    norm_statistics: NormStatistics = "all"
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -109,8 +133,30 @@ class TrainConfig:
             "pca_color": (0 <= self.pca_color < math.inf, "a number >= 0"),
             "ema_decay": (self.ema_decay is None or 0 < self.ema_decay < 1, "a number in (0, 1), or None"),
             "clip_norm": (self.clip_norm is None or 0 < self.clip_norm < math.inf, "a number > 0, or None"),
+            "gradual": (
+                self.gradual is None or self.gradual in get_args(GradualSchedule),
+                f"{', '.join(map(repr, get_args(GradualSchedule)))}, or None",
+            ),
+            "gradual_share": (
+                0 < self.gradual_share <= 1,
+                "a number in (0, 1]: neurons do not die after the end of the run",
+            ),
+            "gradual_order": (
+                self.gradual_order in get_args(GradualOrder),
+                ", ".join(map(repr, get_args(GradualOrder))),
+            ),
+            "gradual_start": (0 < self.gradual_start <= 1, "a keep probability in (0, 1]"),
             "select": (self.select in get_args(Select), ", ".join(map(repr, get_args(Select)))),
             "seed": (0 <= self.seed < 2**63, "an int in [0, 2**63)"),
+            "engine": (
+                self.engine in get_args(Engine) and not (self.compile and self.engine != "dense"),
+                ", ".join(map(repr, get_args(Engine))) + "; 'dense' with compile",
+            ),
+            "norm_statistics": (
+                self.norm_statistics in get_args(NormStatistics)
+                and not (self.norm_statistics == "live" and (self.engine == "dense" or self.gradual is not None)),
+                ", ".join(map(repr, get_args(NormStatistics))) + "; 'all' with engine 'dense', or with gradual",
+            ),
         }
         check_rules("The training option {name} is not usable.", vars(self), rules)
 
@@ -149,7 +195,7 @@ class TrainConfig:
     def to_json(self) -> str:
         """Serialise to JSON text; :meth:`from_json` is the exact inverse.
 
-        Options that are younger than this format (``pca_color``) are left out where they have their default.
+        Options that are younger than this format, such as ``pca_color``, are left out where they have their default.
         """
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         raw = dataclasses.asdict(self)

@@ -23,7 +23,7 @@ from dcn_plugin.checkpoint.network import load_checkpoint, save_checkpoint
 from dcn_plugin.checkpoint.sealed_file import Pathish, is_archive, read_archive
 from dcn_plugin.errors import CheckpointError, DcnError
 from dcn_plugin.support.atomic_file import write_atomic
-from dcn_plugin.surgery import is_defective
+from dcn_plugin.surgery import is_defective, masks_of
 from dcn_plugin.surgery.wrappers import bare, bare_name
 
 __all__ = ["fitting", "load_network", "load_weights", "read_weights", "save_network"]
@@ -36,12 +36,13 @@ _NESTS = (
 _WRAPPERS = ("module", "model")  # DataParallel and DistributedDataParallel; Normalized and Lightning
 
 
-def load_weights(network: nn.Module, path: Pathish) -> None:
+def load_weights(network: nn.Module, path: Pathish, *, masks: bool = True) -> None:
     """Load the weights of a file into a network, in place, and what its classes are called where the file tells it.
 
     Args:
         network: of the same architecture, wrapped or not. One that is defective takes masks too: all of them or none.
         path: see :func:`read_weights`.
+        masks: False: leave those of the file out, e.g. to train on with others.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit; a network that it does not fit is unchanged.
@@ -51,6 +52,14 @@ def load_weights(network: nn.Module, path: Pathish) -> None:
     with bare(network) as inner:
         expected = {key: value for key, value in inner.state_dict().items() if isinstance(value, Tensor)}
         state = read_weights(path, names=expected)
+        if not masks:
+            # Of a plain network's other buffers none is unexpected, and none of a defective one's is a mask.
+            ours = {f"{name}.mask" for name in masks_of(inner)} if is_defective(inner) else set()
+            state = {
+                key: value
+                for key, value in state.items()
+                if key not in ours and (value.dtype != torch.bool or key in expected)
+            }
         with fitting(type(inner).__name__, path):
             _check_shapes(state, expected)
             inner.load_state_dict(state)

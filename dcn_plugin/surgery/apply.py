@@ -20,9 +20,9 @@ from dcn_plugin.errors import (
     SpecError,
     warn_caller,
 )
-from dcn_plugin.layers import DefectMask2d, owns_output
+from dcn_plugin.layers import DefectMask2d, as_bits, owns_output
 from dcn_plugin.specs import DefectSpec, Masks, MaskSpec, Mode, Sampling, SiteSpec, check_chw, mask_specs, p_of
-from dcn_plugin.support.model_state import copy_of
+from dcn_plugin.support.model_state import copy_of, is_empty
 from dcn_plugin.surgery.blocks import BlocksArg, find_blocks
 from dcn_plugin.surgery.masked_conv import is_masked_conv, masked_conv_class, taken_by_conv, unmasked_conv_class
 from dcn_plugin.surgery.norm_slots import is_norm, remove_slot, slot_of, with_slot
@@ -87,7 +87,8 @@ def defectify(
         inplace: change ``model`` itself and return it.
 
     Returns:
-        The defective network, on the device of ``model``.
+        The defective network, on the device of ``model``; masks of a network without weights (on the meta device) lie
+        on the CPU.
 
     Raises:
         SpecError: p, mode, sampling, seed or span is not allowed, or two of them do not go together; or ``model`` is no
@@ -138,7 +139,12 @@ def plan_defects(
     _check_two_dimensional(model)
     inputs = None if example_inputs is None else ModelInputs.of(example_inputs)
     size = _size_of(model, input_size, inputs)
-    trace = trace_model(model, size, is_norm=is_norm, inputs=inputs)
+    # Shapes are all that a plan needs: a network whose weights are still to come is read on the meta device.
+    if is_empty(model):
+        ghost, inputs = copy_of(model).to("meta"), inputs and inputs.on_meta()
+        trace = trace_model(ghost, size, is_norm=is_norm, inputs=inputs)
+    else:
+        trace = trace_model(model, size, is_norm=is_norm, inputs=inputs)
     # The authors also mask norms that no convolution owns; no other choice reaches those.
     candidates = find_sites(model, trace, unowned=chosen == "paper")
     sites = choose_sites(model, candidates, find_blocks(model, trace), chosen=chosen, masks=masks, filter_fn=filter_fn)
@@ -219,18 +225,19 @@ def _check_masks_in_state_dict(module: nn.Module, state_dict: dict[str, Any], pr
     wrong = {
         key: (str(state_dict[key].dtype), tuple(state_dict[key].shape))
         for key, mask in masks.items()
-        if key in state_dict and (state_dict[key].dtype != torch.bool or state_dict[key].shape != mask.mask.shape)
+        if key in state_dict and state_dict[key].shape != mask.mask.shape
     }
     if missing or wrong:
         raise MaskStateError(
             f"The state dict does not fit the masks of this {type(module).__name__}: {len(missing)} of {len(masks)} "
-            f"are missing, {len(wrong)} have another dtype or shape.",
+            f"are missing, {len(wrong)} have another shape.",
             wrong or tuple(missing[:3]),
-            "no mask keys at all (standard weights), or all of them, as bool and of the same shapes",
+            "no mask keys at all (standard weights), or all of them, of the same shapes",
             _PACKED
             if any(dtype == "torch.uint8" and len(shape) == 1 for dtype, shape in wrong.values())
             else "make the model defective as the checkpoint's was: same blocks, mode and input_size",
         )
+    state_dict.update({key: as_bits(state_dict[key], key) for key in masks})  # all of them, before anything is loaded
 
 
 def _check_two_dimensional(model: nn.Module) -> None:
@@ -332,7 +339,8 @@ def _make_mask(model: nn.Module, owner: nn.Module, site: SiteSpec, spec: DefectS
     like = next((t for t in (*owner.parameters(), *owner.buffers())), None)
     if site.layout == "NCHW" and _is_channels_last(model, site.conv):
         mask.to(memory_format=torch.channels_last)
-    return mask.to(like.device if like is not None else None)
+    # Weights may still have to come, or lie elsewhere between two calls. No file has to bring the bits of a mask.
+    return mask if like is None or like.is_meta else mask.to(like.device)
 
 
 def _is_channels_last(model: nn.Module, conv: str) -> bool:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from dcn_plugin.errors import ImageRangeError, InputSizeError, MaskLostError
+from dcn_plugin.errors import ImageRangeError, InputSizeError, MaskLostError, SpecError, TraceError
 from dcn_plugin.layers import DefectMask2d
-from dcn_plugin.support.model_state import dummy_image, eval_mode
+from dcn_plugin.support.model_state import check_values, dummy_image, eval_mode, is_offloaded
 from dcn_plugin.support.table import aligned
 from dcn_plugin.surgery.follow import Follower
-from dcn_plugin.surgery.queries import check_model, defect_spec, expected_sites, masks_of, owner_path
+from dcn_plugin.surgery.positions import carrier_of, layers_of_masks, stands_at
+from dcn_plugin.surgery.queries import (
+    check_model,
+    defect_spec,
+    expected_layers,
+    expected_sites,
+    masks_in,
+    masks_of,
+    note_layers,
+    specified_layers,
+)
 from dcn_plugin.surgery.trace import ExampleInputs, ModelInputs, explain
 from dcn_plugin.surgery.wrappers import on_bare_network
 
 __all__ = ["Summary", "SummaryRow", "summary", "verify"]
+
+_STRANGE = "its bits are not those that its seed gives"
+_AROUND = "that stands around its layer"
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,9 @@ def summary(model: nn.Module) -> Summary:
     """
     check_model(model)
     masks = masks_of(model)
+    expected = expected_layers(model)
+    if expected == specified_layers(model):  # nothing is noted yet
+        _note(model, layers_of_masks(model, masks, expected).values())
     rows = []
     names = [mask.site_spec.name for mask in masks.values() if mask.site_spec is not None]
     several = len(set(names)) < len(names)  # parts that were made defective by themselves: sites count from each part
@@ -97,18 +115,31 @@ def summary(model: nn.Module) -> Summary:
 
 @on_bare_network  # hooks inside a compiled module would not be called
 @torch.no_grad()
-def verify(model: nn.Module, images: Tensor | None = None, *, example_inputs: ExampleInputs | None = None) -> None:
+def verify(
+    model: nn.Module,
+    images: Tensor | None = None,
+    *,
+    example_inputs: ExampleInputs | None = None,
+    layers: Sequence[str] | None = None,
+) -> None:
     """Run a defective network and raise if a mask is gone or no longer acts.
 
     A buffer that exists but is never multiplied in counts as lost. So does a mask whose neurons are not zero in front
-    of the next activation: the network is followed there from the mask, whatever its layers are called. So do bits
-    that are not the ones that the seed gives, unless a state dict brought them.
+    of the next activation: the network is followed there from the mask, whatever its layers are called. So does one
+    with something around its layer that adds to what comes out of it (an adapter), and one whose bits are not those
+    that the seed gives, unless a state dict brought them.
+
+    A network that :func:`dcn_plugin.defectify` made knows where its masks have to be. Of one written by hand that is
+    known once this function or :func:`dcn_plugin.summary` has seen it, or ``layers`` says it; it is noted on the
+    network. So call one of them before a tool rewrites the network.
 
     Args:
         model: defective. It is run once in eval mode; all flags are restored.
         images: (N, C, H, W) to run it on; by default one made for the size of the masks.
         example_inputs: in the place of ``images`` for a network that takes more than images, as in
             :func:`dcn_plugin.defectify`.
+        layers: of a network written by hand, the names of all layers that have to carry masks, e.g.
+            ``("conv1", "conv2")``, from now on; by default those that did when it was first looked at.
 
     Raises:
         MaskLostError: naming the sites whose mask is gone or does not act, and how it was noticed.
@@ -116,7 +147,8 @@ def verify(model: nn.Module, images: Tensor | None = None, *, example_inputs: Ex
         InputSizeError: the network was written by hand and there are no ``images``; or it does not take these.
         ImageRangeError: ``images`` is not a batch of floating-point images.
         MaskShapeError: ``images`` has another size than the masks.
-        TraceError: the network's forward fails for another reason.
+        SpecError: ``layers`` are no names, or ``model`` has a specification that says where its masks are.
+        TraceError: the network's forward fails for another reason, or its weights or masks are not in memory.
 
     Example:
         >>> net = timm.create_model("defective_resnet18_cifar", p=0.3)
@@ -126,13 +158,14 @@ def verify(model: nn.Module, images: Tensor | None = None, *, example_inputs: Ex
         dcn_plugin.errors.MaskLostError: 1 of 10 masks ...
     """
     check_model(model)
-    expected = expected_sites(model)
-    masks = masks_of(model)
-    lost = {name: "its mask is gone" for name in expected}
+    expected = expected_layers(model) if layers is None else _stated(model, layers)
+    masks = masks_of(model) if layers is None else masks_in(model)
+    _check_in_memory(model, masks)
     inputs = _inputs_for(model, images, example_inputs)
+    layer_of = layers_of_masks(model, masks, expected)
     follower = Follower()
-    watch = {path: _Watch(model.get_submodule(owner_path(model, path)), mask, follower) for path, mask in masks.items()}
-    handles = [handle for w in watch.values() for handle in w.handles()]
+    watches = {path: _Watch(model, path, layer_of[path], mask, follower) for path, mask in masks.items()}
+    handles = [handle for watch in watches.values() for handle in watch.handles()]
     try:
         with eval_mode(model), follower:
             inputs.feed(model)
@@ -141,19 +174,90 @@ def verify(model: nn.Module, images: Tensor | None = None, *, example_inputs: Ex
     finally:
         for handle in handles:
             handle.remove()
-    for path, w in watch.items():
-        name = w.mask.site_spec.name if w.mask.site_spec else path.removesuffix(".drop")
-        lost.pop(name, None)
-        if (reason := w.complaint()) is not None:
+    lost = {name: _gone(model, layer) for layer, name in expected.items() if layer not in layer_of.values()}
+    strange = []
+    for path, watch in watches.items():
+        layer = layer_of[path]
+        name = expected.get(layer, layer)
+        if (reason := watch.complaint()) is not None:
             lost[name] = reason
+        elif not _has_its_bits(masks[path]):
+            strange.append(name)
     if lost:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(lost.items())[:3])
-        raise MaskLostError(
-            f"{len(lost)} of {len(expected) or len(masks)} masks no longer act ({shown}).",
-            tuple(lost),
-            "every mask is called, and its neurons are zero in front of the next activation",
-            "undo the change that dropped them or came behind them, or call defectify() after it; for SyncBatchNorm "
-            "use timm.layers.convert_sync_batchnorm",
+        raise _not_acting(lost | dict.fromkeys(strange, _STRANGE), len(expected) or len(masks))
+    if strange:
+        raise _other_bits(strange, len(masks))
+    _note(model, layer_of.values())
+
+
+def _note(model: nn.Module, layers: Iterable[str]) -> None:
+    specified = specified_layers(model)
+    note_layers(model, (layer for layer in layers if layer not in specified))
+
+
+def _not_acting(lost: dict[str, str], number: int) -> MaskLostError:
+    shown = "; ".join(f"{name}: {reason}" for name, reason in list(lost.items())[:3])
+    around = any(reason.endswith(_AROUND) for reason in lost.values())
+    return MaskLostError(
+        f"{len(lost)} of {number} masks no longer act ({shown}).",
+        tuple(lost),
+        "every mask is called, and its neurons are zero in front of the next activation",
+        "adapt layers whose mask comes behind a norm, or adapt the plain network (dcn_plugin.undefectify), merge the "
+        "adapters into it, and call defectify() after that"
+        if around
+        else "undo the change that dropped them or came behind them, or call defectify() after it; for SyncBatchNorm "
+        "use timm.layers.convert_sync_batchnorm",
+    )
+
+
+def _other_bits(strange: list[str], number: int) -> MaskLostError:
+    shown = "; ".join(f"{name}: {_STRANGE}" for name in strange[:3])
+    return MaskLostError(
+        f"{len(strange)} of {number} masks act, but are other masks ({shown}), and no state dict brought them.",
+        tuple(strange),
+        "the masks that the seed gives, or those that model.load_state_dict() brought",
+        "if a loader put them there past load_state_dict(), as accelerate's load_checkpoint_and_dispatch does, and you "
+        "want them, say so with model.load_state_dict(model.state_dict()); otherwise undo the change",
+    )
+
+
+def _has_its_bits(mask: DefectMask2d) -> bool:
+    return mask.origin != "sampled" or torch.equal(mask.seeded(), mask.mask.cpu())
+
+
+def _gone(model: nn.Module, layer: str) -> str:
+    try:
+        kind = type(model.get_submodule(layer)).__name__
+    except AttributeError:
+        return "its mask is gone, and its layer too"
+    return f"its mask is gone; its layer is of class {kind} now"
+
+
+def _stated(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
+    if isinstance(layers, str) or not layers or not all(isinstance(layer, str) for layer in layers):
+        raise SpecError(
+            "layers are no names of layers.", layers, "a sequence of names, such as ('conv1', 'conv2')", "pass a tuple"
+        )
+    if expected_sites(model):
+        raise SpecError(
+            f"The specification of this {type(model).__name__} says which of its layers carry masks.",
+            layers,
+            "layers= for a network that was written by hand",
+            "leave layers out",
+        )
+    return {layer: layer for layer in layers}
+
+
+def _check_in_memory(model: nn.Module, masks: Mapping[str, DefectMask2d]) -> None:
+    check_values(model)
+    away = [path for path, mask in masks.items() if mask.mask.is_meta]
+    if away and is_offloaded(model):
+        raise TraceError(
+            f"{len(away)} masks of this {type(model).__name__} are offloaded: they are in memory during a call only.",
+            tuple(away[:3]),
+            "masks in memory; the weights may be offloaded",
+            "offload without buffers (accelerate's offload_buffers=False, its default), or take the model back first "
+            "with accelerate.hooks.remove_hook_from_submodules(model)",
         )
 
 
@@ -182,17 +286,31 @@ def _inputs_for(model: nn.Module, images: Tensor | None, example_inputs: Example
 
 
 class _Watch:
-    """Hooks on a mask and its owner that notice whether the mask acts."""
+    """Hooks on a mask, on its owner, and on what stands around that, which notice whether the mask acts.
 
-    def __init__(self, owner: nn.Module, mask: DefectMask2d, follower: Follower) -> None:
-        self.owner, self.mask, self.follower = owner, mask, follower
-        self.owner_ran = self.called = False
-        self.leaking = 0
+    Args:
+        model: the network.
+        path: of the mask.
+        layer: path of the layer that has to carry it: its owner's, or that of what a tool has put around that.
+        mask: the mask.
+        follower: told about what comes out of the mask.
+    """
+
+    def __init__(self, model: nn.Module, path: str, layer: str, mask: DefectMask2d, follower: Follower) -> None:
+        owner = carrier_of(model, path)
+        self.owner = model.get_submodule(owner)
+        around = stands_at(model, layer, owner)
+        self.around = None if around is self.owner else around
+        self.mask, self.follower = mask, follower
+        self.owner_ran = self.called = self.around_looked = False
+        self.leaking = self.leaking_around = 0
 
     def handles(self) -> list[Any]:
+        around = [] if self.around is None else [self.around.register_forward_hook(self._on_around)]
         return [
             self.mask.register_forward_hook(self._on_mask),
             self.owner.register_forward_hook(self._on_owner),
+            *around,
         ]
 
     def _on_mask(self, _: nn.Module, __: Any, out: Tensor) -> None:
@@ -201,24 +319,37 @@ class _Watch:
 
     def _on_owner(self, owner: nn.Module, _: Any, out: Tensor) -> None:
         self.owner_ran = True
+        self.leaking += self._leaking(out)
+
+    def _on_around(self, _: nn.Module, __: Any, out: Any) -> None:
+        outs = [v for v in tree_leaves(out) if isinstance(v, Tensor) and v.shape[1:] == self.mask.mask.shape[1:]]
+        self.around_looked |= bool(outs)
+        self.leaking_around += sum(map(self._leaking, outs))
+
+    def _leaking(self, out: Tensor) -> int:
+        """How many defective neurons are not silent in what a layer puts out, behind its activation if it has any."""
+        if out.shape[1:] != self.mask.mask.shape[1:]:
+            return 0
         zeros = torch.zeros_like(out)
-        act = getattr(owner, "act", None)
+        act = getattr(self.owner, "act", None)
         silent = act(zeros) if isinstance(act, nn.Module) else zeros
-        if out.shape[1:] == self.mask.mask.shape[1:]:
-            dead = ~self.mask.mask.expand_as(out)
-            self.leaking += int((out[dead] != silent[dead]).sum())
+        dead = ~self.mask.mask.expand_as(out)
+        return int((out[dead] != silent[dead]).sum())
 
     def complaint(self) -> str | None:
-        mask = self.mask
         if not self.owner_ran:
             return "its layer is never run"
         if not self.called:
             return "its layer runs without calling it"
         if self.leaking:
             return f"{self.leaking} defective neurons are not silent"
+        if self.around is not None and (self.leaking_around or not self.around_looked):
+            library, _, _ = type(self.around).__module__.partition(".")
+            kind = f"{library}.{type(self.around).__name__}"  # several libraries call theirs Conv2d
+            if not self.around_looked:
+                return f"a {kind} stands around its layer, and puts out nothing of its size"
+            return f"{self.leaking_around} defective neurons are not silent behind the {kind} {_AROUND}"
         if self in self.follower.leaks:
             count, activation = self.follower.leaks[self]
             return f"{count} defective neurons are not zero in front of the next activation, {activation}"
-        if mask.origin == "sampled" and not torch.equal(mask.seeded(), mask.mask.cpu()):
-            return "its bits are not those that its seed gives"
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from dcn_plugin.errors import SiteError
 from dcn_plugin.surgery.parametrized import is_parametrized, on_top_of
 
 __all__ = ["MaskedConv2d", "is_masked_conv", "masked_conv_class", "taken_by_conv", "unmasked_conv_class"]
@@ -18,6 +19,9 @@ class _MaskedConv:
 
     if TYPE_CHECKING:  # TorchScript would take the annotation for an interface
         drop: nn.Module
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise _no_constructor(type(self))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return cast(Tensor, self.drop(super().forward(*args, **kwargs)))  # type: ignore[misc]
@@ -44,9 +48,21 @@ class MaskedConv2d(nn.Conv2d):
     if TYPE_CHECKING:
         drop: nn.Module
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise _no_constructor(type(self))
+
     def forward(self, input: Tensor) -> Tensor:
         """Convolve, then zero the defective neurons."""
         return self.drop(self._conv_forward(input, self.weight, self.bias))  # type: ignore[no-any-return]
+
+
+def _no_constructor(cls: type[object]) -> SiteError:
+    return SiteError(
+        f"{cls.__name__} is what defectify() turns a convolution into; it is not built by itself. Tools that build "
+        "layers of the class that they adapt (LoRA and DoRA of peft) cannot adapt a convolution with its own mask.",
+        fix="adapt layers whose mask comes behind a norm, or adapt the plain network (dcn_plugin.undefectify), merge "
+        "the adapters into it, and call defectify() after that",
+    )
 
 
 _MASKED: dict[type[nn.Conv2d], type[nn.Conv2d]] = {nn.Conv2d: MaskedConv2d}

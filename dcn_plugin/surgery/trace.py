@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dcn_plugin.errors import DcnError, InputSizeError, TraceError
@@ -121,6 +121,9 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         if self.folding:
             return func(*args, **(kwargs or {}))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # inference mode hands on conv2d whole, which comes as convolution otherwise
+                return func.decompose(*args, **(kwargs or {}))
         op = func.overloadpacket.__name__.rstrip("_")
         # Weights may be computed (weight standardisation): only the first argument of a conv is data.
         read = self.sources(tree_leaves(args[0] if op == "convolution" else (args, kwargs)))
@@ -224,6 +227,11 @@ class ModelInputs:
         channels, height, width = self._images()[0].shape[1:]
         return channels, height, width
 
+    def on_meta(self) -> ModelInputs:
+        """The same shapes without values."""
+        args, kwargs = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (self.args, dict(self.kwargs)))
+        return ModelInputs(args, kwargs)
+
     def feed(self, model: nn.Module) -> Any:
         """Call the model."""
         return model(*self.args, **self.kwargs)
@@ -247,9 +255,9 @@ def trace_model(
 
     Raises:
         InputSizeError: the model's forward fails on an image of this size.
-        TraceError: it fails for another reason, or it holds parameters that are not there yet.
+        TraceError: it fails for another reason, or it holds parameters that have no size yet.
     """
-    image = dummy_image(model, input_size)
+    image = dummy_image(model, input_size, values=False)
     inputs = ModelInputs((image,)) if inputs is None else inputs
     recorder = _Recorder(model)
     with contextlib.ExitStack() as undo:

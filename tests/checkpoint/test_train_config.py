@@ -50,6 +50,14 @@ PAPER = TrainConfig.paper_cifar()
         {"pca_color": float("inf")},
         {"ema_decay": 1.0},
         {"clip_norm": 0.0},
+        {"gradual": "cubic"},
+        {"gradual": True},
+        {"gradual_share": 0.0},
+        {"gradual_share": 1.5},
+        {"gradual_share": "half"},
+        {"gradual_order": "top-down"},
+        {"gradual_start": 0.0},
+        {"gradual_start": 1.1},
         {"select": "best"},
         {"seed": -1},
     ],
@@ -67,6 +75,7 @@ def test_options_out_of_range_are_refused_by_name(change: dict[str, Any]) -> Non
         TrainConfig.fast(),
         PAPER,
         TrainConfig.paper_mnist(),
+        TrainConfig(gradual="cosine", gradual_share=0.3, gradual_order="bottom-up", gradual_start=0.9),
         TrainConfig(ema_decay=0.99, clip_norm=1, min_scale=0.08, pca_color=0.1, select="test", amp=True),
     ],
 )
@@ -76,8 +85,12 @@ def test_a_configuration_survives_json(config: TrainConfig) -> None:
 
 def test_younger_options_stand_in_the_text_only_where_they_are_used() -> None:
     names = {item.name for item in dataclasses.fields(TrainConfig)}
-    assert json.loads(TrainConfig().to_json()).keys() == names - {"pca_color"}
-    assert json.loads(TrainConfig(pca_color=0.1).to_json()).keys() == names
+    gradual = {name for name in names if name.startswith("gradual")}
+    always = names - gradual - {"pca_color", "engine", "norm_statistics"}
+    assert json.loads(TrainConfig().to_json()).keys() == always
+    assert json.loads(TrainConfig(pca_color=0.1).to_json()).keys() == always | {"pca_color"}
+    assert json.loads(TrainConfig(engine="auto").to_json()).keys() == always | {"engine"}
+    assert json.loads(TrainConfig(gradual="linear").to_json()).keys() == always | {"gradual"}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"epoch": 3}', '{"epochs": 0}', '{"milestones": 3}'])

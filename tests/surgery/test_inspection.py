@@ -7,7 +7,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.errors import ImageRangeError, InputSizeError, MaskLostError, MaskShapeError
+from dcn_plugin.errors import ImageRangeError, InputSizeError, MaskLostError, MaskShapeError, SpecError, TraceError
 from tests.nets import NoNorm, SmallNet, same, shaken, snapshot
 
 SIZE = (3, 16, 16)
@@ -164,3 +164,37 @@ def test_sites_of_several_parts_are_told_apart() -> None:
 
     both = nn.ModuleDict({"a": part(0.3), "b": part(0.5)})
     assert [(row.name, row.p) for row in dcn.summary(both).rows] == [("a.1", 0.3), ("b.1", 0.5)]
+
+
+@pytest.mark.parametrize("layers", ["conv1", (), (1, 2)])
+def test_layers_that_are_no_names_are_refused(layers) -> None:
+    net = nn.Sequential(dcn.DefectiveConv2d(3, 4, 3, output_size=14, site=0), nn.ReLU())
+    with pytest.raises(SpecError, match=r"no names of layers.*\('conv1', 'conv2'\)"):
+        dcn.verify(net, torch.rand(1, *SIZE), layers=layers)
+
+
+def test_the_layers_of_a_specification_are_not_stated_again() -> None:
+    with pytest.raises(SpecError, match=r"says which of its layers carry masks.*leave layers out"):
+        dcn.verify(make(), layers=("bn1",))
+
+
+def test_masks_that_are_layers_of_their_own_are_told_apart_and_may_be_followed_by_anything() -> None:
+    masks = [dcn.DefectMask2d((4, 14, 14), dcn.MaskSpec(), site=site) for site in (0, 1)]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), masks[0], nn.Sigmoid(), nn.Conv2d(4, 4, 1), masks[1], nn.Sigmoid())
+    images = torch.rand(1, *SIZE)
+    dcn.verify(net, images)
+    net[1] = nn.Identity()
+    with pytest.raises(
+        MaskLostError, match=r"1 of 2 masks no longer act \(1: its mask is gone; its layer is of class Identity"
+    ):
+        dcn.verify(net, images)
+    net[1] = masks[0]
+    dcn.verify(net, images)
+    net[4].forward = lambda x: x + 1
+    with pytest.raises(MaskLostError, match=r"1 of 2 masks no longer act \(4: \d+ defective neurons are not silent"):
+        dcn.verify(net, images)
+
+
+def test_weights_that_are_not_there_are_named_with_images_too() -> None:
+    with pytest.raises(TraceError, match=r"meta device.*load_state_dict"):
+        dcn.verify(make().to("meta"), torch.rand(1, *SIZE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -45,6 +47,32 @@ def test_a_specification_says_whether_its_masks_were_loaded(net: nn.Module) -> N
     other = dcn.defectify(SmallNet(), p=0.5, seed=1, input_size=SIZE)
     net.load_state_dict(other.state_dict())
     assert defect_spec(net).mask_origin == "loaded"
+
+
+def test_a_specification_says_the_keep_probabilities_that_the_masks_have_now(net: nn.Module) -> None:
+    spec, masks = defect_spec(net), list(masks_of(net).values())
+    for mask in masks:
+        mask.spec = dataclasses.replace(mask.spec, p=0.75)
+    assert defect_spec(net).p == 0.75 and {site.mask.p for site in defect_spec(net).sites} == {0.75}
+    for mask in masks[1:]:
+        mask.spec = dataclasses.replace(mask.spec, p=0.5)
+    blocks = [site.block for site in spec.sites]
+    first_alone = blocks.count(blocks[0]) == 1
+    names = dict.fromkeys(blocks) if first_alone else [site.name for site in spec.sites]
+    p = defect_spec(net).p
+    assert isinstance(p, tuple) and [name for name, _ in p] == list(names) and p[0][1] == 0.75
+    made_again = dcn.defectify(SmallNet(), **{**defect_spec(net).options, "input_size": SIZE})
+    assert [site.mask for site in defect_spec(made_again).sites] == [mask.spec for mask in masks]
+    masks[-1].spec = dataclasses.replace(masks[-1].spec, p=0.25)
+    made_again = dcn.defectify(SmallNet(), **{**defect_spec(net).options, "input_size": SIZE})
+    assert [site.mask for site in defect_spec(made_again).sites] == [mask.spec for mask in masks]
+
+
+def test_a_specification_takes_over_no_more_than_p(net: nn.Module) -> None:
+    spec = defect_spec(net)
+    for mask in masks_of(net).values():
+        mask.spec = dataclasses.replace(mask.spec, p=0.75, seed=9)
+    assert defect_spec(net) == spec
 
 
 def test_a_specification_is_seen_through_whatever_holds_the_network(net: nn.Module) -> None:

@@ -85,11 +85,36 @@ def test_lazy_parameters_are_refused_by_name_and_fine_after_a_run() -> None:
     assert len(dcn.defectify(model, input_size=SIZE).defect_spec.sites) == 1
 
 
-def test_the_meta_device_is_refused_by_name() -> None:
+def test_inference_mode_makes_no_difference() -> None:
+    torch.manual_seed(0)
+    model = SmallNet()
+    expected = dcn.defectify(model, input_size=SIZE)
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        for network in (model, SmallNet()):
+            net = dcn.defectify(network, input_size=SIZE).eval()
+            assert dcn.defect_spec(net) == dcn.defect_spec(expected)
+            dcn.verify(net)
+            assert torch.equal(net(torch.ones(1, *SIZE)), expected.eval()(torch.ones(1, *SIZE)))
+
+
+@pytest.mark.parametrize("buffers", [True, False], ids=["all on meta", "buffers real, as accelerate leaves them"])
+def test_a_network_whose_weights_are_still_to_come_is_made_defective_and_keeps_its_masks(buffers: bool) -> None:
     with torch.device("meta"):
         model = SmallNet()
+    if not buffers:
+        for module in model.modules():
+            module._buffers.update({name: torch.zeros(b.shape) for name, b in module._buffers.items() if b is not None})
+    net, expected = dcn.defectify(model, input_size=SIZE), dcn.defectify(SmallNet(), input_size=SIZE)
+    assert dcn.defect_spec(net) == dcn.defect_spec(expected)
+    assert dcn.defect_spec(net) == dcn.defect_spec(dcn.defectify(model, example_inputs=torch.rand(1, *SIZE)))
     with pytest.raises(TraceError, match=r"meta device.*to_empty"):
-        dcn.defectify(model, input_size=SIZE)
+        dcn.verify(net)
+    standard = {key: value for key, value in expected.state_dict().items() if not key.endswith("drop.mask")}
+    net.load_state_dict(standard, assign=True)
+    dcn.verify(net)
+    images = torch.rand(2, *SIZE)
+    assert torch.equal(net.eval()(images), expected.eval()(images))
 
 
 @pytest.mark.parametrize("size", [(4, 16, 16), (3, 2, 2)])
