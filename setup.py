@@ -7,7 +7,8 @@ setup(
     ext_modules=[
         Extension(
             "dcn_plugin.engine._kernel",
-            sources=["dcn_plugin/engine/kernel.c"],
+            sources=["dcn_plugin/engine/kernel.c", "dcn_plugin/engine/training.c"],
+            depends=["dcn_plugin/engine/parallel.h"],
             extra_compile_args=["-O3"],
             extra_link_args=["-pthread"],
             optional=True,

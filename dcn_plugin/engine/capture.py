@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from dcn_plugin.errors import CompactError, TraceError
 from dcn_plugin.support.model_state import device_of
 
-__all__ = ["Constants", "capture", "shape_of"]
+__all__ = ["Constants", "capture", "shape_of", "simplified", "traced"]
 
 _aten = torch.ops.aten
 
@@ -49,12 +49,25 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
             into a view of another tensor.
         CompactError: its outputs are neither a tensor nor a tuple of tensors.
     """
+    return simplified(traced(model, input_size))
+
+
+def traced(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
+    """The model as torch.export sees it; the graph reads the model's own parameters and buffers.
+
+    Args:
+        model: as in :func:`capture`, in evaluation or in training mode.
+        input_size: (C, H, W).
+
+    Raises:
+        TraceError, CompactError: as in :func:`capture`.
+    """
     example = torch.zeros(2, *input_size, dtype=_dtype(model), device=device_of(model))
     shapes = ({0: torch.export.Dim.AUTO},)
     try:
         with _quiet():
             program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
-            traced = program.module()
+            graph = program.module()
     except Exception as error:  # torch.export raises whatever the model's own code raises under it
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise TraceError(
@@ -63,7 +76,19 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModul
         ) from error
     _check_batch(program, model)
     _check_outputs(program, model)
-    return _Simplifier(traced).run()
+    assert isinstance(graph, fx.GraphModule)
+    return graph
+
+
+def simplified(graph: fx.GraphModule, *, training: bool = False) -> fx.GraphModule:
+    """A traced graph with its constants computed.
+
+    Args:
+        graph: see :func:`traced`.
+        training: leave parameters and floating-point buffers what they are, the model's own, and every batch norm
+            where it is. Only what follows from masks is a constant then; ``meta["changes"]`` marks the others.
+    """
+    return _Simplifier(graph, training).run()
 
 
 @contextlib.contextmanager
@@ -138,8 +163,8 @@ instance_norm._schema = _aten.instance_norm.default._schema  # type: ignore[attr
 class _Simplifier:
     """Copies a traced graph node by node."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
-        self.traced, self.graph = traced, fx.Graph()
+    def __init__(self, traced: fx.GraphModule, training: bool) -> None:
+        self.traced, self.training, self.graph = traced, training, fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.constants: Constants = {}
         self.root = nn.Module()
@@ -152,7 +177,7 @@ class _Simplifier:
         return fx.GraphModule(self.root, self.graph)
 
     def constant(self, value: Tensor) -> fx.Node:
-        name = f"constant_{len(list(self.root.buffers()))}"
+        name = f"constant_{len(self.root._buffers)}"
         self.root.register_buffer(name, value, persistent=False)
         node = self.graph.get_attr(name)
         node.meta["val"] = value
@@ -163,8 +188,12 @@ class _Simplifier:
             value: Any = self.traced
             for part in str(node.target).split("."):
                 value = getattr(value, part)
-            # A snapshot: whoever changes the model's own in place later does not change it.
-            self.constants[node] = value.detach().clone()
+            if self.training and value.dtype != torch.bool:
+                self.values[node] = self.constant(value)
+                self.values[node].meta |= {"title": node.target, "changes": True}
+            else:
+                # A snapshot: whoever changes the model's own in place later does not change it.
+                self.constants[node] = value.detach().clone()
         elif node.op == "placeholder":
             self.values[node] = self._copied(node)
         elif node.op == "output":
@@ -176,7 +205,7 @@ class _Simplifier:
             self._alias(node, node.all_input_nodes[0])
         elif self._is_constant(node):
             self._compute(node)
-        elif not self._fold_norm(node):
+        elif self.training or not self._fold_norm(node):
             self._call(node)
 
     def _alias(self, node: fx.Node, source: fx.Node) -> None:
@@ -202,7 +231,7 @@ class _Simplifier:
             self.constants[node] = node.target(*args, **kwargs)
 
     def _call(self, node: fx.Node) -> None:
-        target = _functional(node)
+        target: Any = node.target if self._writes_state(node) else _functional(node)
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
         if target in _CONVS and not _is_lopsided(node):
             args, kwargs = self._conv_arguments(node, args, kwargs), {}
@@ -214,6 +243,11 @@ class _Simplifier:
         if target is _aten.conv2d.default:
             call.meta["title"] = _title(node.args[1])
         self.values[node] = call
+
+    def _writes_state(self, node: fx.Node) -> bool:
+        """Whether a node writes into what the model keeps: a norm counts its batches."""
+        first = node.args[0] if node.args else None
+        return isinstance(first, fx.Node) and first in self.values and self.values[first].op == "get_attr"
 
     def _conv_arguments(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The seven arguments of ``conv2d``, with numbers for "same" and "valid"."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 __all__ = [
+    "CLEAR",
     "LEAST_ROUNDS",
     "MOST_ROUNDS",
     "Compared",
@@ -27,6 +28,12 @@ __all__ = [
 LEAST_ROUNDS, MOST_ROUNDS = 3, 7
 CLEAR = 1.15
 """Where each of the first rounds is beyond what decides by at least this, to the same side, there are no more."""
+OBVIOUS = 1.5
+"""The same, for a single round."""
+LONG_S = 0.5
+"""After so many seconds there are no more rounds than the least."""
+COLD_S = 0.05
+"""What is made once at a first call takes far less than this: where one takes longer, it tells an obvious case."""
 DOUBT = 1.15
 """On a busy machine one thread must be this many times faster: more of them might share the work less well."""
 VETO = 1.5
@@ -72,7 +79,7 @@ def compared(plain: Call, other: Call, device: torch.device, *, most: int = MOST
         if device.type != "cpu" or torch.get_num_threads() == 1 or is_quiet():
             return _told(rounds, _quartile(rounds, 0))
     with alone():
-        first = _first(plain, other, device)
+        first = _first(plain, other, device, needed=DOUBT)
         rounds = _rounds(plain, other, device, first, most=most, needed=DOUBT)
     gain = _quartile(rounds, 0) / DOUBT
     if 1 <= gain < VETO:
@@ -90,7 +97,8 @@ def _told(rounds: list[tuple[float, float]], gain: float) -> Compared:
 
 
 def _quartile(rounds: list[tuple[float, float]], number: int) -> float:
-    return statistics.quantiles([plain / other for plain, other in rounds], n=4)[number]
+    ratios = [plain / other for plain, other in rounds]
+    return statistics.quantiles(ratios, n=4)[number] if len(ratios) > 1 else ratios[0]
 
 
 class _First(NamedTuple):
@@ -105,14 +113,13 @@ class _First(NamedTuple):
     seconds: tuple[float, float] | None
 
 
-def _first(plain: Call, other: Call, device: torch.device, *, least_s: float = 0.004) -> _First:
-    seconds = []
-    for call in (plain, other):
-        _seconds(call, 1, device)  # it makes what is made once
-        seconds.append(_seconds(call, 1, device))
+def _first(plain: Call, other: Call, device: torch.device, *, needed: float = 1.0, least_s: float = 0.004) -> _First:
+    cold = _seconds(plain, 1, device), _seconds(other, 1, device)  # the first calls make what is made once
+    if min(cold) > COLD_S and _decided([cold], needed):
+        return _First((1, 1), cold)
+    seconds = _seconds(plain, 1, device), _seconds(other, 1, device)
     repeats = [max(1, min(20, math.ceil(least_s / max(taken, 1e-9)))) for taken in seconds]
-    both = (seconds[0], seconds[1])
-    return _First((repeats[0], repeats[1]), both if repeats == [1, 1] else None)
+    return _First((repeats[0], repeats[1]), seconds if repeats == [1, 1] else None)
 
 
 def _rounds(
@@ -135,15 +142,20 @@ def _rounds(
         needed: the gain that decides; there are fewer rounds where it is clearly reached, or clearly not.
     """
     rounds = [] if first.seconds is None else [first.seconds]
-    while len(rounds) < most:
+    while len(rounds) < (LEAST_ROUNDS if sum(map(sum, rounds)) > LONG_S else most) and not _decided(rounds, needed):
         taken = {}
         for at in (0, 1) if len(rounds) % 2 == 0 else (1, 0):
             taken[at] = _seconds((plain, other)[at], first.repeats[at], device)
         rounds.append((taken[0], taken[1]))
-        ratios = [plain_seconds / other_seconds for plain_seconds, other_seconds in rounds]
-        if len(rounds) >= LEAST_ROUNDS and (min(ratios) > needed * CLEAR or max(ratios) < needed / CLEAR):
-            break
     return rounds
+
+
+def _decided(rounds: list[tuple[float, float]], needed: float) -> bool:
+    if not rounds:
+        return False
+    ratios = [plain_seconds / other_seconds / needed for plain_seconds, other_seconds in rounds]
+    reserve = CLEAR if len(rounds) >= LEAST_ROUNDS else OBVIOUS
+    return min(ratios) > reserve or max(ratios) < 1 / reserve
 
 
 def _seconds(call: Call, repeats: int, device: torch.device) -> float:
@@ -165,7 +177,9 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def timed(run: Call, device: torch.device, *, least_calls: int = 3, least_ms: float = 10.0) -> float:
+def timed(
+    run: Call, device: torch.device, *, least_calls: int = 2, least_ms: float = 5.0, enough: float = math.inf
+) -> float:
     """Milliseconds of a call: the least of some, which other programs disturb least.
 
     Args:
@@ -173,6 +187,7 @@ def timed(run: Call, device: torch.device, *, least_calls: int = 3, least_ms: fl
         device: that it computes on.
         least_calls: calls that are measured, at least.
         least_ms: milliseconds that are measured, at least.
+        enough: if the first measured call takes longer than this, it is the only one.
     """
     least, spent, calls = math.inf, 0.0, -1
     while calls < least_calls or spent < least_ms:
@@ -184,6 +199,8 @@ def timed(run: Call, device: torch.device, *, least_calls: int = 3, least_ms: fl
         calls += 1
         if calls:
             least, spent = min(least, taken), spent + taken
+        if calls == 1 and taken > enough:
+            break
     return least
 
 

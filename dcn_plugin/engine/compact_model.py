@@ -12,10 +12,10 @@ from torch.autograd import forward_ad
 
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.memory_plan import Inference
-from dcn_plugin.engine.plan import Plan
+from dcn_plugin.engine.plan import Plan, Way
 from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError
 
-__all__ = ["AskedBackend", "CompactModel", "in_chunks", "without_gradient"]
+__all__ = ["AskedBackend", "CompactModel", "without_gradient"]
 
 AskedBackend = Literal["auto", "reference", "c", "triton"]
 
@@ -41,6 +41,9 @@ class CompactModel(nn.Module):
         >>> fast.input_size, fast.state_dict().keys() == net.state_dict().keys()
         ((1, 16, 16), True)
     """
+
+    takes_one_size = True
+    """Adapters of attacks that resize images ask for it."""
 
     def __init__(
         self,
@@ -92,11 +95,30 @@ class CompactModel(nn.Module):
         if torch.compiler.is_compiling():
             compiled: Tensor = self.on_rows(images)
             return compiled
-        way = "images" if _is_transformed(images) else self.plan.way(len(images))
-        if way != "compact":
-            plain: Tensor = (self.as_it_is if way == "model" and self.as_it_is is not None else self.on_images)(images)
-            return plain
-        return in_chunks(self.on_rows if _is_watched(images) else self._unwatched(), images, self.plan.chunk)
+        if _is_transformed(images):
+            return self._run("images", images)
+        if torch.jit.is_tracing():  # it must hold for batches of other sizes, which are cut into other pieces
+            return self._run(self.plan.way(len(images)), images)
+        parts = self.plan.parts(len(images))
+        if len(parts) == 1:
+            return self._run(parts[0][1], images)
+        counts, ways = zip(*parts, strict=True)
+        return torch.cat([self._run(way, piece) for way, piece in zip(ways, images.split(counts), strict=True)])
+
+    def _run(self, way: Way, images: Tensor) -> Tensor:
+        run: Callable[[Tensor], Tensor] = self.on_images
+        if way == "compact":
+            run = self.on_rows if _is_watched(images) else self._unwatched()
+        elif way == "model" and self.as_it_is is not None:
+            run = self.as_it_is
+        return run(images)
+
+    def make_lists(self) -> None:
+        """Make the lists of rows of the forward pass, which the first batch would make."""
+        if self.plan.backend == "triton":
+            self.on_rows(torch.zeros(1, *self.input_size, dtype=self.dtype, device=self.device))
+        else:
+            self._unwatched()
 
     def _unwatched(self) -> Callable[[Tensor], Tensor]:
         if self._inference is None:
@@ -154,14 +176,6 @@ def without_gradient(graph: fx.GraphModule, batch_size: int) -> Callable[[Tensor
     """The graph as it runs where no gradient is wanted: itself, unless it has rows that the C kernel computes."""
     inference = Inference(graph, largest=batch_size)
     return inference if inference.rows else graph
-
-
-def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, chunk: int | None) -> Tensor:
-    """The output for (N, C, H, W), computed ``chunk`` images at a time, or fewer; None: all at once."""
-    parts = 1 if chunk is None else -(-len(images) // chunk)
-    if parts <= 1:
-        return run(images)
-    return torch.cat([run(part) for part in images.tensor_split(parts)])
 
 
 def _is_transformed(images: Tensor) -> bool:

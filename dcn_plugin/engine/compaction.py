@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -12,10 +13,11 @@ from torch import Tensor, fx, nn
 
 from dcn_plugin.engine import ops
 from dcn_plugin.engine.capture import capture
-from dcn_plugin.engine.clock import steady, sure_gain
-from dcn_plugin.engine.compact_model import AskedBackend, CompactModel, in_chunks, without_gradient
+from dcn_plugin.engine.clock import steady
+from dcn_plugin.engine.compact_model import AskedBackend, CompactModel, without_gradient
 from dcn_plugin.engine.decision_cache import Decision, decision_key, read_decision, write_decision
-from dcn_plugin.engine.ladder import Rung, climb, raced, ways_of
+from dcn_plugin.engine.ladder import Ladder, Rung, climb
+from dcn_plugin.engine.layer_times import read_layer_times, write_layer_times
 from dcn_plugin.engine.liveness import Live, live_neurons
 from dcn_plugin.engine.lower import lower
 from dcn_plugin.engine.measured_costs import WORTH, Measured
@@ -29,7 +31,7 @@ from dcn_plugin.errors import CompactError, InputSizeError, NotDefectiveError, S
 from dcn_plugin.support.model_state import copy_of
 from dcn_plugin.surgery import defect_spec, image_size, is_defective
 
-__all__ = ["compact"]
+__all__ = ["compact", "expected_size", "place_of"]
 
 LARGE_IMAGE = 96
 """From this side on a batch of 16 is measured instead of 64."""
@@ -51,10 +53,11 @@ def compact(
     for each neuron that exists; the others run as before, with batch norm folded into the convolutions. Which neurons
     do not exist follows from the masks and the graph of the model, never from observed zeros.
 
-    Under "auto" the whole is raced against the model as it is, at batch sizes from 1 to ``batch_size``, and runs only
-    at those where it is not slower; at the others the model runs on images, batch norm folded, or as it is. On a busy
-    machine the CPU time of one thread counts, and a small gain is not taken. Batches are cut into chunks only if the
-    graph proves that the network keeps the images of a batch apart.
+    Under "auto" the whole is raced against the model as it is, at few batch sizes from 1 to ``batch_size``. It runs at
+    those where it was not slower, and at others where that follows with a reserve; else the model runs on images, batch
+    norm folded, or as it is. On a busy machine the CPU time of one thread counts, and a small gain is not taken.
+    Batches are cut into pieces of sizes that were raced, if the graph proves that the network keeps the images of a
+    batch apart; else they run on rows only as a whole.
 
     Args:
         model: defective, in evaluation mode, images (N, C, H, W) -> a tensor; not changed.
@@ -65,8 +68,9 @@ def compact(
         max_packed_bytes: most memory for the lists of rows and for weights that are laid out anew.
         input_size: (C, H, W) of the images; needed for a network of :class:`DefectiveConv2d` layers, which does not
             know it.
-        use_cache: under "auto", take what was measured for layers of the same kinds on this machine, and keep what is
-            measured now, in a small file: see :mod:`dcn_plugin.engine.decision_cache`.
+        use_cache: under "auto", take what was measured on this machine, for a network of the same kinds of layers or
+            for layers of these kinds in any network, and keep what is measured now: see
+            :mod:`dcn_plugin.engine.cache_folder`.
 
     Returns:
         The compact model; ``print(it.plan)`` says what runs how, and why.
@@ -87,8 +91,8 @@ def compact(
     Source: paper, section 1: defective CNNs "can save a lot of computation and storage".
     """
     _check(model, backend, batch_size, max_packed_bytes)
-    size = _input_size(model, input_size)
-    device, dtype = _place(model)
+    size = expected_size(model, input_size)
+    device, dtype = place_of(model)
     used, note = _backend_for(backend, device, dtype)
     on_gpu = [device] if device.type == "cuda" else []
     # Autograd refuses tensors that were made under inference mode, where the caller may be; what is measured is random.
@@ -113,7 +117,7 @@ class _Task:
         budget: most bytes of lists and of weights that are laid out anew.
         device: of the model.
         dtype: of the model.
-        cut: whether a batch may be cut into chunks.
+        cut: whether a batch may be cut.
     """
 
     captured: fx.GraphModule
@@ -137,8 +141,11 @@ class _Task:
         backend, packed = self.backend or "reference", choice.packed
         return lower(self.captured, self.steps, self.live, choice.on_rows, backend, device=self.device, packed=packed)
 
-    def choose(self) -> Choice:
+    def choose(self, *, use_cache: bool = False) -> Choice:
         """The cheapest choice, layer by layer.
+
+        Args:
+            use_cache: take what was measured of layers of the same kinds, and keep what is measured now.
 
         Raises:
             CompactError: the budget is below the lists of every layer.
@@ -146,16 +153,27 @@ class _Task:
         if self.backend is None:
             return Choice(frozenset(), {}, {})
         with torch.inference_mode(), steady(self.device):
+            known = read_layer_times(self.device, self.backend) if use_cache and self.measured else {}
+            if self.measured is not None:
+                self.measured.kinds = dict(known)
             choice = choose(self.steps, self.live, self.measured or Counted(self.live), budget=self.budget)
+            if use_cache and self.measured is not None and self.measured.kinds != known:
+                write_layer_times(self.device, self.backend, self.measured.kinds)
         if choice.sizes and min(choice.sizes.values()) > self.budget:
             least = min(choice.sizes.values())
             raise CompactError("No layer fits into the budget.", self.budget, f"max_packed_bytes >= {least}")
         return choice
 
+    def climb(self, ways: Mapping[Way, Callable[[Tensor], Tensor]], *, rows: bool) -> Ladder:
+        """Race the ways; see :func:`dcn_plugin.engine.ladder.climb`."""
+        on_cpu = self.device.type == "cpu"
+        options = {"by_vector": rows and on_cpu, "cut": self.cut and on_cpu}
+        return climb(ways, self.size, self.batch, **options, device=self.device, dtype=self.dtype)
+
     def decide(self, *, use_cache: bool) -> tuple[Decision, fx.GraphModule]:
         """The fastest choice for the whole model, and its graph: from this machine's cache, or measured now."""
         if not use_cache:
-            return _fastest(self)
+            return _fastest(self, use_cache=False)
         key = decision_key(
             self.steps,
             self.live,
@@ -168,10 +186,8 @@ class _Task:
         )
         stored = read_decision(key, self.steps, self.live, self.measured)
         if stored is not None:
-            graph = self.write(stored.choice)
-            graph(torch.zeros(1, *self.size, dtype=self.dtype, device=self.device))  # makes the lists of rows
-            return stored, graph
-        decision, graph = _fastest(self)
+            return stored, self.write(stored.choice)
+        decision, graph = _fastest(self, use_cache=True)
         write_decision(key, decision, self.steps, self.measured)
         return decision, graph
 
@@ -195,7 +211,7 @@ def _compacted(
     on_images = lower(captured, steps, live, (), "reference", device=device)
     as_it_is = copy_of(model).requires_grad_(False)
     mixing = first_mixing(captured.graph)
-    images = torch.rand(5, *size, dtype=dtype, device=device) * torch.rand(5, 1, 1, 1, dtype=dtype, device=device)
+    images = torch.rand(3, *size, dtype=dtype, device=device) * torch.rand(3, 1, 1, 1, dtype=dtype, device=device)
     cut = check_graph(as_it_is, on_images, images, exact=not _draws(captured.graph)) and mixing is None
     if not cut:
         name = "a batch" if mixing is None else str(mixing.target)
@@ -205,26 +221,30 @@ def _compacted(
     )
     if requested == "auto":
         decision, on_rows = task.decide(use_cache=use_cache)
-        busy = "Made on a busy machine: its milliseconds are one thread's." if decision.ladder[-1].one_thread else ""
+        ladder = decision.ladder
+        one_thread = ladder is not None and any(rung.one_thread for rung in ladder.rungs)
+        busy = "Made on a busy machine: its milliseconds are one thread's." if one_thread else ""
         note = " ".join(filter(None, (decision.note, busy, note)))
     else:
-        decision = Decision(task.choose(), [Rung(batch, ("compact",))], None, "")
+        decision, ladder = Decision(task.choose(), None, ""), None
         on_rows = task.write(decision.choice)
-        on_rows(torch.zeros(1, *size, dtype=dtype, device=device))  # makes the lists of rows
-    ways = ways_of(decision.ladder) if requested == "auto" else ()
+    ways = () if ladder is None else ladder.ways
     plan = Plan(
         layers=_layers(steps, live, decision.choice, measured, used),
         backend=used if used is not None and decision.choice.on_rows else "dense",
         batch_size=batch,
-        dense_ms=decision.ladder[-1].model_ms or None,
-        compact_ms=decision.ladder[-1].best_ms or None,
+        dense_ms=None if ladder is None else ladder.largest.ms.get("model"),
+        compact_ms=None if ladder is None else ladder.compact_ms,
         least_batch=_least_batch(ways, batch) if ways else 1,
         ways=ways,
-        chunk=decision.chunk,
+        chunks=() if ladder is None else ladder.chunks,
+        raced=() if ladder is None else tuple(rung.batch_size for rung in ladder.rungs),
         note=note,
     )
     original = as_it_is if any(way == "model" for _, way in ways) else None
-    return CompactModel(copy_of(model), requested, on_images, on_rows, plan, size, device, dtype, original)
+    compacted = CompactModel(copy_of(model), requested, on_images, on_rows, plan, size, device, dtype, original)
+    compacted.make_lists()
+    return compacted
 
 
 def _least_batch(ways: tuple[tuple[int, Way], ...], batch: int) -> int:
@@ -258,7 +278,12 @@ def _check(model: nn.Module, backend: str, batch_size: int | None, budget: int) 
         )
 
 
-def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+def expected_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The (C, H, W) of a model's images, which ``given`` must be where the model knows it.
+
+    Raises:
+        InputSizeError: it is another, or nobody knows it.
+    """
     try:
         expected = defect_spec(model).input_size
     except NotDefectiveError:  # written by hand: its layers know their outputs' sizes only
@@ -268,7 +293,12 @@ def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[i
     return expected
 
 
-def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+def place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a model.
+
+    Raises:
+        CompactError: it has several.
+    """
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
     places = {(tensor.device, tensor.dtype) for tensor in tensors}
     if len(places) != 1:
@@ -315,57 +345,31 @@ def _triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"it computes in float32, the model in {dtype}" if dtype != torch.float32 else triton_problem(device)
 
 
-def _fastest(task: _Task) -> tuple[Decision, fx.GraphModule]:
+def _fastest(task: _Task, *, use_cache: bool) -> tuple[Decision, fx.GraphModule]:
     """The chosen graph if the whole keeps what its layers promise, else the same without rows, else the plain one.
 
     At every batch size it takes the place of the model as it is only where it was not slower.
     """
-    size, batch, device, note = task.size, task.batch, task.device, ""
-    choice = task.choose()
+    choice, note = task.choose(use_cache=use_cache), ""
     ways: dict[Way, Callable[[Tensor], Tensor]] = {"model": task.as_it_is, "images": task.on_images}
     for option in (choice, _without_rows(choice)) if choice.on_rows else (choice,):
         if not (option.on_rows or option.packed):
             continue
         graph = task.write(option)
-        run = without_gradient(graph, batch)
-        race = raced(task.on_images, run, torch.rand(batch, *size, device=device))
-        if race.gain >= 1 / WORTH:
-            chunk, _ = _best_chunk(run, size, batch, device) if task.cut and device.type == "cpu" else (None, 1.0)
-            ways["compact"] = lambda images, run=run, chunk=chunk: in_chunks(run, images, chunk)  # type: ignore[misc]
-            ladder = climb(ways, size, batch, device=device, dtype=task.dtype)
-            if any("compact" in rung.allowed for rung in ladder):
-                return Decision(option, ladder, chunk, note), graph
-            del ways["compact"]
+        ladder = task.climb({**ways, "compact": without_gradient(graph, task.batch)}, rows=bool(option.on_rows))
+        if any(map(_is_worth, ladder.rungs)):
+            return Decision(option, ladder, note), graph
         ops.forget(graph.buffers())
         if option.on_rows:
-            note = f"Rows would take {race.other_ms:.2f} ms a batch, images take {race.plain_ms:.2f} ms: "
-            note += "all runs on images."
+            rows_ms, images_ms = (ladder.largest.ms.get(way, math.nan) for way in ("compact", "images"))
+            note = f"Rows would take {rows_ms:.2f} ms a batch, images take {images_ms:.2f} ms: all runs on images."
     plain = dataclasses.replace(_without_rows(choice), packed=frozenset())
-    ladder = climb(ways, size, batch, device=device, dtype=task.dtype)
-    return Decision(plain, ladder, None, note), task.on_images
+    return Decision(plain, task.climb(ways, rows=False), note), task.on_images
 
 
-def _best_chunk(
-    run: Callable[[Tensor], Tensor], size: tuple[int, int, int], batch: int, device: torch.device
-) -> tuple[int | None, float]:
-    """How many images at a time are fastest, None: the whole batch; and how many times faster that is.
-
-    What a few images leave between two layers stays in the caches, and in memory that the process has already.
-    """
-    best, chunk, count = 1 / WORTH, None, batch
-    with torch.inference_mode():
-        images = torch.rand(batch, *size, device=device)
-        while count > 1:
-            count //= 2
-            gain = sure_gain(
-                lambda: run(images),
-                lambda count=count: in_chunks(run, images, count),  # type: ignore[misc]
-                device,
-            )
-            if gain < best:
-                break
-            best, chunk = gain, count
-    return chunk, best if chunk is not None else 1.0
+def _is_worth(rung: Rung) -> bool:
+    """Whether the layers as chosen are the fastest at a batch size, and save enough to be worth their memory."""
+    return rung.allowed[0] == "compact" and rung.ms["compact"] <= WORTH * rung.ms.get("images", math.inf)
 
 
 def _without_rows(choice: Choice) -> Choice:

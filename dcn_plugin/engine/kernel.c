@@ -12,16 +12,14 @@
  */
 #ifndef LANES
 
+#include "parallel.h"
+
 #include <math.h>
 #include <stdatomic.h>
 #include <stddef.h>
-#include <stdint.h>
 
-#ifdef _WIN32
-#define EXPORT __declspec(dllexport)
-#else
+#ifndef _WIN32
 #include <pthread.h>
-#define EXPORT __attribute__((visibility("default")))
 #endif
 
 /* Outputs that share one pass over the input rows, so that their sums stay in registers. */
@@ -78,8 +76,6 @@ typedef struct {
     int64_t batch;
 } dcn_maxima;
 
-typedef void (*dcn_body)(const void *job, int64_t chunk);
-
 typedef struct {
     dcn_body body;
     const void *job;
@@ -107,7 +103,7 @@ EXPORT void dcn_use_openmp(void *gomp_parallel) {
     openmp = (dcn_openmp)(uintptr_t)gomp_parallel;
 }
 
-static void parallel(dcn_body body, const void *job, int64_t chunks, int64_t threads) {
+void dcn_parallel(dcn_body body, const void *job, int64_t chunks, int64_t threads) {
     dcn_pool pool = {body, job, chunks, 0};
     if (threads > chunks) threads = chunks;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
@@ -128,19 +124,15 @@ static void parallel(dcn_body body, const void *job, int64_t chunks, int64_t thr
     }
 }
 
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#ifdef X86
 #define LANES 16
 #define WIDTHS 4
-#define TARGET __attribute__((target("avx512f,avx2,fma")))
+#define TARGET AVX512
 #include "kernel.c"
 #define LANES 8
 #define WIDTHS 2
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET AVX2
 #include "kernel.c"
-#define X86 1
 #endif
 #define LANES 4
 #define WIDTHS 2
@@ -169,7 +161,7 @@ EXPORT void dcn_run_gemm(const dcn_gemm *job, int64_t lanes, int64_t threads) {
     if (lanes == 8) body = gemm_8;
     if (lanes == 16) body = gemm_16;
 #endif
-    parallel(body, job, job->chunk_count, threads);
+    dcn_parallel(body, job, job->chunk_count, threads);
 }
 
 /* So many cells and images stay in the first cache while they are turned. */
@@ -205,7 +197,7 @@ static void move_chunk(const void *argument, int64_t chunk) {
 }
 
 EXPORT void dcn_run_move(const dcn_move *job, int64_t threads) {
-    parallel(move_chunk, job, (job->cells + CELLS - 1) / CELLS, threads);
+    dcn_parallel(move_chunk, job, (job->cells + CELLS - 1) / CELLS, threads);
 }
 
 /* Rows that a thread takes at a time. */
@@ -226,7 +218,7 @@ static void maxima_chunk(const void *argument, int64_t chunk) {
 }
 
 EXPORT void dcn_run_maxima(const dcn_maxima *job, int64_t threads) {
-    parallel(maxima_chunk, job, (job->rows + ROWS - 1) / ROWS, threads);
+    dcn_parallel(maxima_chunk, job, (job->rows + ROWS - 1) / ROWS, threads);
 }
 
 #else /* one vector width */

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from dcn_plugin.engine.capture import shape_of
 from dcn_plugin.engine.row_layout import Window
 
-__all__ = ["ACTIVATIONS", "Live", "constant_of", "keeps_zero", "live_neurons", "pool_window"]
+__all__ = ["ACTIVATIONS", "Live", "constant_of", "fixed_value", "keeps_zero", "live_neurons", "pool_window"]
 
 _aten = torch.ops.aten
 
@@ -73,7 +73,7 @@ def _rule(node: fx.Node, live: Live) -> Tensor | None:
 
 def _product(node: fx.Node, live: Live) -> Tensor | None:
     masks = [live[source] for source in node.all_input_nodes if source in live]
-    constants = [value for source in node.all_input_nodes if (value := constant_of(source)) is not None]
+    constants = [value for source in node.all_input_nodes if (value := fixed_value(source)) is not None]
     if not masks or len(masks) + len(constants) != len(node.all_input_nodes):
         return None
     result = masks[0]
@@ -119,3 +119,8 @@ def constant_of(node: fx.Node) -> Tensor | None:
     """The value of a node that reads an attribute of the graph module; None: it is computed."""
     value = node.meta.get("val")
     return value if node.op == "get_attr" and isinstance(value, Tensor) else None
+
+
+def fixed_value(node: fx.Node) -> Tensor | None:
+    """As :func:`constant_of`, but None too for what training changes: a factor that is 0 or 1 now is no mask."""
+    return None if node.meta.get("changes") else constant_of(node)

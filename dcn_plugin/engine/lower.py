@@ -15,12 +15,12 @@ from dcn_plugin.engine.packed_conv import IMAGES_CONV, scale_of
 from dcn_plugin.engine.row_layout import Geometry, number_rows
 from dcn_plugin.engine.steps import Conv, Step
 
-__all__ = ["lower", "write_in_place"]
+__all__ = ["Rows", "Writer", "lower", "write_in_place"]
 
 _aten = torch.ops.aten
 
 
-class _Rows:
+class Rows:
     """A value as rows: the node that computes them, and which row each neuron has."""
 
     def __init__(self, node: fx.Node, index: Tensor, rows: int) -> None:
@@ -48,10 +48,12 @@ def lower(
         device: where the graph computes.
         packed: convolutions on images whose weights are laid out once.
     """
-    return _Writer(captured, live, frozenset(on_rows), frozenset(packed), backend, device).run(steps)
+    return Writer(captured, live, frozenset(on_rows), frozenset(packed), backend, device).run(steps)
 
 
-class _Writer:
+class Writer:
+    """Copies the steps of a captured graph one by one; see :func:`lower` for its arguments."""
+
     def __init__(
         self,
         captured: fx.GraphModule,
@@ -65,35 +67,40 @@ class _Writer:
         self.backend, self.device = backend, device
         self.graph, self.root = fx.Graph(), nn.Module()
         self.images: dict[fx.Node, fx.Node] = {}
-        self.rows: dict[fx.Node, _Rows] = {}
+        self.rows: dict[fx.Node, Rows] = {}
         self.attributes: dict[int, fx.Node] = {}
         # Attributes are known by the identity of the value they were made from, which another must not take over.
         self.kept_alive: list[Tensor] = []
 
     def run(self, steps: list[Step]) -> fx.GraphModule:
+        """The graph of these steps, which are all of the captured one."""
         for step in steps:
             if step in self.on_rows:
-                self.rows[step.value] = self._row_step(step)
+                self.rows[step.value] = self.row_step(step)
             elif step.conv is None:
-                for node in step.nodes:
-                    self._copy(node)
+                self.copy(step)
             else:
-                self._image_conv(step, step.conv)
+                self.image_conv(step, step.conv)
         write_in_place(self.graph)
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph)
+
+    def copy(self, step: Step) -> None:
+        """A step on images, as it is."""
+        for node in step.nodes:
+            self._copy(node)
 
     def _copy(self, node: fx.Node) -> None:
         copy = self.graph.node_copy(node, self._as_images)
         copy.meta = dict(node.meta)
         self.images[node] = copy
 
-    def _image_conv(self, step: Step, conv: Conv) -> None:
+    def image_conv(self, step: Step, conv: Conv) -> None:
         """A convolution on images; where it ends in a sum, that applies the mask without a pass of its own."""
         first, last = step.nodes[0], step.value
         scale = scale_of(conv)
         if scale is not None:
-            weight, bias = map(self._attribute, scale)
+            weight, bias = map(self.attribute, scale)
             result = self._call_like(first, _aten.addcmul.default, bias, self._as_images(step.inputs[0]), weight)
             result.meta["title"] = first.meta.get("title")
             if len(step.inputs) > 1:
@@ -114,9 +121,9 @@ class _Writer:
         mask = conv.kept[None].to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
         if len(step.inputs) > 1:
             other = self._as_images(step.inputs[1])
-            result = self._call_like(last, _aten.addcmul.default, other, result, self._attribute(mask))
+            result = self._call_like(last, _aten.addcmul.default, other, result, self.attribute(mask))
         else:
-            result = self._call_like(last, _aten.mul_.Tensor, result, self._attribute(mask))
+            result = self._call_like(last, _aten.mul_.Tensor, result, self.attribute(mask))
         if conv.relu:
             result = self._call_like(last, _aten.relu_.default, result)
         self.images[last] = result
@@ -128,26 +135,28 @@ class _Writer:
 
     def _as_images(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
-            return self._attribute(getattr(self.captured, str(node.target)))
+            return self.attribute(getattr(self.captured, str(node.target)))
         if node not in self.images:
             rows = self.rows[node]
             self.images[node] = self.graph.call_function(
-                torch.ops.dcn_plugin.rows_to_images.default, (rows.node, self._attribute(rows.index), self.backend)
+                torch.ops.dcn_plugin.rows_to_images.default, (rows.node, self.attribute(rows.index), self.backend)
             )
         return self.images[node]
 
-    def _as_rows(self, node: fx.Node) -> _Rows:
+    def as_rows(self, node: fx.Node) -> Rows:
+        """A value as rows, converted where it is not."""
         if node not in self.rows:
             index = number_rows(self.live[node])
             count = int(self.live[node].sum())
             call = self.graph.call_function(
                 torch.ops.dcn_plugin.images_to_rows.default,
-                (self._as_images(node), self._attribute(index), count, self.backend),
+                (self._as_images(node), self.attribute(index), count, self.backend),
             )
-            self.rows[node] = _Rows(call, index, count)
+            self.rows[node] = Rows(call, index, count)
         return self.rows[node]
 
-    def _attribute(self, value: Tensor) -> fx.Node:
+    def attribute(self, value: Tensor) -> fx.Node:
+        """A tensor that the graph holds."""
         if id(value) not in self.attributes:
             name = f"constant_{len(self.attributes)}"
             self.root.register_buffer(name, value.to(self.device), persistent=False)
@@ -156,20 +165,21 @@ class _Writer:
             self.attributes[id(value)].meta["val"] = value
         return self.attributes[id(value)]
 
-    def _row_step(self, step: Step) -> _Rows:
+    def row_step(self, step: Step) -> Rows:
+        """A step on rows."""
         if step.kind == "conv":
             assert step.conv is not None
-            return self._conv(step, step.conv)
-        sources = [self._as_rows(source) for source in step.inputs]
+            return self.row_conv(step, step.conv)
+        sources = [self.as_rows(source) for source in step.inputs]
         first = sources[0]
         if step.kind == "mask":
             # No work at all: the rows of dead neurons are not read any more.
             index = torch.where(self.live[step.value], first.index, -1)
-            return _Rows(first.node, index, first.rows)
+            return Rows(first.node, index, first.rows)
         if step.kind == "act":
             node = step.value
             call = self.graph.call_function(node.target, (first.node, *node.args[1:]), dict(node.kwargs))  # type: ignore[arg-type]
-            return _Rows(call, first.index, first.rows)
+            return Rows(call, first.index, first.rows)
         if step.kind == "cat":
             return self._cat(sources)
         if step.kind == "pool":
@@ -177,7 +187,7 @@ class _Writer:
         assert step.kind == "sum"
         return self._sum(step, *sources)
 
-    def _pool(self, step: Step, x: _Rows) -> _Rows:
+    def _pool(self, step: Step, x: Rows) -> Rows:
         live = self.live[step.value]
         index, count = number_rows(live), int(live.sum())
         *window, ceil = pool_window(step.value)
@@ -185,36 +195,37 @@ class _Writer:
             torch.ops.dcn_plugin.rows_max_pool.default,
             (
                 x.node,
-                self._attribute(x.index),
-                self._attribute(index),
+                self.attribute(x.index),
+                self.attribute(index),
                 *map(list, window),
                 ceil,
                 count,
                 self.backend,
             ),
         )
-        return _Rows(call, index, count)
+        return Rows(call, index, count)
 
-    def _cat(self, sources: list[_Rows]) -> _Rows:
+    def _cat(self, sources: list[Rows]) -> Rows:
         call = self.graph.call_function(_aten.cat.default, ([source.node for source in sources], 0))
         parts, rows = [], 0
         for source in sources:
             parts.append(torch.where(source.index < 0, -1, source.index + rows))
             rows += source.rows
-        return _Rows(call, torch.cat(parts).to(torch.int32), rows)
+        return Rows(call, torch.cat(parts).to(torch.int32), rows)
 
-    def _sum(self, step: Step, first: _Rows, second: _Rows) -> _Rows:
+    def _sum(self, step: Step, first: Rows, second: Rows) -> Rows:
         """A convolution of one summand with weight 1, whose residual is the other."""
         channels, dtype = len(first.index), step.value.meta["val"].dtype
         weight, bias = torch.ones(channels, 1, 1, 1, dtype=dtype), torch.zeros(channels, dtype=dtype)
         conv = Conv(weight, bias, Geometry(groups=channels), first.index >= 0, relu=False)
         return self._call(step, conv, first, second)
 
-    def _conv(self, step: Step, conv: Conv) -> _Rows:
-        x, *rest = (self._as_rows(source) for source in step.inputs)
+    def row_conv(self, step: Step, conv: Conv) -> Rows:
+        """A convolution on rows."""
+        x, *rest = (self.as_rows(source) for source in step.inputs)
         return self._call(step, conv, x, rest[0] if rest else None)
 
-    def _call(self, step: Step, conv: Conv, x: _Rows, residual: _Rows | None) -> _Rows:
+    def _call(self, step: Step, conv: Conv, x: Rows, residual: Rows | None) -> Rows:
         live = self.live[step.value]
         index, count = number_rows(live), int(live.sum())
         stride, padding, dilation, groups = conv.geometry
@@ -223,12 +234,12 @@ class _Writer:
             (
                 x.node,
                 None if residual is None else residual.node,
-                self._attribute(conv.weight),
-                self._attribute(conv.bias),
-                self._attribute(x.index),
-                self._attribute(index),
-                self._attribute(conv.kept),
-                None if residual is None else self._attribute(residual.index),
+                self.attribute(conv.weight),
+                self.attribute(conv.bias),
+                self.attribute(x.index),
+                self.attribute(index),
+                self.attribute(conv.kept),
+                None if residual is None else self.attribute(residual.index),
                 list(stride),
                 list(padding),
                 list(dilation),
@@ -238,7 +249,7 @@ class _Writer:
                 self.backend,
             ),
         )
-        return _Rows(call, index, count)
+        return Rows(call, index, count)
 
 
 _IN_PLACE = {
@@ -249,6 +260,7 @@ _IN_PLACE = {
 _FRESH = (
     _aten.conv2d.default,
     IMAGES_CONV,
+    _aten.batch_norm.default,
     _aten.addcmul.default,
     _aten.add.Tensor,
     _aten.add_.Tensor,

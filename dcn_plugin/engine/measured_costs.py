@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +22,10 @@ __all__ = ["WORTH", "Measured", "kind_of"]
 
 WORTH = 0.97
 """What takes a larger share of the time of the plain way is not worth its memory."""
+FEW_IMAGES = 16
+"""What PyTorch runs takes a CPU as long an image from here on; so many are measured for a larger batch."""
+OBVIOUS = 2.0
+"""Where rows are more times faster than images than this, it is not measured by how much."""
 BELIEVED = 4.0
 """A convolution on rows is not believed to be more times faster than its multiply-adds say."""
 
@@ -60,11 +66,12 @@ class Measured:
 
     Args:
         live: of the graph.
-        batch: images a batch.
+        batch: images a batch. What runs on images is measured with :data:`FEW_IMAGES` at most.
         device: where.
         backend: of the rows.
         times: what was measured, in ms: on images and on rows. Steps of one kind are measured once.
-        packed: of convolutions: on images, with weights laid out once.
+        packed: of convolutions: on images, with weights laid out once; not asked where rows are clearly faster.
+        kinds: what was measured of each kind of step, conversion and so on, on this machine at any time.
     """
 
     live: Live
@@ -73,10 +80,7 @@ class Measured:
     backend: ops.Backend
     times: dict[Step, tuple[float, float]] = field(default_factory=dict)
     packed: dict[Step, float] = field(default_factory=dict)
-    _kinds: dict[str, tuple[float, float]] = field(default_factory=dict)
-    _packed_kinds: dict[str, float] = field(default_factory=dict)
-    _bandwidth: float = 0.0
-    _conversions: dict[tuple[torch.Size, int], tuple[float, float]] = field(default_factory=dict)
+    kinds: dict[str, list[float]] = field(default_factory=dict)
 
     def images(self, step: Step) -> float:
         """Milliseconds."""
@@ -103,30 +107,31 @@ class Measured:
         if node not in self.live:
             return 0.0, 0.0
         live = self.live[node]
-        kind = (live.shape, int(live.sum()))
-        if kind not in self._conversions:
-            index, rows = number_rows(live).to(self.device), kind[1]
-            x = torch.empty(rows, self.batch, device=self.device)
+
+        def measure() -> list[float]:
+            index, rows = number_rows(live).to(self.device), int(live.sum())
+            x = torch.empty(rows, self.batch, dtype=torch.float32, device=self.device)
             images = ops.rows_to_dense(x, index, self.backend)
             try:
                 there = timed(lambda: ops.to_rows(images, index, rows, self.backend), self.device)
-                back = timed(lambda: ops.rows_to_dense(x, index, self.backend), self.device)
+                return [there, timed(lambda: ops.rows_to_dense(x, index, self.backend), self.device)]
             finally:
                 ops.forget([index])
-            self._conversions[kind] = there, back
-        return self._conversions[kind]
+
+        there, back = self._once(f"conversion of {(*live.shape, _density(live))}", measure)
+        return there, back
 
     def saved_by_packing(self, step: Step) -> float:
         """Milliseconds; 0 where it is too little to be sure of."""
         conv = step.conv
         if conv is None or scale_of(conv) is not None or not can_pack(self.device, conv.weight.dtype):
             return 0.0
+        plain, on_rows = self._timed(step)
+        if plain > OBVIOUS * on_rows:
+            return 0.0
         if step not in self.packed:
-            kind = kind_of(step, self.live)
-            if kind not in self._packed_kinds:
-                self._packed_kinds[kind] = self._on_images(step, packed=True)
-            self.packed[step] = self._packed_kinds[kind]
-        plain = self._timed(step)[0]
+            kind = f"packed {kind_of(step, self.live)}"
+            (self.packed[step],) = self._once(kind, lambda: [self._on_images(step, packed=True)], count=1)
         return plain - self.packed[step] if self.packed[step] < WORTH * plain else 0.0
 
     def _bytes(self, node: fx.Node, *, live: bool) -> int:
@@ -136,27 +141,39 @@ class Measured:
         return int(neurons) * self.batch * 4
 
     def _moved(self, size: int) -> float:
-        if not self._bandwidth:
-            values = torch.empty(2**22, device=self.device)
-            self._bandwidth = 2 * values.nbytes / timed(values.relu, self.device)
-        return size / self._bandwidth
+        def measure() -> list[float]:
+            values = torch.empty(2**22, dtype=torch.float32, device=self.device)
+            return [2 * values.nbytes / timed(values.relu, self.device)]
+
+        (bytes_a_ms,) = self._once("bandwidth", measure, count=1)
+        return size / bytes_a_ms
 
     def _timed(self, step: Step) -> tuple[float, float]:
         if step not in self.times:
-            kind = kind_of(step, self.live)
-            if kind not in self._kinds:
-                pool = step.kind == "pool"
-                self._kinds[kind] = self._pool(step) if pool else (self._on_images(step), self._on_rows(step))
-            self.times[step] = self._kinds[kind]
+            plain, on_rows = self._once(kind_of(step, self.live), lambda: list(self._both(step)))
+            self.times[step] = plain, on_rows
         return self.times[step]
+
+    def _once(self, kind: str, measure: Callable[[], list[float]], *, count: int = 2) -> list[float]:
+        """``count`` numbers of a kind: those that are known, or measured now."""
+        kind = f"{self.batch} images: {kind}"
+        if len(self.kinds.get(kind, ())) != count:
+            self.kinds[kind] = measure()
+        return self.kinds[kind]
+
+    def _both(self, step: Step) -> tuple[float, float]:
+        if step.kind == "pool":
+            return self._pool(step)
+        on_rows = self._on_rows(step)
+        return self._on_images(step, enough=OBVIOUS * on_rows), on_rows
 
     def _pool(self, step: Step) -> tuple[float, float]:
         (source,), window = step.inputs, pool_window(step.value)
-        images = torch.rand(self.batch, *self.live[source].shape, device=self.device)
+        images = torch.ones(self.batch, *self.live[source].shape, dtype=torch.float32, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
         indices = [number_rows(self.live[value]).to(self.device) for value in (source, step.value)]
         rows_in, rows_out = (int(self.live[value].sum()) for value in (source, step.value))
-        x = torch.rand(rows_in, self.batch, device=self.device)
+        x = torch.ones(rows_in, self.batch, dtype=torch.float32, device=self.device)
         spread = (*map(list, window[:4]), window[4])
         try:
             on_rows = timed(lambda: ops.rows_max_pool(x, *indices, *spread, rows_out, self.backend), self.device)
@@ -164,13 +181,18 @@ class Measured:
             ops.forget(indices)
         return timed(lambda: F.max_pool2d(images, *window), self.device), on_rows
 
-    def _on_images(self, step: Step, *, packed: bool = False) -> float:
+    def _on_images(self, step: Step, *, packed: bool = False, enough: float = math.inf) -> float:
         conv = step.conv
         assert conv is not None
-        x = torch.rand(self.batch, *self.live[step.inputs[0]].shape, device=self.device)
+        batch = min(self.batch, FEW_IMAGES) if self.device.type == "cpu" else self.batch
+        x = torch.ones(batch, *self.live[step.inputs[0]].shape, dtype=torch.float32, device=self.device)
         x = x.contiguous(memory_format=torch.channels_last)
         mask = None if bool(conv.kept.all()) else conv.kept.to(x.device, x.dtype)
-        other = torch.rand(self.batch, *conv.kept.shape, device=self.device) if len(step.inputs) > 1 else None
+        other = (
+            torch.ones(batch, *conv.kept.shape, dtype=torch.float32, device=self.device)
+            if len(step.inputs) > 1
+            else None
+        )
         other = None if other is None else other.contiguous(memory_format=torch.channels_last)
 
         stride, padding, dilation, groups = conv.geometry
@@ -190,7 +212,7 @@ class Measured:
                 y.relu_()
 
         try:
-            return timed(run, self.device)
+            return self.batch / batch * timed(run, self.device, enough=enough * batch / self.batch)
         finally:
             ops.forget([conv.weight])
 
@@ -198,7 +220,9 @@ class Measured:
         conv = step.conv
         assert conv is not None
         indices = [number_rows(self.live[value]) for value in (*step.inputs, step.value)]
-        x, *rest, out = (torch.rand(int(index.max()) + 1, self.batch, device=self.device) for index in indices)
+        x, *rest, out = (
+            torch.ones(int(index.max()) + 1, self.batch, dtype=torch.float32, device=self.device) for index in indices
+        )
         residual, residual_index = (rest[0], indices[1]) if rest else (None, None)
         named = (conv.weight, conv.bias, indices[0], indices[-1], conv.kept, residual_index)
         run = ops.conv_runner(*named, conv.geometry, self.backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.machinery
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcn_plugin.engine.packing import Packed, Windows
+from dcn_plugin.errors import SpecError
 
-__all__ = ["Gemm", "lanes", "native_problem", "run_maxima", "to_dense", "to_rows"]
+__all__ = [
+    "Gemm",
+    "address",
+    "lanes",
+    "lanes_for",
+    "loaded",
+    "native_problem",
+    "run_maxima",
+    "to_dense",
+    "to_rows",
+]
+
+MOST_LANES = "DCN_ENGINE_LANES"
 
 _POINTERS = (
     ("x", "weights", "bias", "residual", "out"),
@@ -100,7 +114,8 @@ def native_problem() -> str | None:
     return library if isinstance(library, str) else None
 
 
-def _loaded() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The kernel, where :func:`native_problem` names none."""
     library = _library()
     assert not isinstance(library, str), library
     return library
@@ -108,15 +123,26 @@ def _loaded() -> ctypes.CDLL:
 
 @cache
 def lanes() -> int:
-    """Values that one instruction of this machine takes: 16 (AVX-512), 8 (AVX2) or 4."""
-    return int(_loaded().dcn_lanes())
+    """Values that one instruction takes: what this machine has, 16 (AVX-512), 8 (AVX2) or 4.
+
+    The environment's ``DCN_ENGINE_LANES`` sets an upper bound, to see how fast a machine with less would be.
+
+    Raises:
+        SpecError: that is no number of lanes.
+    """
+    most = os.environ.get(MOST_LANES, "16")
+    if most not in ("1", "4", "8", "16"):
+        raise SpecError(f"{MOST_LANES} is no number of lanes.", most, "1, 4, 8 or 16")
+    return min(int(most), int(loaded().dcn_lanes()))
 
 
-def _lanes_for(batch: int) -> int:
+def lanes_for(batch: int) -> int:
+    """How many images of a batch an instruction takes."""
     return next(width for width in (16, 8, 4, 1) if width <= min(batch, lanes()))
 
 
-def _at(array: NDArray[np.generic] | None) -> int | None:
+def address(array: NDArray[np.generic] | None) -> int | None:
+    """Where an array lies in memory."""
     return None if array is None else array.ctypes.data
 
 
@@ -130,7 +156,9 @@ class Gemm:
     def __init__(self, packed: Packed) -> None:
         self.packed = packed  # keeps alive what the addresses point to
         lists = ("weights", "bias", *_POINTERS[1], *_POINTERS[2])
-        self._blank = _Gemm(chunk_count=len(packed.chunks) - 1, **{name: _at(getattr(packed, name)) for name in lists})
+        self._blank = _Gemm(
+            chunk_count=len(packed.chunks) - 1, **{name: address(getattr(packed, name)) for name in lists}
+        )
 
     def __call__(self, x: Tensor, out: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> None:
         """Fill the rows of ``out`` that the lists compute.
@@ -149,7 +177,7 @@ class Gemm:
         job.x, job.out, job.batch, job.relu = x.data_ptr(), out.data_ptr(), batch, relu
         if residual is not None:
             job.residual = residual.data_ptr()
-        _loaded().dcn_run_gemm(ctypes.byref(job), _lanes_for(batch), torch.get_num_threads())
+        loaded().dcn_run_gemm(ctypes.byref(job), lanes_for(batch), torch.get_num_threads())
 
 
 def to_rows(images: Tensor, row_of_cell: NDArray[np.int32], out: Tensor, named: int) -> None:
@@ -176,14 +204,14 @@ def to_dense(x: Tensor, row_of_cell: NDArray[np.int32], shape: tuple[int, int, i
 def _move(images: Tensor, row_of_cell: NDArray[np.int32], rows: Tensor, *, to_rows: bool) -> None:
     if len(images):
         job = _Move(
-            row_of_cell=_at(row_of_cell),
+            row_of_cell=address(row_of_cell),
             dense=images.data_ptr(),
             rows=rows.data_ptr(),
             cells=len(row_of_cell),
             batch=len(images),
             to_rows=to_rows,
         )
-        _loaded().dcn_run_move(ctypes.byref(job), torch.get_num_threads())
+        loaded().dcn_run_move(ctypes.byref(job), torch.get_num_threads())
 
 
 def run_maxima(windows: Windows, x: Tensor, out: Tensor) -> None:
@@ -192,10 +220,10 @@ def run_maxima(windows: Windows, x: Tensor, out: Tensor) -> None:
         job = _Maxima(
             x=x.data_ptr(),
             out=out.data_ptr(),
-            reads=_at(windows.reads),
-            read_start=_at(windows.read_start),
-            with_zero=_at(windows.with_zero),
+            reads=address(windows.reads),
+            read_start=address(windows.read_start),
+            with_zero=address(windows.with_zero),
             rows=len(out),
             batch=x.shape[1],
         )
-        _loaded().dcn_run_maxima(ctypes.byref(job), torch.get_num_threads())
+        loaded().dcn_run_maxima(ctypes.byref(job), torch.get_num_threads())

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcn_plugin.engine.row_layout import Geometry, Window
+from dcn_plugin.engine.row_layout import Geometry, Window, readable
 
 __all__ = ["CHUNKS", "Packed", "Windows", "pack_forward", "pack_input_grad", "packed_bytes", "pool_windows"]
 
 Ints = NDArray[np.integer]
 Longs = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Group = tuple[Ints, Ints, Ints, Ints]
-"""Rows that are read, where the weights of each begin, rows that are written, their places among those weights."""
 Stacked = tuple[NDArray[np.integer], NDArray[np.integer], Longs, Longs]
 """Reads (R, 2) and writes (W, 2) of all groups, and how many of each a group has."""
 
@@ -28,6 +25,8 @@ CHUNKS = 64
 """Pieces of about the same work that threads take one by one."""
 _LINE = 16
 """Weights in a line of the cache."""
+_VALUES = 2**22
+"""Places in windows that are looked at together: more of them would only take more memory."""
 _ROW_COST = 4
 """Reading or writing a row costs about as much as this many multiply-adds of it; only the balance depends on it."""
 
@@ -126,11 +125,8 @@ def packed_bytes(mask: Tensor, in_live: Tensor, out_live: Tensor, weight: Tensor
         weight: (O, I / groups, kh, kw).
         geometry: of the convolution.
     """
-    inputs, groups = weight.shape[1], geometry.groups
-    window = torch.ones(groups, inputs, *weight.shape[2:])
-    readable = F.conv2d(in_live[None].float(), window, None, *geometry[:3], groups)[0]
-    active = (mask & out_live).view(groups, -1, *mask.shape[1:]).sum(1)
-    reads = int(readable[active > 0].double().sum().round())
+    active = (mask & out_live).view(geometry.groups, -1, *mask.shape[1:]).sum(1)
+    reads = int(readable(in_live, weight.shape[2:], geometry)[active > 0].sum())
     writes = int(out_live.sum())
     # A pointwise convolution has a group for every row.
     blocks = writes if _is_pointwise(weight.shape, geometry) else int((active > 0).sum())
@@ -157,11 +153,10 @@ def pack_forward(
         residual_index: int32 (O, H', W'), rows of the residual or -1.
         geometry: of the convolution.
     """
-    rows_in, rows_out = _array(in_index), _array(out_index)
+    rows_in, rows_out, kernel = _array(in_index), _array(out_index), tuple(weight.shape[2:])
     active = _array(mask) & (rows_out >= 0)
     # For each group, tap and input channel the weights of the group's outputs.
-    by_group = weight.unflatten(0, (geometry.groups, -1)).permute(0, 3, 4, 2, 1)
-    shared = _Shared(_array(by_group.flatten(1, 3)))
+    shared = _Shared(weight.unflatten(0, (geometry.groups, -1)).permute(0, 3, 4, 2, 1))
     bias_of = np.zeros(_count(rows_out), dtype=np.float32)
     bias_of[rows_out[active]] = np.broadcast_to(_array(bias)[:, None, None], active.shape)[active]
     residual_of = None
@@ -172,9 +167,11 @@ def pack_forward(
     if _is_pointwise(weight.shape, geometry):
         groups = _pointwise(rows_in, rows_out, active, alone)
     else:
-        groups = _stacked(
-            [*_forward_groups(rows_in, rows_out, active, weight.shape, geometry, shared), *_copies(rows_out[alone])]
-        )
+        padded = np.pad(rows_in, [(0, 0), *((pad, pad) for pad in geometry.padding)], constant_values=-1)
+        high, wide = (_forward_taps(rows_out.shape[axis + 1], axis, kernel[axis], geometry) for axis in (0, 1))
+        taps = np.arange(shared.taps).reshape(*kernel, -1)
+        source, result, is_active = (_by_group(rows, geometry.groups) for rows in (padded, rows_out, active))
+        groups = _joined([_grouped(source, high, wide, taps, result, is_active, shared), _copies(rows_out[alone])])
     return _packed(groups, shared.flat, bias_of, residual_of)
 
 
@@ -182,18 +179,20 @@ class _Shared:
     """The weights that all positions share, in blocks of outputs as wide as a line of the cache.
 
     Args:
-        matrix: float32 (groups, taps, outputs).
+        weight: float32 (groups, a, b, c, outputs); what a value is multiplied by is numbered along a, b, c: its tap.
     """
 
-    def __init__(self, matrix: Floats) -> None:
-        self.groups, self.taps, outputs = matrix.shape
+    def __init__(self, weight: Tensor) -> None:
+        self.groups, outputs = len(weight), weight.shape[-1]
+        self.taps = weight[0, ..., 0].numel()
         self.width = min(_LINE, outputs)
         self.blocks = -(-outputs // self.width)
-        padded = np.pad(matrix, [(0, 0), (0, 0), (0, self.blocks * self.width - outputs)])
-        self.flat = padded.reshape(self.groups, self.taps, self.blocks, self.width).transpose(0, 2, 1, 3).ravel()
+        if missing := self.blocks * self.width - outputs:
+            weight = F.pad(weight, (0, missing))
+        self.flat = _array(weight.unflatten(-1, (-1, self.width)).movedim(-2, 1).flatten())
 
-    def begin(self, group: int, taps: Longs) -> Longs:
-        """Where the weights of these taps begin."""
+    def begin(self, group: Longs, taps: Longs) -> Longs:
+        """Where the weights of these taps begin, each of its group."""
         begins: Longs = (group * self.blocks * self.taps + taps) * self.width
         return begins
 
@@ -203,31 +202,18 @@ class _Shared:
         return places
 
 
-def _forward_groups(
-    rows_in: Ints, rows_out: Ints, active: NDArray[np.bool_], shape: Sequence[int], geometry: Geometry, shared: _Shared
-) -> Iterator[Group]:
-    outputs, inputs, high, wide = shape
-    groups = geometry.groups
-    outputs //= groups
-    padded = np.pad(rows_in, [(0, 0), *((pad, pad) for pad in geometry.padding)], constant_values=-1)
-    padded = padded.reshape(groups, inputs, *padded.shape[1:])
-    by_group = rows_out.reshape(groups, outputs, *rows_out.shape[1:])
-    active = active.reshape(groups, outputs, *active.shape[1:])
-    (down, right), (every_down, every_right) = geometry.stride, geometry.dilation
-    for group, y, x in zip(*np.nonzero(active.any(axis=1)), strict=True):
-        top, left = y * down, x * right
-        high_end, wide_end = top + (high - 1) * every_down + 1, left + (wide - 1) * every_right + 1
-        window = padded[group, :, top:high_end:every_down, left:wide_end:every_right].transpose(1, 2, 0).ravel()
-        taps = np.flatnonzero(window >= 0)
-        channels = np.flatnonzero(active[group, :, y, x])
-        yield window[taps], shared.begin(group, taps), by_group[group, channels, y, x], shared.place(channels)
+def _forward_taps(size: int, axis: int, taps: int, geometry: Geometry) -> Longs:
+    """Where each of ``size`` outputs along an axis reads the padded input, at each tap: (size, taps)."""
+    reads: Longs = np.arange(size)[:, None] * geometry.stride[axis] + np.arange(taps) * geometry.dilation[axis]
+    return reads
 
 
-def _copies(alone: Ints) -> Iterator[Group]:
-    """Rows of the residual alone: groups that read nothing."""
-    for at in range(0, len(alone), 64):
-        some = alone[at : at + 64]
-        yield some[:0], some[:0], some, np.zeros_like(some)
+def _copies(alone: Ints) -> Stacked:
+    """Rows of the residual alone: groups of 64 that read nothing."""
+    counts = np.full(-(-len(alone) // 64), 64, np.int64)
+    counts[-1:] = len(alone) - 64 * (len(counts) - 1)
+    writes = np.stack([alone, np.zeros_like(alone)], axis=1)
+    return np.empty((0, 2), np.int64), writes, np.zeros_like(counts), counts
 
 
 def pack_input_grad(weight: Tensor, in_index: Tensor, out_index: Tensor, mask: Tensor, geometry: Geometry) -> Packed:
@@ -235,43 +221,72 @@ def pack_input_grad(weight: Tensor, in_index: Tensor, out_index: Tensor, mask: T
 
     Args: as in :func:`pack_forward`.
     """
-    rows_in, rows_out = _array(in_index), np.where(_array(mask), _array(out_index), -1)
+    rows_in, kernel = _array(in_index), tuple(weight.shape[2:])
+    rows_out = np.where(_array(mask), _array(out_index), -1)
     # For each output and tap the weights of its group's input channels.
-    shared = _Shared(_array(weight.permute(0, 2, 3, 1).reshape(geometry.groups, -1, weight.shape[1])))
+    shared = _Shared(weight.unflatten(0, (geometry.groups, -1)).permute(0, 1, 3, 4, 2))
     bias_of = np.zeros(_count(rows_in), dtype=np.float32)
     if _is_pointwise(weight.shape, geometry):
         groups = _pointwise(rows_out, rows_in, rows_in >= 0, rows_in < -1)
     else:
-        groups = _stacked([*_grad_groups(rows_in, rows_out, weight.shape, geometry, shared)])
+        # One position more, which no output has: what an input reads there does not exist.
+        padded = np.pad(rows_out, [(0, 0), (0, 1), (0, 1)], constant_values=-1)
+        high, wide = (
+            _gradient_taps(rows_in.shape[axis + 1], axis, kernel[axis], rows_out.shape[axis + 1], geometry)
+            for axis in (0, 1)
+        )
+        taps = np.arange(shared.taps).reshape(-1, *kernel).transpose(1, 2, 0)
+        source, result = (_by_group(rows, geometry.groups) for rows in (padded, rows_in))
+        groups = _grouped(source, high, wide, taps, result, result >= 0, shared)
     return _packed(groups, shared.flat, bias_of, None)
 
 
-def _grad_groups(
-    rows_in: Ints, rows_out: Ints, shape: Sequence[int], geometry: Geometry, shared: _Shared
-) -> Iterator[Group]:
-    outputs, inputs, high, wide = shape
-    groups = geometry.groups
-    outputs //= groups
-    by_group = rows_out.reshape(groups, outputs, *rows_out.shape[1:])
-    in_by_group = rows_in.reshape(groups, inputs, *rows_in.shape[1:])
-    numbers = np.arange(outputs * high * wide).reshape(outputs, high, wide)
-    for group, y, x in zip(*np.nonzero((in_by_group >= 0).any(axis=1)), strict=True):
-        ys, taps_y = _outputs_that_read(y, high, rows_out.shape[1], geometry, axis=0)
-        xs, taps_x = _outputs_that_read(x, wide, rows_out.shape[2], geometry, axis=1)
-        sources = by_group[group][:, ys[:, None], xs].transpose(1, 2, 0).ravel()
-        taps = numbers[:, taps_y[:, None], taps_x].transpose(1, 2, 0).ravel()
-        read = np.flatnonzero(sources >= 0)
-        channels = np.flatnonzero(in_by_group[group, :, y, x] >= 0)
-        yield sources[read], shared.begin(group, taps[read]), in_by_group[group, channels, y, x], shared.place(channels)
+def _gradient_taps(size: int, axis: int, taps: int, outputs: int, geometry: Geometry) -> Longs:
+    """Which output along an axis reads each of ``size`` inputs at each tap: (size, taps); ``outputs``: none does."""
+    offset = np.arange(size)[:, None] + geometry.padding[axis] - np.arange(taps) * geometry.dilation[axis]
+    output = offset // geometry.stride[axis]
+    reads: Longs = np.where((offset % geometry.stride[axis] == 0) & (output >= 0) & (output < outputs), output, outputs)
+    return reads
 
 
-def _outputs_that_read(at: int, taps: int, size: int, geometry: Geometry, *, axis: int) -> tuple[Longs, Longs]:
-    """Output coordinates along one axis whose window covers input coordinate ``at``, and at which tap."""
-    tap = np.arange(taps)
-    offset = at + geometry.padding[axis] - tap * geometry.dilation[axis]
-    where = offset // geometry.stride[axis]
-    fits = (offset % geometry.stride[axis] == 0) & (where >= 0) & (where < size)
-    return where[fits], tap[fits]
+def _grouped(
+    source: Ints, high: Longs, wide: Longs, taps: Longs, result: Ints, active: NDArray[np.bool_], shared: _Shared
+) -> Stacked:
+    """A group for each position at which something is written; positions are taken many at a time.
+
+    Args:
+        source: (groups, C, H, W), rows that are read or -1.
+        high: (H', kh): where each position reads along the height of ``source``, at each tap; ``wide``: the width.
+        taps: (kh, kw, C): the tap of ``shared`` by which a value is multiplied.
+        result: (groups, C', H', W'), rows that are written.
+        active: bool, likewise: which of them.
+        shared: the weights.
+    """
+    by_position = np.ascontiguousarray(source.transpose(0, 2, 3, 1))
+    written, is_written = result.transpose(0, 2, 3, 1), active.transpose(0, 2, 3, 1)
+    begins = shared.begin(np.arange(len(source))[:, None], taps.ravel()).astype(np.int32)
+    places = shared.place(np.arange(written.shape[3])).astype(np.int32)
+    positions = np.stack(np.nonzero(is_written.any(axis=3)), axis=1)
+    parts = []
+    for some in np.array_split(positions, -(-len(positions) * taps.size // _VALUES) or 1):
+        group, y, x = some.T
+        windows = by_position[group[:, None, None], high[y][:, :, None], wide[x][:, None, :]]
+        windows = windows.reshape(len(some), taps.size)
+        is_read, writes = windows >= 0, is_written[group, y, x]
+        parts.append(
+            (
+                np.stack([windows[is_read], begins[group][is_read]], axis=1),
+                np.stack([written[group, y, x][writes], np.broadcast_to(places, writes.shape)[writes]], axis=1),
+                is_read.sum(axis=1),
+                writes.sum(axis=1),
+            )
+        )
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Stacked]) -> Stacked:
+    reads, writes, read_counts, write_counts = map(np.concatenate, zip(*parts, strict=True))
+    return reads, writes, read_counts, write_counts
 
 
 def _is_pointwise(shape: Sequence[int], geometry: Geometry) -> bool:
@@ -289,14 +304,6 @@ def _pointwise(source: Ints, result: Ints, active: NDArray[np.bool_], alone: NDA
     return reads, writes, counts, np.ones(len(writes), np.int64)
 
 
-def _stacked(groups: Sequence[Group]) -> Stacked:
-    def joined(at: int) -> NDArray[np.integer]:
-        return np.concatenate([group[at] for group in groups]) if groups else np.empty(0, np.int64)
-
-    counts = [np.array([len(group[at]) for group in groups], dtype=np.int64) for at in (0, 2)]
-    return np.stack([joined(0), joined(1)], axis=1), np.stack([joined(2), joined(3)], axis=1), counts[0], counts[1]
-
-
 def _packed(groups: Stacked, weights: Floats, bias_of: Floats, residual_of: Ints | None) -> Packed:
     reads, writes, read_counts, write_counts = groups
     cost = np.cumsum(read_counts * write_counts + _ROW_COST * (read_counts + write_counts))
@@ -312,6 +319,11 @@ def _packed(groups: Stacked, weights: Floats, bias_of: Floats, residual_of: Ints
         chunks=np.unique(chunks).astype(np.int64),
         residual_rows=None if residual_of is None else residual_of[writes[:, 0]],
     )
+
+
+def _by_group(values: NDArray[Any], groups: int) -> NDArray[Any]:
+    """(C, H, W) -> (groups, C / groups, H, W)."""
+    return values.reshape(groups, -1, *values.shape[1:])
 
 
 def _starts(counts: Longs) -> Longs:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dcn_plugin.engine.liveness import Live
 from dcn_plugin.engine.packing import packed_bytes
+from dcn_plugin.engine.row_layout import readable
 from dcn_plugin.engine.steps import Conv, Step
 
-__all__ = ["Choice", "Costs", "Counted", "choose", "list_bytes", "multiply_adds"]
+__all__ = ["Choice", "Costs", "Counted", "choose", "list_bytes", "multiply_adds", "work"]
 
 
 def multiply_adds(step: Step, live: Live) -> tuple[int, int]:
@@ -21,17 +21,14 @@ def multiply_adds(step: Step, live: Live) -> tuple[int, int]:
     conv = step.conv
     assert conv is not None
     there = live[step.inputs[0]]
-    return _work(conv, torch.ones_like(there), torch.ones_like(conv.kept)), _work(conv, there, conv.kept)
+    return work(conv, torch.ones_like(there), torch.ones_like(conv.kept)), work(conv, there, conv.kept)
 
 
-def _work(conv: Conv, there: Tensor, mask: Tensor) -> int:
-    outputs, inputs, high, wide = conv.weight.shape
-    geometry, groups = conv.geometry, conv.geometry.groups
-    # How many inputs the window of each output has, in its group.
-    window = torch.ones(groups, inputs, high, wide)
-    readable = F.conv2d(there[None].float(), window, None, *geometry[:3], groups)[0]
-    live_outputs = mask.view(groups, outputs // groups, *mask.shape[1:]).sum(1)
-    return int((readable.double() * live_outputs).sum().round())
+def work(conv: Conv, there: Tensor, mask: Tensor) -> int:
+    """Multiply-adds of some outputs, bool (O, H', W'), from some inputs, bool (I, H, W), for one image."""
+    windows = readable(there, conv.weight.shape[2:], conv.geometry)
+    live_outputs = mask.view(conv.geometry.groups, -1, *mask.shape[1:]).sum(1)
+    return int((windows * live_outputs).sum())
 
 
 class Costs(Protocol):

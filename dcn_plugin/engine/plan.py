@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dcn_plugin.support.table import aligned
 
-__all__ = ["LayerPlan", "Plan", "Way"]
+__all__ = ["LayerPlan", "Plan", "Way", "pieces"]
 
 Way = Literal["compact", "images", "model"]
 """How a batch runs: the layers as planned; all on images, batch norm folded; the model as it is, masks included."""
+
+
+def pieces(count: int, sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Cut a number of images into pieces of these sizes, the largest first, and what is left.
+
+    Example:
+        >>> pieces(53, (16, 8, 4))
+        ([16, 16, 16, 4], 1)
+    """
+    cut: list[int] = []
+    for size in sizes:
+        cut += [size] * (count // size)
+        count %= size
+    return cut, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +38,8 @@ class LayerPlan:
         dense: multiply-adds of one image, without defects.
         live: multiply-adds that have a live input and a live output.
         packed_bytes: memory of its lists of rows; on images that of its weights where they are laid out anew, or 0.
-        dense_ms: milliseconds a batch on images, as it would run there; None: not measured.
+        dense_ms: milliseconds a batch on images, as it would run there, of a large batch by a part of it; None: not
+            measured.
         rows_ms: milliseconds a batch on rows; None: not measured.
         backend: what runs it: "reference", "c", "triton", or "dense".
         reason: why.
@@ -54,7 +70,9 @@ class Plan:
             measured one if they do not.
         ways: (first batch size, way), in order: how batches of each size run. Empty: as planned from ``least_batch``
             on, smaller ones on images.
-        chunk: this many images at a time are fastest; None: the whole batch.
+        chunks: batches that run as planned are cut into pieces of these sizes, the largest first; what is left runs as
+            a batch of its own. Empty: they are not cut.
+        raced: batch sizes at which the whole was raced against the model; for the others that is predicted.
         note: what else there is to say, such as why another backend was not taken.
     """
 
@@ -65,13 +83,22 @@ class Plan:
     compact_ms: float | None
     least_batch: int
     ways: tuple[tuple[int, Way], ...] = ()
-    chunk: int | None = None
+    chunks: tuple[int, ...] = ()
+    raced: tuple[int, ...] = ()
     note: str = ""
 
     def way(self, batch_size: int) -> Way:
         """How a batch of this many images runs."""
         ways = self.ways or ((1, "images"), (self.least_batch, "compact"))
         return next((way for first, way in reversed(ways) if first <= batch_size), ways[0][1])
+
+    def parts(self, batch_size: int) -> list[tuple[int, Way]]:
+        """The pieces that a batch of this many images is cut into, and how each of them runs."""
+        way = self.way(batch_size)
+        if way != "compact" or not self.chunks or not batch_size:
+            return [(batch_size, way)]
+        cut, left = pieces(batch_size, self.chunks)
+        return [*((size, way) for size in cut), *([(left, self.way(left))] if left else [])]
 
     @property
     def packed_bytes(self) -> int:
@@ -118,9 +145,9 @@ class Plan:
         on_images = sum(layer.packed_bytes for layer in self.layers if layer.backend == "dense")
         weights = f"; weights laid out once: {on_images / 2**20:.1f} MiB" if on_images else ""
         lists = f"lists of rows: {(self.packed_bytes - on_images) / 2**20:.1f} MiB"
-        chunk = f"; {self.chunk} images at a time" if self.chunk is not None else ""
+        chunks = f"; {', '.join(map(str, self.chunks))} images at a time" if self.chunks else ""
         lines = [
-            f"backend {self.backend}, batch {self.batch_size}{chunk}; {self._ways()}",
+            f"backend {self.backend}, batch {self.batch_size}{chunks}; {self._ways()}",
             f"multiply-adds: {self.ideal:.2f} times fewer; {lists}{weights}",
         ]
         if self.dense_ms is not None and self.compact_ms is not None:
@@ -128,6 +155,9 @@ class Plan:
             lines.append(
                 f"measured: {self.dense_ms:.2f} ms the model as it is, {self.compact_ms:.2f} ms compact: {ratio:.2f}x"
             )
+        if self.raced:
+            sizes = ", ".join(map(str, self.raced))
+            lines.append(f"raced at batches of {sizes}; predicted at the others from what it took there")
         return lines + ([self.note] if self.note else [])
 
     def _ways(self) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Geometry", "Window", "cells_of", "expand", "gather", "number_rows"]
+__all__ = ["Geometry", "Window", "cells_of", "expand", "gather", "number_rows", "readable"]
 
 
 class Geometry(NamedTuple):
@@ -27,6 +29,22 @@ class Window(NamedTuple):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     ceil: bool = False
+
+
+def readable(live: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
+    """How many live inputs the window of each output position has, padding left out.
+
+    Args:
+        live: bool (C, H, W) of the input.
+        kernel: height and width of the window.
+        geometry: of the convolution.
+    Returns:
+        float64 (groups, H', W'), whole numbers.
+    """
+    groups = geometry.groups
+    # All channels of a group have the same window, so that they can be counted before.
+    counts = live.view(groups, -1, *live.shape[1:]).sum(1, dtype=torch.float32)
+    return F.conv2d(counts[None], counts.new_ones(groups, 1, *kernel), None, *geometry)[0].double()
 
 
 def number_rows(live: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dcn_plugin.engine.capture import shape_of
-from dcn_plugin.engine.liveness import constant_of, keeps_zero
+from dcn_plugin.engine.liveness import constant_of, fixed_value, keeps_zero
 from dcn_plugin.engine.row_layout import Geometry
 
 __all__ = ["Conv", "Step", "find_steps"]
@@ -21,14 +21,15 @@ Kind = Literal["conv", "sum", "act", "mask", "cat", "pool", "other"]
 
 @dataclass(frozen=True, eq=False)
 class Conv:
-    """``relu(kept * conv(x) + residual)``.
+    """``relu(kept * norm(conv(x)) + residual)``.
 
     Args:
-        weight: (O, I / groups, kh, kw); batch norm is folded in.
+        weight: (O, I / groups, kh, kw); the batch norm of a network that is evaluated is folded in.
         bias: (O,), zeros where the convolution has none.
         geometry: of the convolution.
         kept: bool (O, H', W'): the mask, all True without one.
         relu: whether a ReLU ends it.
+        norm: the ``aten.batch_norm`` of a network that is trained; None: there is none.
     """
 
     weight: Tensor
@@ -36,6 +37,7 @@ class Conv:
     geometry: Geometry
     kept: Tensor
     relu: bool
+    norm: fx.Node | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +63,19 @@ class Step:
         return self.nodes[-1]
 
 
-def find_steps(graph: fx.Graph) -> list[Step]:
-    """All operations of a captured graph, in an order in which they can run; attributes are no steps."""
+def find_steps(graph: fx.Graph, *, training: bool = False) -> list[Step]:
+    """All operations of a captured graph, in an order in which they can run; attributes are no steps.
+
+    Args:
+        graph: see :mod:`dcn_plugin.engine.capture`.
+        training: whether it was captured for training: a convolution then has its norm with it.
+    """
     taken: dict[fx.Node, Step] = {}
     place = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if node.op == "get_attr" or node in taken:
             continue
-        step = _conv(node, place) if node.target is _aten.conv2d.default else None
+        step = _conv(node, place, training) if node.target is _aten.conv2d.default else None
         step = step or _single(node)
         for member in step.nodes:
             # A chain ends at a later node, which an earlier chain may have taken: that one has it.
@@ -99,7 +106,7 @@ def _single(node: fx.Node) -> Step:
     return Step(kind, (node,), inputs)
 
 
-def _conv(node: fx.Node, place: dict[fx.Node, int]) -> Step | None:
+def _conv(node: fx.Node, place: dict[fx.Node, int], training: bool) -> Step | None:
     x, weight_node, bias_node, stride, padding, dilation, groups = node.args
     assert isinstance(weight_node, fx.Node) and isinstance(x, fx.Node)
     weight = constant_of(weight_node)
@@ -109,10 +116,13 @@ def _conv(node: fx.Node, place: dict[fx.Node, int]) -> Step | None:
         return None
     nodes, inputs = [node], [x]
     conv_mask, relu = torch.ones(shape, dtype=torch.bool), False
+    norm: fx.Node | None = None
     while (after := _only_reader(nodes[-1])) is not None:
         last = nodes[-1]
         mask = _mask(after)
-        if mask is not None and len(inputs) == 1 and not relu:
+        if training and len(nodes) == 1 and _is_norm(after, last):
+            norm = after
+        elif mask is not None and len(inputs) == 1 and not relu:
             conv_mask = conv_mask & mask
         elif after.target is _aten.relu.default and not relu:
             relu = True
@@ -127,12 +137,22 @@ def _conv(node: fx.Node, place: dict[fx.Node, int]) -> Step | None:
         nodes.append(after)
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
     zeros = weight.new_zeros(len(weight)) if bias is None else bias
-    return Step("conv", tuple(nodes), tuple(inputs), Conv(weight, zeros, geometry, conv_mask, relu))
+    return Step("conv", tuple(nodes), tuple(inputs), Conv(weight, zeros, geometry, conv_mask, relu, norm))
+
+
+def _is_norm(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node is a batch norm of ``source`` whose parameters, statistics and momentum are all known."""
+    if node.target is not _aten.batch_norm.default or node.args[0] is not source:
+        return False
+    tensors, momentum = node.args[1:5], node.args[6]
+    return isinstance(momentum, float) and all(
+        tensor is None or (isinstance(tensor, fx.Node) and constant_of(tensor) is not None) for tensor in tensors
+    )
 
 
 def _runs_later(other: fx.Node, node: fx.Node, place: dict[fx.Node, int]) -> bool:
     """Whether ``other`` ends a chain that begins with a convolution behind ``node``."""
-    while other.target is _aten.mul.Tensor and _mask(other) is not None:
+    while (other.target is _aten.mul.Tensor and _mask(other) is not None) or other.target is _aten.batch_norm.default:
         other = next(source for source in other.all_input_nodes if source.op != "get_attr")
     return other.target is _aten.conv2d.default and place[other] > place[node] and len(other.users) == 1
 
@@ -148,7 +168,7 @@ def _mask(node: fx.Node) -> Tensor | None:
     """The mask that a node multiplies with, bool (C, H, W); None: it is no such node."""
     if node.target is not _aten.mul.Tensor or len(node.all_input_nodes) != 2:
         return None
-    factor = next((value for source in node.all_input_nodes if (value := constant_of(source)) is not None), None)
+    factor = next((value for source in node.all_input_nodes if (value := fixed_value(source)) is not None), None)
     shape = shape_of(node)
     if factor is None or shape is None or len(shape) != 3 or factor.ndim != 4 or len(factor) != 1:
         return None

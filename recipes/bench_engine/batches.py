@@ -55,7 +55,7 @@ class Options:
     threads: int = 2
     p: float = 0.3
     measured: int = 32
-    batches: tuple[int, ...] = (1, 2, 8, 32)
+    batches: tuple[int, ...] = (1, 2, 8, 11, 20, 32)
     rounds: int = 21
     spinning: int = 2
 
@@ -87,7 +87,8 @@ def compared(model: nn.Module, options: Options, *, busy: int) -> dict[str, Any]
         "compact_seconds": seconds,
         "backend": fast.plan.backend,
         "ways": [list(one) for one in fast.plan.ways],
-        "chunk": fast.plan.chunk,
+        "chunks": list(fast.plan.chunks),
+        "raced": list(fast.plan.raced),
         "plan_dense_ms": fast.plan.dense_ms,
         "plan_compact_ms": fast.plan.compact_ms,
         "note": fast.plan.note,

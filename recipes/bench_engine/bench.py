@@ -20,8 +20,8 @@ import torch
 
 from dcn_plugin.engine.bench import measure_speed
 from recipes import benchmark
-from recipes.bench_engine.cases import attack, bottom_of, compaction, gpu, layer, network
-from recipes.bench_engine.children import peak_memory, with_compiled
+from recipes.bench_engine.cases import attack, bottom_of, compaction, compaction_calls, gpu, layer, network
+from recipes.bench_engine.children import on_avx2, peak_memory, with_compiled
 
 HERE = Path(__file__).parent
 SMALL, LARGE = "defective_resnet18_cifar", "defective_resnet50"
@@ -114,6 +114,10 @@ def run(options: Options, command: str) -> dict[str, Any]:
     record["large"] = measure_speed(
         large, batch_size=options.large_batch, rounds=options.large_rounds, seed=seed
     ).to_json()
+    record["compaction_calls"] = {
+        SMALL: compaction_calls(nets[0.3], batch=batch),
+        LARGE: compaction_calls(large, batch=options.large_batch),
+    }
     record["nothing_to_skip"] = _nothing_to_skip(options)
     del large
     shared = {
@@ -125,6 +129,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
         "threads": options.threads,
         "make": {"width": options.width},
     }
+    record["avx2"] = on_avx2(shared)
     record["memory"] = peak_memory(shared)
     record["compiled"] = with_compiled(shared, limit_s=options.compile_limit_s)
     record["gpu"] = (
@@ -173,13 +178,32 @@ def figures(record: dict[str, Any]) -> list[Line]:
             f"ResNet-50 at {options['large_size']}, p = 0.3, batch {options['large_batch']}", large, 1.1, large["ideal"]
         ),
     ]
+    for what, text, must, aim in (("layer", "one 3x3 layer", 8, 10), ("whole", f"{name}, whole", 1.8, 2.1)):
+        if "speedup" in record["avx2"].get(what, {}):
+            lines.append(_line(f"{text}, p = 0.3, {batch}, both sides on AVX2", record["avx2"][what], must, aim))
     errors = [record[part][p]["relative_error"] for part in ("layer", "bottom", "whole") for p in record[part]]
     errors += [record[part]["relative_error"] for part in ("batch_1", "large")]
     packing = record["compaction"]["packing_s"]
+    calls = [
+        Line(
+            f"{what} compact() of {network}, p = 0.3, seconds",
+            record["compaction_calls"][key][f"{what}_s"],
+            must,
+            aim,
+            True,
+        )
+        for key, network, what, must, aim in (
+            (SMALL, name, "first", 3.0, None),
+            (SMALL, name, "second", 0.8, 0.4),
+            (LARGE, f"ResNet-50 at {options['large_size']}", "first", 9.0, None),
+            (LARGE, f"ResNet-50 at {options['large_size']}", "second", 3.0, 1.5),
+        )
+    ]
     return [
         *lines,
         Line("largest relative error of the outputs", max(errors), 1e-4, largest=True),
         Line(f"packing of {name}, p = 0.3, seconds", packing, 2.0, largest=True),
+        *calls,
     ]
 
 
@@ -217,7 +241,7 @@ def _page(record: dict[str, Any]) -> Iterator[str]:
         value = f"{line.value:.2f}x" if speedup else f"{line.value:.2g}"
         quartiles = "" if line.quartiles is None else f"{line.quartiles[0]:.2f} .. {line.quartiles[1]:.2f}"
         must = f"{line.must:g}x" if speedup else f"< {line.must:g}"
-        aim = "" if line.aim is None else f"{line.aim:.3g}x"
+        aim = "" if line.aim is None else f"{line.aim:.3g}x" if speedup else f"{line.aim:g}"
         ideal = ("", "") if line.ideal is None else (f"{line.ideal:.2f}x", f"{line.value / line.ideal:.0%}")
         holds = "holds" if line.holds else "MISSED"
         yield f"| {line.what} | {value} | {quartiles} | {must} | {aim} | {ideal[0]} | {ideal[1]} | {holds} |"
@@ -269,6 +293,8 @@ def _details(record: dict[str, Any]) -> Iterator[str]:
         "",
         f"Peak resident memory, a process each: {_memory(record['memory'])}.",
         "",
+        f"AVX2, to which both sides were bound by their environment: {_avx2(record['avx2'])}.",
+        "",
         *(f"- torch.compile, {what}: {_compiled(part)}" for what, part in record["compiled"].items()),
         "",
         f"GPU: {_gpu(record['gpu'])}.",
@@ -282,6 +308,17 @@ def _memory(memory: dict[str, Any]) -> str:
         if "reason" in part
         else f"{side} {part['running']:.0f} MiB running, {part['making']:.0f} being made, {part['before']:.0f} before"
         for side, part in memory.items()
+    )
+
+
+def _avx2(part: dict[str, Any]) -> str:
+    if "reason" in part:
+        return str(part["reason"])
+    return "; ".join(
+        f"{what}: {side['reason']}"
+        if "reason" in side
+        else f"{what} {side['dense_ms']:.1f} ms dense, {side['compact_ms']:.1f} ms compact ({side['lanes']} lanes)"
+        for what, side in part.items()
     )
 
 

@@ -1,4 +1,5 @@
-"""What has a process of its own: peak memory, which never falls within one, and torch.compile, which may take too long.
+"""What has a process of its own: peak memory, which never falls within one, torch.compile, which may take too long, and
+AVX2, to which PyTorch, oneDNN and the kernel are bound before they are loaded.
 
 Each process gets what to measure and its options as JSON, and prints JSON as its last line.
 """
@@ -23,15 +24,19 @@ import torch
 from torch import nn
 
 from dcn_plugin.engine import compact
-from dcn_plugin.engine.bench import alternate, inference
+from dcn_plugin.engine.bench import alternate, inference, measure_speed
 from dcn_plugin.engine.dense_twin import dense_twin
+from dcn_plugin.engine.native import MOST_LANES, lanes
 from dcn_plugin.surgery import defect_spec
-from recipes.bench_engine.cases import bottom_of, network, noise
+from recipes.bench_engine.cases import bottom_of, layer, network, noise
 
-__all__ = ["peak_memory", "with_compiled"]
+__all__ = ["on_avx2", "peak_memory", "with_compiled"]
 
 ROOT = Path(__file__).parents[2]
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", MOST_LANES: "8"}
+"""Environment in which PyTorch, oneDNN, MKL and the engine use no wider vectors."""
 
 Options = Mapping[str, Any]
 """name, p, batch, rounds, seed, threads, and ``make``: options of the network."""
@@ -47,11 +52,20 @@ def with_compiled(options: Options, *, limit_s: float) -> dict[str, Any]:
     return {what: _child("compiled", what, options, limit_s) for what in ("bottom", "whole")}
 
 
-def _child(task: str, what: str, options: Options, limit_s: float) -> dict[str, Any]:
+def on_avx2(options: Options, *, limit_s: float = 600) -> dict[str, Any]:
+    """A layer and the whole network, dense and compact, both bound to AVX2."""
+    if lanes() < 8:
+        return {"reason": "the processor has no AVX2"}
+    return {what: _child("avx2", what, options, limit_s, AVX2) for what in ("layer", "whole")}
+
+
+def _child(
+    task: str, what: str, options: Options, limit_s: float, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     command = [sys.executable, "-m", "recipes.bench_engine.children", task, what, json.dumps(dict(options))]
     with tempfile.TemporaryDirectory() as cache:
         # Nothing that was compiled before is found again, and nothing is left behind.
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "DCN_ENGINE_CACHE": "off", **(variables or {})}
         with subprocess.Popen(
             command,
             cwd=ROOT,
@@ -131,11 +145,21 @@ def _compiled(what: str, options: Options) -> dict[str, Any]:
     }
 
 
+def _avx2(what: str, options: Options) -> dict[str, Any]:
+    timing = {"rounds": options["rounds"], "seed": options["seed"]}
+    if what == "layer":
+        speed = layer(options["p"], batch=options["batch"], **timing)
+    else:
+        model = network(options["name"], p=options["p"], seed=options["seed"], **options["make"])
+        speed = measure_speed(model, batch_size=options["batch"], **timing).to_json()
+    return {**speed, "capability": torch.backends.cpu.get_cpu_capability(), "lanes": lanes()}
+
+
 def main() -> None:
     task, what, text = sys.argv[1:]
     options = json.loads(text)
     torch.set_num_threads(options["threads"])
-    print(json.dumps((_memory if task == "memory" else _compiled)(what, options)))
+    print(json.dumps({"memory": _memory, "compiled": _compiled, "avx2": _avx2}[task](what, options)))
 
 
 if __name__ == "__main__":

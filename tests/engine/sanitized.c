@@ -1,33 +1,7 @@
 /* Runs the kernel on random lists in memory of exactly the size that it may touch, and compares with plain loops. */
 #include "kernel.c"
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-static uint64_t state;
-
-static int64_t below(int64_t limit) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (int64_t)((state >> 33) % (uint64_t)limit);
-}
-
-static void *room(int64_t count, size_t size) {
-    void *found = malloc((size_t)count * size);
-    if (!found && count) abort();
-    return found;
-}
-
-static float *floats(int64_t count) {
-    float *found = room(count, sizeof(float));
-    for (int64_t i = 0; i < count; i++) found[i] = (float)below(2001) / 1000 - 1;
-    return found;
-}
-
-static void fail(const char *what, int64_t lanes, int64_t batch, uint64_t seed) {
-    printf("%s: lanes %d, batch %d, seed %d\n", what, (int)lanes, (int)batch, (int)seed);
-    exit(1);
-}
+#include "sanitized.h"
 
 /* Groups of 0 to 9 reads, or of more than the first cache holds, and 0 to 14 writes; every row is written once. */
 static void gemm(uint64_t seed, int64_t lanes, int64_t batch, int with_residual, int relu, int64_t threads) {

@@ -41,12 +41,39 @@ def test_on_a_quiet_machine_the_clock_counts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_calls_take_turns_and_a_clear_case_takes_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    for other, rounds in ((2.0, LEAST_ROUNDS), (0.95, MOST_ROUNDS), (0.3, LEAST_ROUNDS)):
+    for other, rounds in ((1.3, LEAST_ROUNDS), (0.95, MOST_ROUNDS), (0.8, LEAST_ROUNDS)):
         machine = Machine(monkeypatch)
-        assert sure_gain(machine.call("plain", 1.0), machine.call("other", other), CPU) == pytest.approx(1 / other)  # type: ignore[arg-type]
+        call = machine.call("other", other / 100)
+        assert sure_gain(machine.call("plain", 0.01), call, CPU) == pytest.approx(1 / other)  # type: ignore[arg-type]
         # The second of the first calls of each side is a round.
+        assert [name for name, _ in machine.calls[:4]] == ["plain", "other"] * 2
         counted = [name for name, _ in machine.calls[4:]]
         assert counted == (["other", "plain", "plain", "other"] * MOST_ROUNDS)[: 2 * (rounds - 1)]
+
+
+@pytest.mark.parametrize("other", [2.0, 0.5])
+@pytest.mark.parametrize(("seconds", "calls"), [(0.02, 2), (1.0, 1)])
+def test_an_obvious_case_takes_one_round_and_the_first_calls_alone_if_they_are_long(
+    other: float, seconds: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch)
+    gain = sure_gain(machine.call("plain", seconds), machine.call("other", other * seconds), CPU)  # type: ignore[arg-type]
+    assert gain == pytest.approx(1 / other)
+    assert [name for name, _ in machine.calls] == ["plain", "other"] * calls
+
+
+def test_long_calls_that_are_close_take_the_least_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    sure_gain(machine.call("plain", 1.0), machine.call("other", 0.95), CPU)  # type: ignore[arg-type]
+    assert len(machine.calls) == 2 + 2 * LEAST_ROUNDS
+
+
+def test_a_first_call_that_takes_enough_is_the_only_one_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for enough, calls in ((2.0, 2), (4.0, 4)):
+        machine = Machine(monkeypatch)
+        run = machine.call("run", 0.003)
+        assert timed(run, CPU, least_calls=3, enough=enough) == pytest.approx(3.0)  # type: ignore[arg-type]
+        assert len(machine.calls) == calls
 
 
 def test_a_gain_is_sure_only_if_three_rounds_in_four_show_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcn_plugin as dcn
-from dcn_plugin.engine.compact_model import in_chunks, without_gradient
+from dcn_plugin.engine.compact_model import without_gradient
+from dcn_plugin.engine.constant_cache import derived
 from dcn_plugin.errors import CompactError, ImageRangeError, InputSizeError
 from tests.engine.cases import BACKENDS, needs_c
-from tests.engine.compacted import LIMIT, assert_close, error, images, input_gradient, small, through_pickle
+from tests.engine.compacted import LIMIT, assert_close, error, images, input_gradient, rows, small, through_pickle
 
 slow = pytest.mark.slow
 
@@ -217,21 +219,40 @@ def test_who_watches_the_operations_sees_them(on_kernel: dcn.CompactModel) -> No
 
 
 @pytest.mark.parametrize(
-    ("count", "chunk", "parts"),
-    [(11, 4, [4, 4, 3]), (8, 4, [4, 4]), (9, 4, [3, 3, 3]), (4, 4, [4]), (11, None, [11]), (0, 4, [0])],
+    ("count", "parts"),
+    [(11, [4, 4, 2, 1]), (8, [4, 4]), (6, [4, 2]), (4, [4]), (1, [1]), (0, [0])],
 )
-def test_chunks_are_as_even_as_can_be_and_none_is_larger_than_asked_for(
-    count: int, chunk: int | None, parts: list[int]
+def test_a_batch_runs_in_the_pieces_of_the_plan_in_their_order(
+    count: int, parts: list[int], compact: dcn.CompactModel
 ) -> None:
+    cut = copy.deepcopy(compact)
+    cut.plan = replace(cut.plan, ways=((1, "images"), (2, "compact")), chunks=(4, 2))
     sizes: list[int] = []
-
-    def run(part: Tensor) -> Tensor:
-        sizes.append(len(part))
-        return 2 * part
-
-    given = images(count)
-    assert torch.equal(in_chunks(run, given, chunk), 2 * given)
+    for graph in (cut.on_rows, cut.on_images):
+        graph.register_forward_hook(lambda _, given, made: sizes.append(len(made)))
+    torch.testing.assert_close(cut(images(count)), compact(images(count)), rtol=LIMIT, atol=1e-5)
     assert sizes == parts
+    assert_close(input_gradient(cut, images(5)), input_gradient(compact, images(5)))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_holds_for_batches_that_are_cut_into_other_pieces(compact: dcn.CompactModel) -> None:
+    cut = copy.deepcopy(compact)
+    cut.plan = replace(cut.plan, ways=((1, "images"), (2, "compact")), chunks=(4, 2))
+    with pytest.warns(FutureWarning, match="deprecated"):
+        traced = torch.jit.trace(cut, images(6), check_trace=False)
+    assert error(traced, compact, images(11)) < LIMIT
+
+
+@needs_c
+def test_the_lists_of_rows_are_there_before_the_first_batch(model: nn.Module, lists: Callable[[], int]) -> None:
+    made = dcn.compact(model, backend="c")
+    before, known = lists(), set(derived._entries)
+    with torch.no_grad():
+        made(images(3))
+    assert before > len(rows(made))
+    # What is left for the first batch: which row each cell of the images has that follow rows.
+    assert {kind for kind, _ in set(derived._entries) - known} == {("cells",)}
 
 
 def test_a_graph_without_rows_of_the_kernel_runs_as_it_is(compact: dcn.CompactModel) -> None:

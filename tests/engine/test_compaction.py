@@ -17,7 +17,7 @@ import dcn_plugin as dcn
 from dcn_plugin.engine import compaction as engine_model
 from dcn_plugin.engine import ladder, native
 from dcn_plugin.engine.clock import Compared
-from dcn_plugin.engine.ladder import Rung
+from dcn_plugin.engine.ladder import Ladder, Rung
 from dcn_plugin.engine.packed_conv import IMAGES_CONV
 from dcn_plugin.errors import CompactError, InputSizeError, NotDefectiveError, SpecError, TraceError
 from tests.engine.cases import BACKENDS, needs_c
@@ -300,9 +300,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
     def rig(**times: float) -> Judge:
         judge = Judge(times)
         monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
-        monkeypatch.setattr(engine_model, "raced", judge)
         monkeypatch.setattr(ladder, "raced", judge)
-        monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
         return judge
 
     return rig
@@ -361,29 +359,28 @@ def test_no_way_that_lost_on_the_whole_model_is_handed_out(
         if way == "rows" and made.plan.backend == "dense":
             way = "images"
         assert times[way] <= times["model"], (made.plan.ways, judge.asked)
-        assert times[way] <= 1.05 * times["images"] or times["images"] > times["model"]
+        # Between the sizes that were raced the model runs unless another way is faster by a reserve.
+        if count in made.plan.raced:
+            assert times[way] <= 1.05 * times["images"] or times["images"] > times["model"], (count, made.plan.ways)
     assert made.plan.dense_ms == 8 * times["model"]
 
 
 @needs_c
 def test_each_batch_runs_as_was_found_for_its_size(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    def climb(*_: Any, **__: Any) -> list[Rung]:
-        return [
-            Rung(1, ("model",)),
-            Rung(2, ("images", "model")),
-            Rung(4, ("compact", "images", "model")),
-            Rung(8, ("compact", "model"), 2.0, 1.0, one_thread=True),
-        ]
-
+    found = [
+        Rung(1, ("model",), {"model": 1.0, "images": 1.2, "compact": 2.0}, one_thread=True),
+        Rung(2, ("images", "model"), {"model": 1.5, "images": 1.0, "compact": 2.0}, one_thread=True),
+        Rung(4, ("compact", "images", "model"), {"model": 2.0, "images": 1.5, "compact": 0.5}, one_thread=True),
+        Rung(8, ("compact", "model"), {"model": 4.0, "images": 4.0, "compact": 1.0}, one_thread=True),
+    ]
     monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
-    monkeypatch.setattr(engine_model, "raced", lambda *_: Compared(2.0, 2.0, 1.0))
-    monkeypatch.setattr(engine_model, "climb", climb)
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
+    monkeypatch.setattr(engine_model, "climb", lambda *_, **__: Ladder(found, True, True))
     made = dcn.compact(model, batch_size=8)
     assert made.plan.ways == ((1, "model"), (2, "images"), (4, "compact"))
     assert made.plan.least_batch == 4
-    assert (made.plan.dense_ms, made.plan.compact_ms) == (2.0, 1.0)
+    assert (made.plan.dense_ms, made.plan.compact_ms) == (4.0, 1.0)
     assert "Made on a busy machine" in str(made.plan)
+    assert "raced at batches of 1, 2, 4, 8" in str(made.plan)
     calls: list[str] = []
     made.on_rows.register_forward_hook(lambda *_: calls.append("rows"))
     made.on_images.register_forward_hook(lambda *_: calls.append("images"))
@@ -392,50 +389,20 @@ def test_each_batch_runs_as_was_found_for_its_size(model: nn.Module, monkeypatch
     for count in (1, 2, 3, 4, 9):
         assert error(made, model, images(count)) < LIMIT
         made(images(count).requires_grad_())
-    assert calls == ["model", "model", "images", "images", "images", "images", "rows", "rows"]
+    # Of 9 images one is left over; without a gradient rows run in kept memory, which the hook does not see.
+    assert calls == [*["model"] * 2, *["images"] * 4, "rows", "model", "rows", "model"]
 
 
 @needs_c
-def test_a_batch_runs_in_as_many_chunks_as_were_fastest(
-    model: nn.Module, judged: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judged(model=3.0, images=2.0, rows=1.0)
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (4, 2.0))
-    made = dcn.compact(model)
-    assert "4 images at a time" in str(made.plan)
+def test_a_batch_is_cut_into_pieces_that_were_raced(model: nn.Module, judged: Callable[..., Judge]) -> None:
+    judge = judged(model=3.0, images=2.0, rows=1.0)
+    made = dcn.compact(model, batch_size=8)
+    assert "8, 4, 2, 1 images at a time" in str(made.plan)
+    assert {count for *_, count in judge.asked} == {1, 4, 8} == set(made.plan.raced)
     assert made.plan.ways == ((1, "compact"),)
-    assert error(made, model, images(11)) < LIMIT
-    assert_close(input_gradient(made, images(11)), input_gradient(model, images(11)))
-    counts: list[int] = []
-    for graph in (made.on_rows, made.on_images):
-        graph.register_forward_hook(lambda _, given, made: counts.append(len(made)))
-    made(images(11).requires_grad_())
-    assert counts == [4, 4, 3]
-    made(images(4).requires_grad_())
-    assert counts[3:] == [4]
-
-
-def test_the_best_chunk_is_found_among_halves_and_a_small_gain_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counting(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            asked.append(len(x))
-            return x
-
-    def gain(plain: Callable[[], object], other: Callable[[], object], device: torch.device) -> float:
-        plain()
-        assert asked.pop() == 16
-        other()
-        return gains[asked[-1]]
-
-    asked: list[int] = []
-    monkeypatch.setattr(engine_model, "sure_gain", gain)
-    place = ((1, 2, 2), 16, torch.device("cpu"))
-    # It stops where it gets slower: one image at a time is not asked for.
-    gains = {8: 1.2, 4: 1.4, 2: 1.1, 1: 9.0}
-    assert engine_model._best_chunk(Counting(), *place) == (4, 1.4)
-    assert asked == [8] * 2 + [4] * 4 + [2] * 8
-    gains = {8: 1.02, 4: 9.0}
-    assert engine_model._best_chunk(Counting(), *place) == (None, 1.0)
+    assert made.plan.parts(13) == [(8, "compact"), (4, "compact"), (1, "compact")]
+    assert error(made, model, images(13)) < LIMIT
+    assert_close(input_gradient(made, images(13)), input_gradient(model, images(13)))
 
 
 # --- budget
@@ -559,3 +526,14 @@ class Branching(nn.Module):
 def test_a_model_that_has_no_graph_is_refused_by_name() -> None:
     with pytest.raises(TraceError, match="cannot follow Branching"):
         dcn.compact(Branching().eval())
+
+
+@needs_c
+def test_the_default_dtype_is_no_matter_of_the_engine(model: nn.Module) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        fast = dcn.compact(model, batch_size=2, use_cache=False)
+        assert error(fast, model, images(2).float()) < LIMIT
+    finally:
+        torch.set_default_dtype(before)

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import clock, compaction, decision_cache, ladder
-from dcn_plugin.engine.clock import Compared
-from dcn_plugin.engine.decision_cache import cache_folder
+from dcn_plugin.engine import cache_folder as cache_files
+from dcn_plugin.engine import clock, compaction, decision_cache, ladder, measured_costs
+from dcn_plugin.engine.cache_folder import cache_folder
 from dcn_plugin.engine.measured_costs import Measured
 from dcn_plugin.models import cifar_resnet
 from tests.engine.cases import needs_c
+from tests.engine.compacted import choice_wins
 
 SIZE = (3, 16, 16)
 
@@ -29,10 +30,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def network(seed: int = 0, p: float = 0.3, width: int = 8) -> nn.Module:
+def network(
+    seed: int = 0, p: float = 0.3, width: int = 8, layers: tuple[int, int, int, int] = (1, 1, 1, 1)
+) -> nn.Module:
     torch.manual_seed(seed)
-    net = cifar_resnet((1, 1, 1, 1), width=width)
+    net = cifar_resnet(layers, width=width)
     return dcn.defectify(net, p=p, seed=seed, sampling="exact", input_size=SIZE).eval()
+
+
+def decisions(folder: Path) -> list[Path]:
+    """The files of decisions; those of layers are beside them."""
+    return [path for path in folder.glob("*.json") if "layers" in json.loads(path.read_bytes())["key"]]
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -53,7 +61,7 @@ def test_the_second_compaction_measures_nothing_and_decides_the_same(
 ) -> None:
     model, images = network(), torch.rand(3, *SIZE)
     first = dcn.compact(model, batch_size=4)
-    (file,) = folder.glob("*.json")
+    (file,) = decisions(folder)
     no_more_measuring()
     second = dcn.compact(model, batch_size=4)
     assert str(second.plan) == str(first.plan)
@@ -79,9 +87,7 @@ def test_lists_of_rows_are_those_of_the_new_masks_and_stay_within_the_budget(
     folder: Path, no_more_measuring: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e-6)
-    monkeypatch.setattr(compaction, "_best_chunk", lambda *_: (None, 1.0))
-    for module in (compaction, ladder):
-        monkeypatch.setattr(module, "raced", lambda *_, **__: Compared(2.0, 2.0, 1.0))
+    monkeypatch.setattr(ladder, "raced", choice_wins)
     first = dcn.compact(network(0), batch_size=2)
     measured = dcn.compact(network(1), batch_size=2, use_cache=False)
     assert first.plan.backend == "c"
@@ -94,21 +100,28 @@ def test_lists_of_rows_are_those_of_the_new_masks_and_stay_within_the_budget(
 
 
 @needs_c
-@pytest.mark.parametrize("change", ["p", "width", "batch", "budget", "threads", "damaged", "off", "argument"])
+@pytest.mark.parametrize(
+    "change", ["p", "width", "batch", "budget", "threads", "damaged", "foreign", "another key", "off", "argument"]
+)
 def test_what_may_change_a_decision_is_measured_anew(
     change: str, folder: Path, no_more_measuring: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dcn.compact(network(), batch_size=2)
-    (file,) = folder.glob("*.json")
+    (file,) = decisions(folder)
     no_more_measuring()
     model = network(p=0.5 if change == "p" else 0.3, width=16 if change == "width" else 8)
     options = {"batch_size": 3 if change == "batch" else 2}
     if change == "budget":
         options["max_packed_bytes"] = 2**29
     if change == "threads":
-        monkeypatch.setattr(decision_cache, "hardware", lambda device: {"threads": 99})
+        monkeypatch.setattr(cache_files, "hardware", lambda device: {"threads": 99})
     if change == "damaged":
         file.write_bytes(file.read_bytes()[:-40])
+    if change == "foreign":
+        file.write_text("[1, 2]")
+    if change == "another key":
+        record = json.loads(file.read_bytes())
+        file.write_text(json.dumps(record | {"key": record["key"] | {"code": "of another version"}}))
     if change == "off":
         monkeypatch.setenv("DCN_ENGINE_CACHE", "off")
     with pytest.raises(AssertionError, match="measured again"):
@@ -129,6 +142,45 @@ def test_what_was_measured_on_a_busy_machine_is_taken_while_it_is_busy(
     quiet[0] = True
     with pytest.raises(AssertionError, match="measured again"):
         dcn.compact(network(), batch_size=2)
+
+
+@needs_c
+def test_layers_of_one_kind_are_measured_once_for_all_networks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timings: list[object] = []
+
+    def watch(run: Callable[[], object], device: torch.device, **_: object) -> float:
+        run()
+        timings.append(run)
+        return 1.0
+
+    monkeypatch.setattr(measured_costs, "timed", watch)
+    monkeypatch.setattr(ladder, "raced", choice_wins)
+    dcn.compact(network(), batch_size=2)
+    first, second = len(timings), network(layers=(2, 1, 1, 1))
+    dcn.compact(second, batch_size=2)
+    # Of the longer network only the block that the shorter one does not have.
+    assert 0 < len(timings) - first < first / 2
+    timings.clear()
+    dcn.compact(second, batch_size=2, use_cache=False)
+    assert len(timings) >= first
+    timings.clear()
+    (layers,) = set(folder.glob("*.json")) - set(decisions(folder))
+    layers.write_bytes(layers.read_bytes()[:-10])
+    dcn.compact(network(p=0.5), batch_size=2)
+    assert len(timings) >= first  # a broken file is as good as none
+
+
+@needs_c
+def test_a_decision_of_another_form_is_taken_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured_costs, "timed", lambda *_, **__: 1.0)
+    monkeypatch.setattr(ladder, "raced", choice_wins)
+    plan = dcn.compact(network(), batch_size=2).plan
+    (file,) = decisions(folder)
+    record = json.loads(file.read_bytes())
+    for part, value in (("ladder", 3), ("on_rows", [999]), ("times", [1]), ("ladder", [[[1, ["model"]]], True, True])):
+        file.write_text(json.dumps(record | {part: value}))
+        assert dcn.compact(network(), batch_size=2).plan.batch_size == plan.batch_size
+        assert json.loads(file.read_bytes())[part] != value
 
 
 @needs_c

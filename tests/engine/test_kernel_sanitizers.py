@@ -12,6 +12,7 @@ from dcn_plugin import engine
 
 KERNEL = Path(engine.__file__).with_name("kernel.c")
 PROGRAM = Path(__file__).with_name("sanitized.c")
+TRAINING = Path(__file__).with_name("sanitized_training.c")
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,10 @@ def compiled(source: Path, output: Path, *flags: str) -> subprocess.CompletedPro
         "-O1",
         *flags,
         f"-I{KERNEL.parent}",
+        f"-I{PROGRAM.parent}",
         str(source),
+        # Programs of training include training.c, and have the threads from kernel.c.
+        *([str(KERNEL)] if '#include "training.c"' in source.read_text() else []),
         "-o",
         str(output),
         "-lm",
@@ -55,23 +59,37 @@ def sanitized(folder: Path, source: Path, sanitizers: str) -> subprocess.Complet
     return subprocess.run([folder / "program"], capture_output=True, text=True, timeout=600, env=environment)
 
 
+@pytest.mark.parametrize("program", [PROGRAM, TRAINING], ids=["inference", "training"])
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_the_kernel_stays_within_its_memory_and_within_the_language(sanitizers: str, tmp_path: Path) -> None:
-    ran = sanitized(tmp_path, PROGRAM, sanitizers)
+def test_the_kernel_stays_within_its_memory_and_within_the_language(
+    sanitizers: str, program: Path, tmp_path: Path
+) -> None:
+    ran = sanitized(tmp_path, program, sanitizers)
     assert ran.returncode == 0 and not ran.stderr, ran.stdout + ran.stderr
     assert "widths" in ran.stdout
 
 
-def test_the_sanitizers_would_report_a_row_outside_of_the_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "line", "wrong"),
+    [
+        (PROGRAM, "(int32_t)below(rows);", "(int32_t)rows;"),
+        (TRAINING, "(int32_t)below(l.rows);", "(int32_t)l.rows;"),
+        (TRAINING, "l.width * (2 * tile + BLOCK);", "l.width * (2 * tile + BLOCK) - 1;"),
+    ],
+)
+def test_the_sanitizers_would_report_memory_that_is_not_there(
+    program: Path, line: str, wrong: str, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.c"
-    text = PROGRAM.read_text()
-    assert text.count("(int32_t)below(rows);") == 1
-    broken.write_text(text.replace("(int32_t)below(rows);", "(int32_t)rows;"))
+    text = program.read_text()
+    assert text.count(line) == 1
+    broken.write_text(text.replace(line, wrong))
     ran = sanitized(tmp_path, broken, "address")
     assert ran.returncode != 0
     assert "heap-buffer-overflow" in ran.stderr
 
 
-def test_the_kernel_compiles_without_a_warning(tmp_path: Path) -> None:
-    built = compiled(PROGRAM, tmp_path / "program", "-Wall", "-Wextra", "-Werror")
+@pytest.mark.parametrize("program", [PROGRAM, TRAINING], ids=["inference", "training"])
+def test_the_kernel_compiles_without_a_warning(program: Path, tmp_path: Path) -> None:
+    built = compiled(program, tmp_path / "program", "-Wall", "-Wextra", "-Werror")
     assert built.returncode == 0, built.stderr

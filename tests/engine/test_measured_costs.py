@@ -27,7 +27,7 @@ needs_packing = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="thi
 def test_everything_is_measured_once_and_leaves_no_lists_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     before, calls = set(derived._entries), []
 
-    def watch(run: Callable[[], object], device: torch.device) -> float:
+    def watch(run: Callable[[], object], device: torch.device, **_: object) -> float:
         run()
         calls.append(run)
         return float(len(calls))
@@ -37,12 +37,20 @@ def test_everything_is_measured_once_and_leaves_no_lists_behind(monkeypatch: pyt
     step, live = one_layer(make_layer(densities=(0.3, 0.3, None)))
     costs = Measured(live, 16, CPU, "c")
     for _ in range(2):
-        assert (costs.images(step), costs.rows(step)) == (1.0, 2.0)
+        assert (costs.images(step), costs.rows(step)) == (2.0, 1.0)
     for _ in range(2):
         assert costs.conversion(step.value) == (3.0, 4.0)
     assert len(calls) == 4
-    assert costs.times == {step: (1.0, 2.0)}
+    assert costs.times == {step: (2.0, 1.0)}
     assert set(derived._entries) == before
+    # Another network on the same machine, with a layer of the same kind.
+    other, other_live = one_layer(make_layer(densities=(0.3, 0.3, None), seed=0))
+    known = Measured(other_live, 16, CPU, "c", kinds=costs.kinds)
+    assert (known.images(other), known.rows(other)) == (2.0, 1.0)
+    assert len(calls) == 4
+    # A number of another form is no time of it.
+    damaged = Measured(other_live, 16, CPU, "c", kinds={kind: [1.0] * 3 for kind in costs.kinds})
+    assert damaged.times == {} and damaged.images(other) == 6.0
 
 
 @needs_c
@@ -73,13 +81,13 @@ def test_what_packing_saves_is_measured_once_and_leaves_nothing_behind(
 ) -> None:
     calls = []
 
-    def watch(run: Callable[[], object], device: torch.device) -> float:
+    def watch(run: Callable[[], object], device: torch.device, **_: object) -> float:
         run()
         calls.append(run)
         return 1.0 if lists() else 8.0  # packed weights are there while they are timed
 
     monkeypatch.setattr(measured_costs, "timed", watch)
-    monkeypatch.setattr(Measured, "_on_rows", lambda *_: 2.0)
+    monkeypatch.setattr(Measured, "_on_rows", lambda *_: 5.0)
     captured = capture(small(), SIZE)
     live, steps = live_neurons(captured.graph), find_steps(captured.graph)
     step = next(step for step in steps if step.conv is not None)
@@ -97,9 +105,29 @@ def test_what_packing_saves_is_measured_once_and_leaves_nothing_behind(
 )
 def test_packing_that_saves_too_little_to_be_sure_of_saves_nothing(share: float, saved: float) -> None:
     step, live = one_layer(make_layer())
-    costs = Measured(live, 16, CPU, "c", times={step: (10.0, 1.0)}, packed={step: 10 * share})
+    costs = Measured(live, 16, CPU, "c", times={step: (10.0, 9.0)}, packed={step: 10 * share})
     assert costs.saved_by_packing(step) == pytest.approx(saved)
     assert costs.images(step) == pytest.approx(10 - saved)
+
+
+def test_where_rows_are_clearly_faster_it_is_not_asked_how_long_images_take_at_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float | None] = []
+
+    def watch(run: Callable[[], object], device: torch.device, *, enough: float | None = None) -> float:
+        run()
+        asked.append(enough)
+        return 5.0 if enough is None else 6.0
+
+    monkeypatch.setattr(measured_costs, "timed", watch)
+    step, live = one_layer(make_layer(batch=64))
+    costs = Measured(live, 64, CPU, "c")
+    # Of 64 images 16 are measured: 6 ms become 24, and more than twice the time of rows is enough.
+    assert costs.images(step) == 24.0
+    assert asked == [None, 2 * 5.0 / 4]
+    assert costs.saved_by_packing(step) == 0.0
+    assert len(asked) == 2
 
 
 def test_steps_that_only_move_memory_cost_what_the_bandwidth_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 import dcn_plugin as dcn
 from dcn_plugin.engine import compaction as engine_model
+from dcn_plugin.engine import ladder
 from dcn_plugin.engine.capture import capture
+from dcn_plugin.engine.measured_costs import Measured
 from dcn_plugin.engine.mixing import check_graph, first_mixing
 from dcn_plugin.errors import TraceError
-from tests.engine.compacted import LIMIT, error
+from tests.engine.cases import needs_c
+from tests.engine.compacted import LIMIT, choice_wins, error
 from tests.engine.small_nets import Program, pictures, programs, randomised
 from tests.models.timm_checks import seeded
 
@@ -147,21 +150,34 @@ def defective(then: Callable[[Net, Tensor], Tensor]) -> nn.Module:
     return dcn.defectify(Net(then), p=0.3, blocks=["conv"], input_size=SIZE).eval()
 
 
+def rows_always_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all that runs on rows were twice as fast: batches are cut wherever they may be."""
+    monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e-6)
+    monkeypatch.setattr(ladder, "raced", choice_wins)
+
+
+@needs_c
+def test_a_batch_that_the_network_keeps_apart_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_always_win(monkeypatch)
+    assert dcn.compact(defective(APART["gate"]), batch_size=8).plan.chunks
+
+
+@needs_c
 @pytest.mark.parametrize("name", ["batch statistics", "softmax over images", "mean of the batch"])
 def test_a_batch_that_the_network_mixes_is_never_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Chunks are taken where they are faster: here they always seem to be.
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (2, 2.0))
+    rows_always_win(monkeypatch)
     model = defective(MIXED[name])
     made = dcn.compact(model, batch_size=8)
-    assert made.plan.chunk is None
+    assert made.plan.backend == "c" and made.plan.chunks == ()
     assert "Batches are not cut: aten." in made.plan.note
     images = torch.rand(9, *SIZE) * torch.rand(9, 1, 1, 1)
     assert error(made, model, images) < LIMIT
 
 
+@needs_c
 def test_numbers_that_differ_are_enough_not_to_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (2, 2.0))
+    rows_always_win(monkeypatch)
     monkeypatch.setattr(engine_model, "first_mixing", lambda graph: None)
     made = dcn.compact(defective(MIXED["batch statistics"]), batch_size=4)
-    assert made.plan.chunk is None
+    assert made.plan.backend == "c" and made.plan.chunks == ()
     assert "Batches are not cut" in made.plan.note

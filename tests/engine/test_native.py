@@ -14,6 +14,7 @@ from dcn_plugin.engine import native
 from dcn_plugin.engine.ops import rows_conv, to_rows
 from dcn_plugin.engine.packing import Packed, pack_forward, pool_windows
 from dcn_plugin.engine.row_layout import Window, number_rows
+from dcn_plugin.errors import SpecError
 from tests.engine.cases import TOLERANCE, Layer, arguments, images_of, make_layer, needs_c, rows_of
 
 
@@ -140,7 +141,7 @@ def test_no_vector_is_wider_than_the_batch_or_the_machine(
     machine: int, expected: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "lanes", lambda: machine)
-    assert {batch: native._lanes_for(batch) for batch in expected} == expected
+    assert {batch: native.lanes_for(batch) for batch in expected} == expected
 
 
 @needs_c
@@ -158,3 +159,20 @@ def test_the_number_of_threads_does_not_change_a_bit(threads: int, monkeypatch: 
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert torch.equal(rows_conv(*arguments(layer, "c")), alone)
     assert torch.equal(to_rows(layer.images, index, rows, "c"), images)
+
+
+@needs_c
+def test_the_environment_bounds_the_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = native.lanes()
+    native.lanes.cache_clear()
+    try:
+        for asked in ("1", "4", "8", "16"):
+            monkeypatch.setenv(native.MOST_LANES, asked)
+            assert native.lanes() == min(int(asked), most)
+            native.lanes.cache_clear()
+        monkeypatch.setenv(native.MOST_LANES, "12")
+        with pytest.raises(SpecError, match="12"):
+            native.lanes()
+    finally:
+        monkeypatch.delenv(native.MOST_LANES)
+        native.lanes.cache_clear()

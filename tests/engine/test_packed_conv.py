@@ -13,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import compaction as engine_model
 from dcn_plugin.engine import ladder, ops
 from dcn_plugin.engine.clock import Compared
 from dcn_plugin.engine.measured_costs import Measured
 from dcn_plugin.engine.packed_conv import IMAGES_CONV, can_pack, images_conv
 from tests.engine.cases import TOLERANCE, Layer, layers, needs_c
-from tests.engine.compacted import LIMIT, assert_close, error, images, input_gradient, small
+from tests.engine.compacted import LIMIT, assert_close, choice_wins, error, images, input_gradient, small
 
 CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(
@@ -90,10 +89,8 @@ def test_weights_are_laid_out_once_until_they_are_forgotten(lists: Callable[[], 
 def rigged(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if rows never paid and packing always halved the time."""
     monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e6)
-    monkeypatch.setattr(Measured, "_on_images", lambda self, step, packed=False: 1.0 if packed else 2.0)
-    monkeypatch.setattr(engine_model, "raced", lambda *_, **__: Compared(2.0, 2.0, 1.0))
-    monkeypatch.setattr(ladder, "raced", lambda *_, **__: Compared(2.0, 2.0, 1.0))
-    monkeypatch.setattr(engine_model, "_best_chunk", lambda *_: (None, 1.0))
+    monkeypatch.setattr(Measured, "_on_images", lambda self, step, packed=False, enough=0.0: 1.0 if packed else 2.0)
+    monkeypatch.setattr(ladder, "raced", choice_wins)
 
 
 def compacted(**options: Any) -> dcn.CompactModel:
@@ -159,16 +156,17 @@ def test_a_compact_model_with_packed_weights_compiles_and_exports() -> None:
 
 @needs_c
 def test_packing_that_gains_nothing_is_left(rigged: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Measured, "_on_images", lambda self, step, packed=False: 1.98 if packed else 2.0)
+    monkeypatch.setattr(Measured, "_on_images", lambda self, step, packed=False, enough=0.0: 1.98 if packed else 2.0)
     assert IMAGES_CONV not in convolutions(compacted())
 
 
 @needs_c
-def test_a_graph_that_lost_does_not_race_again(rigged: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    raced = []
-    monkeypatch.setattr(engine_model, "raced", lambda *_: raced.append(1) or Compared(1.01, 1.0, 0.99))
+def test_a_graph_that_gains_too_little_is_left(rigged: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raced(plain: Any, other: Any, *_: Any, **__: Any) -> Compared:
+        return Compared(1.01, 1.0, 0.99)  # packed over the model, and then images over packed
+
+    monkeypatch.setattr(ladder, "raced", raced)
     assert IMAGES_CONV not in convolutions(compacted())
-    assert len(raced) == 1
 
 
 def test_what_cannot_be_packed_is_not() -> None:

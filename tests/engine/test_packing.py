@@ -137,6 +137,16 @@ def test_rows_come_in_the_order_of_memory_whatever_the_order_of_the_strides() ->
 
 
 @pytest.mark.parametrize("pack", [forward, backward])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_lists_do_not_depend_on_how_many_positions_are_looked_at_together(pack, groups, monkeypatch) -> None:
+    layer = make_layer(inputs=4, outputs=6, groups=groups, densities=(0.5, 0.5, 0.5))
+    together = pack(layer)
+    monkeypatch.setattr(packing, "_VALUES", 40)  # a position or two
+    apart = pack(layer)
+    assert all(np.array_equal(part, getattr(apart, name)) for name, part in vars(together).items())
+
+
+@pytest.mark.parametrize("pack", [forward, backward])
 def test_the_lists_are_what_the_kernel_reads(pack) -> None:
     packed = pack(make_layer(densities=(0.5, 0.5, 0.5)))
     for name, dtype in [("weights", "f4"), ("bias", "f4"), ("reads", "i4"), ("writes", "i4"), ("chunks", "i8")]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcn_plugin.engine.row_layout import cells_of, expand, gather, number_rows
+from dcn_plugin.engine.row_layout import Geometry, cells_of, expand, gather, number_rows, readable
 
 
 @st.composite
@@ -29,6 +29,13 @@ def test_live_neurons_are_numbered_by_position_and_then_by_channel(live: Tensor)
                 else:
                     assert index[c, y, x] == -1
     assert index.dtype == torch.int32 and index.is_contiguous()
+
+
+def test_live_inputs_are_counted_for_each_window_and_group() -> None:
+    live = torch.zeros(4, 3, 3, dtype=torch.bool)
+    live[0] = live[1, 1, 1] = live[3, 0, 0] = True
+    counts = readable(live, (3, 2), Geometry(padding=(1, 0), groups=2))
+    assert counts.tolist() == [[[5, 5], [7, 7], [5, 5]], [[1, 0], [1, 0], [0, 0]]]
 
 
 @given(masks())

@@ -19,7 +19,11 @@ ROOT = CASES.parents[2]
 
 
 @pytest.mark.timeout(300)  # on a GPU each variant of a kernel is compiled first
-@pytest.mark.parametrize("interpret", [True, pytest.param(False, marks=pytest.mark.gpu)], ids=["interpreted", "gpu"])
+@pytest.mark.parametrize(
+    "interpret",
+    [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.gpu)],
+    ids=["interpreted", "gpu"],
+)
 def test_the_kernels_compute_what_the_dense_convolution_does(interpret: bool) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]

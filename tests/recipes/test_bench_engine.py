@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from dcn_plugin.engine import compact
+from dcn_plugin.engine.native import lanes, native_problem
 from dcn_plugin.surgery import masks_of, undefectify
 from recipes.bench_engine import batches, bench, cases, children
 
@@ -61,6 +62,15 @@ def test_the_attack_sees_the_gradient_of_the_defective_model(net: nn.Module) -> 
     assert set(found["ms"]) == {"dense", "compact", "defective"}
 
 
+def test_the_second_compaction_takes_what_the_first_kept_and_leaves_the_users_cache_alone(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCN_ENGINE_CACHE", str(tmp_path))
+    found = cases.compaction_calls(net, batch=8, repeats=1)
+    assert 0 < found["second_s"] < found["first_s"]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("value", "must", "largest", "holds"),
     [(2.0, 2.0, False, True), (1.9, 2.0, False, False), (1.9, 2.0, True, True), (2.0, 2.0, True, False)],
@@ -94,6 +104,21 @@ def test_a_child_that_fails_says_why() -> None:
     assert "no_such_net" in found["reason"]
 
 
+@pytest.mark.slow
+def test_both_sides_are_bound_to_avx2_in_a_process_of_their_own() -> None:
+    if native_problem() is not None or lanes() < 8:
+        pytest.skip("no kernel with AVX2 here")
+    whole = children._child("avx2", "whole", TINY, 120, children.AVX2)
+    assert (whole["capability"], whole["lanes"]) == ("AVX2", 8)
+    assert whole["relative_error"] < 1e-4 and whole["speedup"] > 0
+    assert torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def test_a_processor_without_avx2_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "lanes", lambda: 4)
+    assert children.on_avx2(TINY) == {"reason": "the processor has no AVX2"}
+
+
 def test_a_compiler_that_fails_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(images: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no compiler\na hint")
@@ -109,7 +134,7 @@ def test_the_benchmark_runs_and_names_every_limit(monkeypatch: pytest.MonkeyPatc
     options = replace(bench.QUICK, width=4, batch=2, threads=1, compile_limit_s=1)
     record: dict[str, Any] = json.loads(json.dumps(bench.run(options, "smoke test")))
     lines = bench.figures(record)
-    assert len(lines) == len(record["limits"]) == 11
+    assert len(lines) == len(record["limits"]) == 15 + 2 * ("layer" in record["avx2"])
     assert all(line.value >= 0 for line in lines)
     assert "was not finished" in record["compiled"]["whole"]["reason"]
     page = bench.markdown(record)

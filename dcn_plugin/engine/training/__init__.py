@@ -1,0 +1,1 @@
+"""Training that pays only for the neurons that exist."""
