@@ -24,8 +24,10 @@ from dcn_plugin.errors import ModelOutputError, SpecError
 from dcn_plugin.evaluate.predictions import correct_on
 from dcn_plugin.support.atomic_file import check_output
 from dcn_plugin.support.model_state import device_of, training_flags
+from dcn_plugin.support.onednn import check_channels_last
 from dcn_plugin.support.progress import log_line, progress_bar
 from dcn_plugin.support.randomness import derived_seed, isolated_rng
+from dcn_plugin.surgery.gradual import GradualDefects
 from dcn_plugin.training.adversarial import StepImages, describe
 from dcn_plugin.training.checks import (
     check_arguments,
@@ -36,6 +38,7 @@ from dcn_plugin.training.checks import (
     structure,
 )
 from dcn_plugin.training.data import Batch, TrainData, as_train_data, files_hash
+from dcn_plugin.training.engine import Stepper, check_engine, stepper
 from dcn_plugin.training.heads import main_head
 from dcn_plugin.training.history import EpochRecord, History
 from dcn_plugin.training.precision import autocast, compute_dtype
@@ -116,11 +119,12 @@ def train(
         The record of the run.
 
     Raises:
-        SpecError: too little data, a batch that cannot be shared out, ...
+        SpecError: too little data, a batch that cannot be shared out, masks that are at their goal already, ...
         ClassesError: a class count that is not the model's, or validation or test images of other classes than the
             training images, by number, name or order.
         InputSizeError, MaskShapeError: the model, or its masks, are made for other images.
-        MaskStateError: processes have different masks.
+        MaskStateError: processes have different masks; with ``config.gradual``, masks that a state dict brought.
+        NotDefectiveError: ``config.gradual`` for a network without masks.
         MaskLostError: the masks do not act any more at the end, or are other masks.
         ModelOutputError: the model does not return two logits or more, or in training several outputs of which none
             is the main one; the loss stopped being a number.
@@ -137,6 +141,9 @@ def train(
     if out is not None:
         check_output(out)
     check_arguments(config, len(data), processes.team.size, test)
+    check_engine(config, processes)
+    if config.channels_last:
+        check_channels_last(model, processes.device)
     check_fit(model, data.shape, data.num_classes)
     check_parts(data, val=val, test=test)
     head = main_head(model, data.shape)
@@ -161,12 +168,15 @@ def train(
     with contextlib.ExitStack() as undo:
         undo.enter_context(training_flags(model))
         undo.callback(model.zero_grad)
+        undo.callback(run.finish_masks)
         previous = None if folder is None else folder.read()
         if previous is not None:
-            run.snapshot.restore(previous[0])
-            run.history = previous[1]
+            run.resume(*previous)
         if len(run.history.epochs) < config.epochs:
-            run.history.begin(processes.device, compute_dtype(config.amp, processes.device))
+            engine = run.begin(data.shape)
+            run.history.begin(processes.device, compute_dtype(config.amp, processes.device), engine)
+            if engine:
+                log_line(f"{name} engine {engine}".strip(), show=progress and processes.team.leads)
         bar = progress_bar(run.steps, name, show=progress, unit="step", team=processes.team)
         with bar:
             bar.update(len(run.history.epochs) * run.steps_per_epoch)
@@ -203,6 +213,7 @@ class _Run:
         self._source, self._processes, self._step_images, self._head = source, processes, step_images, head
         self.steps_per_epoch = max(1, len(source) // config.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
+        self._gradual = _gradual(model, config, self.steps)  # first: it may refuse the network
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         model.to(processes.device)
@@ -217,15 +228,41 @@ class _Run:
         # V3: the earlier versions average masks as if they were numbers.
         self._average = None if config.ema_decay is None else ModelEmaV3(model, config.ema_decay, use_warmup=True)
         averaged = None if self._average is None else self._average.module
+        if self._gradual is not None and averaged is not None:
+            self._gradual.follow(averaged)
         self.snapshot = Snapshot(model, optimizer, averaged, Generator().manual_seed(config.seed))
-        prepared, self._stepper = processes.prepare(model, optimizer)
-        self._forward: Callable[[Tensor], Any] = torch.compile(prepared) if config.compile else prepared
+        self._prepared, self._optimizer = processes.prepare(model, optimizer)
+        self._steps = Stepper(self._prepared)
+
+    def begin(self, input_size: tuple[int, int, int]) -> str:
+        """Choose what computes the steps, as an earlier session of this run did; returns it in words."""
+        self._model.train()
+        arguments = (self._model, self._prepared, self.config, self._processes, input_size, self.snapshot.rows)
+        share = None if self._gradual is None else self._gradual.share
+        self.finish_masks()  # what is fast is chosen for the masks that will stay
+        self._steps = stepper(*arguments)
+        if self._gradual is not None and share is not None:
+            self._gradual.set(share)
+        self.snapshot.rows = self._steps.rows
+        return self._steps.text
 
     @property
     def network(self) -> nn.Module:
         """What is validated and saved: the average where there is one, the model itself otherwise."""
         average = self.snapshot.average
         return self._model if average is None else average
+
+    def resume(self, tensors: Mapping[str, Tensor], history: History) -> None:
+        """Take up the state after the last finished epoch."""
+        self.history = history
+        if self._gradual is not None:  # first: the masks of the state are then those that the network expects
+            self._gradual.jump(len(history.epochs) * self.steps_per_epoch)
+        self.snapshot.restore(tensors)
+
+    def finish_masks(self) -> None:
+        """Leave the masks at their goal, also of a run that was stopped: the same network can then go on."""
+        if self._gradual is not None and not self._gradual.done:
+            self._gradual.set(1.0)
 
     def epoch(self, chosen_on: Mapping[str, ImageSet | ImageFiles | None], done: Callable[[], object]) -> None:
         """Train for one epoch, measure, and add the record to the history."""
@@ -251,6 +288,7 @@ class _Run:
             val_accuracy=accuracy["val"],
             test_accuracy=accuracy["test"],
             seconds=round(time.perf_counter() - start, 3),
+            mask_progress=None if self._gradual is None else self._gradual.share,
         )
         self.history.epochs.append(record)
 
@@ -270,6 +308,8 @@ class _Run:
             ):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, self.steps_per_epoch)
+                if self._gradual is not None:
+                    self._gradual.step()
                 with autocast(config.amp, device):
                     if self._step_images is not None:
                         batch = self._step_images(self._model, batch, generator)
@@ -279,11 +319,11 @@ class _Run:
                     output = self._forward(images)
                     logits: Tensor = output if self._head is None else self._head(output)
                     loss = _loss(logits, batch, config.label_smoothing)
-                self._stepper.zero_grad()
+                self._optimizer.zero_grad()
                 processes.backward(loss)
                 if config.clip_norm is not None:
                     processes.clip(self._model.parameters(), config.clip_norm)
-                self._stepper.step()
+                self._optimizer.step()
                 step += 1
                 if self._average is not None:
                     self._average.update(self._model, step)
@@ -295,6 +335,11 @@ class _Run:
         sums = processes.total(torch.stack([loss_sum, right, seen])).tolist()
         return sums[0] / (self.steps_per_epoch * processes.team.size), sums[1] / sums[2]
 
+    def _forward(self, images: Tensor) -> Any:
+        # The engine lays its lists out anew for other masks: while they change, the network itself is faster.
+        changing = self._gradual is not None and not self._gradual.done and self._steps.rows
+        return self._prepared(images) if changing else self._steps.forward(images)
+
     def _accuracy(self, data: ImageSet | ImageFiles) -> float:
         """Share of the images that the network has right, measured by all processes together."""
         team = self._processes.team
@@ -302,6 +347,20 @@ class _Run:
         part = data if team.size == 1 else part_of(data, rows)
         right = correct_on(self.network, part).sum() if len(rows) else torch.zeros((), dtype=torch.int64)
         return float(self._processes.total(right.to(self._processes.device))) / len(data)
+
+
+def _gradual(model: nn.Module, config: TrainConfig, steps: int) -> GradualDefects | None:
+    """The way of the masks from ``config.gradual_start`` to what they are, where there is one."""
+    if config.gradual is None:
+        return None
+    return GradualDefects(
+        model,
+        max(1, round(config.gradual_share * steps)),
+        start=config.gradual_start,
+        schedule=config.gradual,
+        order=config.gradual_order,
+        total_steps=steps,
+    )
 
 
 def _loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
@@ -353,6 +412,8 @@ def _line(record: EpochRecord, epochs: int, name: str) -> str:
     """An epoch in a line of a log."""
     shares = {"train": record.train_accuracy, "val": record.val_accuracy, "test": record.test_accuracy}
     right = "".join(f", {part} {value:.2%}" for part, value in shares.items() if value is not None)
+    if record.mask_progress is not None and record.mask_progress < 1:
+        right += f", masks {record.mask_progress:.0%} of their way"
     return (
         f"{name} epoch {record.epoch + 1} of {epochs}: loss {record.loss:.4f}{right}, {record.seconds:.1f} s".lstrip()
     )

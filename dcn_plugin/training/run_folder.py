@@ -13,6 +13,7 @@ so that a run killed in between makes the same files again.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,12 +41,16 @@ class Snapshot:
         optimizer: its optimiser, SGD.
         average: the averaged copy of the network, or None.
         generator: of order and augmentation.
+
+    ``rows`` names the convolutions that run on rows, None where the engine has no part in the run: what was measured
+    once holds for the whole run, so that it ends with the same bits.
     """
 
     def __init__(
         self, network: nn.Module, optimizer: torch.optim.SGD, average: nn.Module | None, generator: Generator
     ) -> None:
         self.network, self.optimizer, self.average, self.generator = network, optimizer, average, generator
+        self.rows: tuple[str, ...] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """All its tensors by name."""
@@ -56,6 +61,8 @@ class Snapshot:
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 entries[f"momentum.{number}"] = momentum
+        if self.rows is not None:
+            entries["engine.rows"] = torch.frombuffer(bytearray(json.dumps(self.rows).encode()), dtype=torch.uint8)
         return entries | {"generator": self.generator.get_state()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -69,6 +76,8 @@ class Snapshot:
                 # Laid out in memory as the parameter is (channels_last, say), and as momentum was.
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
         self.generator.set_state(tensors["generator"])
+        if "engine.rows" in tensors:
+            self.rows = tuple(json.loads(bytes(tensors["engine.rows"].tolist())))
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ DATA = image_set(40, shape=(1, 6, 6))
 VAL = image_set(25, seed=7, shape=(1, 6, 6))
 # Everything that carries a state: momentum, an average, order and augmentation, dropout, and the masks.
 CONFIG = TrainConfig(epochs=5, batch_size=8, lr=0.05, shift=1, flip=True, ema_decay=0.9, seed=3)
+# The same with masks that change from step to step, also in the middle of an epoch.
+GRADUAL = dataclasses.replace(CONFIG, gradual="cosine", gradual_share=0.7)
 
 
 def make() -> nn.Module:
@@ -39,13 +42,13 @@ class Slow:
         return batch._replace(images=(batch.images + noise).clamp(0, 1))
 
 
-def run(folder: Path | None, hook: Slow | None = None) -> tuple[TrainResult, nn.Module]:
+def run(folder: Path | None, hook: Slow | None = None, config: TrainConfig = CONFIG) -> tuple[TrainResult, nn.Module]:
     """Train, or go on training, in ``folder``."""
     model = make()
-    return train(model, DATA, CONFIG, val=VAL, out=folder, step_images=hook or Slow()), model
+    return train(model, DATA, config, val=VAL, out=folder, step_images=hook or Slow()), model
 
 
-def main(folder: str) -> None:
+def main(folder: str, config: TrainConfig = CONFIG) -> None:
     """The entry of a process."""
     torch.set_num_threads(1)
-    run(Path(folder))
+    run(Path(folder), config=config)

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from dcn_plugin.checkpoint.class_names import class_names_in, class_names_of, name_classes
 from dcn_plugin.data import ImageSet
-from dcn_plugin.errors import ModelOutputError
+from dcn_plugin.errors import ModelOutputError, NotDefectiveError, SpecError
 from dcn_plugin.models import cifar_resnet
-from dcn_plugin.surgery import defectify
-from dcn_plugin.training import TrainConfig, isolated_rng, smoothing_for, train
+from dcn_plugin.surgery import defect_spec, defectify, summary
+from dcn_plugin.training import Batch, GradualDefects, TrainConfig, isolated_rng, madry, pubdef, smoothing_for, train
 from dcn_plugin.training.checks import masks_hash
+from tests.nets import same, snapshot
 from tests.toys import ModeNet, image_set, images, linear_model
 
 CONFIG = TrainConfig(epochs=3, batch_size=8, lr=0.05, shift=1, seed=4)
@@ -252,6 +254,80 @@ def test_an_average_is_what_is_returned_and_keeps_the_masks() -> None:
     torch.testing.assert_close(averaged.state_dict()["conv1.weight"], expected, rtol=0, atol=1e-6)
 
 
+def test_gradual_masks_are_those_of_a_loop_written_out_and_end_at_the_networks_own() -> None:
+    model, expected = defective(), defective()
+    masks, spec = masks_hash(model), defect_spec(model)
+    config = dataclasses.replace(CONFIG, gradual="linear", gradual_share=0.6, shift=0, schedule="steps", nesterov=False)
+    seen: list[float] = []
+
+    def watch(_: nn.Module, batch: Batch, __: Generator) -> Batch:
+        seen.append(summary(model).kept / summary(model).neurons)
+        return batch
+
+    result = train(model, SQUARES, config, step_images=watch)
+    assert masks_hash(model) == masks and defect_spec(model) == spec
+    assert [record.mask_progress for record in result.history.epochs] == pytest.approx([5 / 9, 1, 1])
+    gradual = GradualDefects(expected, 9)
+    generator = Generator().manual_seed(config.seed)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    kept = []
+    for _ in range(3):
+        for places in torch.randperm(40, generator=generator).split(8):
+            gradual.step()
+            kept.append(summary(expected).kept / summary(expected).neurons)
+            loss = nn.functional.cross_entropy(expected(SQUARES.images[places]), SQUARES.labels[places])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert seen == kept, "the masks of a step act before its images are changed"
+    for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ema_decay": 0.9, "channels_last": True},
+        {"gradual_order": "bottom-up", "gradual_start": 0.8},
+        {"gradual_share": 1.0},
+        {"gradual_share": 1e-9},
+    ],
+    ids=str,
+)
+def test_gradual_masks_end_at_the_networks_own_whatever_goes_with_them(change: dict[str, Any]) -> None:
+    model = defective(width=16)
+    masks = masks_hash(model)
+    train(model, SQUARES, dataclasses.replace(CONFIG, gradual="cosine", **change), step_images=madry(0.1, steps=1))
+    assert masks_hash(model) == masks
+
+
+def test_gradual_masks_go_with_images_attacked_beforehand() -> None:
+    model = defective()
+    masks = masks_hash(model)
+    hook = pubdef([(SQUARES.images + 0.02).clamp(0, 1)])
+    result = train(model, SQUARES, dataclasses.replace(CONFIG, gradual="linear"), step_images=hook)
+    assert masks_hash(model) == masks and [record.mask_progress for record in result.history.epochs][-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: plain(width=16), NotDefectiveError),
+        (lambda: defectify(plain(width=16), p=1, input_size=(1, 8, 8)), SpecError),
+        (lambda: defectify(plain(width=16), p=0.95, input_size=(1, 8, 8)), SpecError),
+    ],
+    ids=["no masks", "no neuron to lose", "p would rise"],
+)
+def test_a_network_whose_masks_cannot_come_gradually_is_refused_unchanged(
+    make: Callable[[], nn.Module], error: type[Exception]
+) -> None:
+    model = make()
+    before = snapshot(model)
+    with pytest.raises(error):
+        train(model, SQUARES, dataclasses.replace(CONFIG, gradual="linear", gradual_start=0.9, channels_last=True))
+    assert same(before, snapshot(model))
+
+
 def test_bfloat16_computes_in_it_and_keeps_weights_and_masks_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcn_plugin.training.precision.has_bfloat16", lambda device: True)
     model, exact = defective(), defective()
@@ -281,8 +357,7 @@ def test_amp_trains_in_float32_where_bfloat16_would_be_emulated(monkeypatch: pyt
 
 
 def test_channels_last_gives_the_same_weights_but_for_rounding() -> None:
-    # With fewer than 8 channels oneDNN writes beyond its memory on AVX2 processors (its issue 6035).
-    last, first = defective(width=8), defective(width=8)
+    last, first = defective(width=16), defective(width=16)
     seen: list[bool] = []
     last.conv1.register_forward_pre_hook(  # type: ignore[union-attr]
         lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))

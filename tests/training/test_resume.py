@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Generator, nn
 
+from dcn_plugin.checkpoint import read_spec, save_checkpoint
 from dcn_plugin.checkpoint.sealed_file import read_archive
 from dcn_plugin.errors import CheckpointError, DataError
-from dcn_plugin.surgery import defectify, undefectify
+from dcn_plugin.surgery import defect_spec, defectify, undefectify
 from dcn_plugin.training import Batch, TrainConfig, madry, train
 from tests.launched import kill_at_random
 from tests.toys import image_set
 from tests.training import resume_worker
-from tests.training.resume_worker import CONFIG, DATA, VAL, Slow, make, run
+from tests.training.resume_worker import CONFIG, DATA, GRADUAL, VAL, Slow, make, run
 
 # Each run is a process of its own, forked off a server that has imported torch once.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -87,11 +88,69 @@ def test_a_folder_changes_no_weight(alone: Path) -> None:
     assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
 
 
-def test_a_run_killed_at_random_moments_ends_bit_equal(alone: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def alone_gradual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone-gradual")
+    run(folder, config=GRADUAL)
+    return folder
+
+
+@pytest.mark.parametrize("step", [4, 12, 17, 18, 22])
+def test_a_run_whose_masks_are_on_their_way_ends_bit_equal_wherever_it_failed(
+    step: int, alone_gradual: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Injected):
+        run(tmp_path, Failing(step), GRADUAL)
+    run(tmp_path, config=GRADUAL)
+    assert_same(tmp_path, alone_gradual)
+
+
+def test_the_same_network_goes_on_after_a_stop_with_its_masks_on_their_way(alone_gradual: Path, tmp_path: Path) -> None:
+    model = make()
+    masks = {key: value.clone() for key, value in model.state_dict().items() if key.endswith(".mask")}
+    with pytest.raises(Injected):
+        train(model, DATA, GRADUAL, val=VAL, out=tmp_path, step_images=Failing(12))
+    assert all(torch.equal(model.state_dict()[key], mask) for key, mask in masks.items())
+    train(model, DATA, GRADUAL, val=VAL, out=tmp_path, step_images=Slow())
+    assert_same(tmp_path, alone_gradual)
+
+
+def test_the_best_epoch_is_one_with_the_masks_of_the_goal(alone_gradual: Path) -> None:
+    history = json.loads((alone_gradual / "history.json").read_text())
+    progress = [record["mask_progress"] for record in history["epochs"]]
+    assert progress == pytest.approx([5 / 18, 10 / 18, 15 / 18, 1, 1])
+    assert history["best"]["epoch"] >= 3
+    kept = read_archive(alone_gradual / "best.safetensors")[0]
+    assert all(
+        torch.equal(make().state_dict()["1.drop.mask"], mask)
+        for mask in (kept["1.drop.mask"], read_archive(alone_gradual / "last.safetensors")[0]["1.drop.mask"])
+    )
+
+
+def test_the_network_of_an_epoch_on_the_way_says_its_p(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dcn_plugin.training.run_folder as folder
+
+    write, said = folder.TrainFolder.write, []
+
+    def watch(self: Any, snapshot: Any, history: Any, network: nn.Module) -> None:
+        write(self, snapshot, history, network)
+        save_checkpoint(network, tmp_path / "network.safetensors")  # the average
+        said.append((read_spec(tmp_path / "network.safetensors").p, defect_spec(snapshot.network).p))
+
+    monkeypatch.setattr(folder.TrainFolder, "write", watch)
+    run(tmp_path / "run", config=dataclasses.replace(GRADUAL, gradual="linear"))
+    assert all(p == pytest.approx(other) for p, other in said)
+    assert [p for p, _ in said] == pytest.approx([1 - 0.5 * done for done in (5 / 18, 10 / 18, 15 / 18, 1, 1)])
+
+
+@pytest.mark.parametrize("config", [CONFIG, GRADUAL], ids=["masks that stay", "masks on their way"])
+def test_a_run_killed_at_random_moments_ends_bit_equal(
+    config: TrainConfig, alone: Path, alone_gradual: Path, tmp_path: Path
+) -> None:
     state = tmp_path / "state.safetensors"
 
     def start() -> ForkServerProcess:
-        process = PROCESSES.Process(target=resume_worker.main, args=(str(tmp_path),))
+        process = PROCESSES.Process(target=resume_worker.main, args=(str(tmp_path), config))
         process.start()
         return process
 
@@ -99,8 +158,8 @@ def test_a_run_killed_at_random_moments_ends_bit_equal(alone: Path, tmp_path: Pa
         return state.stat().st_mtime_ns if state.exists() else 0
 
     kill_at_random(start, progress, kills=3, seed=0, longest=0.03)
-    result, _ = run(tmp_path)
-    assert_same(tmp_path, alone)
+    result, _ = run(tmp_path, config=config)
+    assert_same(tmp_path, alone if config is CONFIG else alone_gradual)
     assert len(result.history.sessions) > 1
 
 
@@ -127,6 +186,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "adversarial": ({"step_images": madry(0.1)}, "step_images"),
     "masks": ({"model": defectify(undefectify(make()), ["0"], p=0.5, input_size=(1, 6, 6), seed=1)}, "model.masks"),
     "no masks": ({"model": undefectify(make())}, "model.masks"),
+    "masks that come gradually": ({"config": GRADUAL}, "config.gradual"),
     "how it was made": ({"about": {"model": "other"}}, "about.model"),
 }
 
