@@ -17,11 +17,35 @@ from art.estimators.estimator import BaseEstimator
 from torch import Tensor, nn
 
 from dcn_plugin.adapters._art_classifier import DefectiveClassifier, dtype_of
-from dcn_plugin.attacks import CW, PGD, Attack, AttackResult, BoundaryAttack, HopSkipJump, check_labels
+from dcn_plugin.attacks import (
+    CW,
+    MIFGSM,
+    PGD,
+    TIFGSM,
+    Attack,
+    AttackResult,
+    BestOf,
+    BoundaryAttack,
+    HopSkipJump,
+    LowPassPGD,
+    RandomLowPass,
+    check_labels,
+)
 from dcn_plugin.errors import ImageRangeError, LabelError, ModelOutputError, SpecError
 from dcn_plugin.support.arguments import check_count
 
-__all__ = ["DcnAttack", "DcnBoundaryAttack", "DcnCW", "DcnHopSkipJump", "DcnPGD"]
+__all__ = [
+    "DcnAttack",
+    "DcnBestOf",
+    "DcnBoundaryAttack",
+    "DcnCW",
+    "DcnHopSkipJump",
+    "DcnLowPassPGD",
+    "DcnMIFGSM",
+    "DcnPGD",
+    "DcnRandomLowPass",
+    "DcnTIFGSM",
+]
 
 Floats = npt.NDArray[np.float32]
 
@@ -183,6 +207,36 @@ class DcnHopSkipJump(DcnAttack):
     """:class:`dcn_plugin.attacks.HopSkipJump` on an ART estimator."""
 
     attack_type = HopSkipJump
+
+
+class DcnLowPassPGD(DcnAttack):
+    """:class:`dcn_plugin.attacks.LowPassPGD` on an ART estimator."""
+
+    attack_type = LowPassPGD
+
+
+class DcnMIFGSM(DcnAttack):
+    """:class:`dcn_plugin.attacks.MIFGSM` on an ART estimator."""
+
+    attack_type = MIFGSM
+
+
+class DcnTIFGSM(DcnAttack):
+    """:class:`dcn_plugin.attacks.TIFGSM` on an ART estimator."""
+
+    attack_type = TIFGSM
+
+
+class DcnRandomLowPass(DcnAttack):
+    """:class:`dcn_plugin.attacks.RandomLowPass` on an ART estimator."""
+
+    attack_type = RandomLowPass
+
+
+class DcnBestOf(DcnAttack):
+    """:class:`dcn_plugin.attacks.BestOf` on an ART estimator."""
+
+    attack_type = BestOf
 
 
 class _Scale:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 import torchattacks
-from torch import Tensor, nn
+from torch import nn
 
+from dcn_plugin.adapters._foreign import ForeignAttack, Option
 from dcn_plugin.adapters._torchattacks_sizes import check_diversity, check_square_l2
-from dcn_plugin.adapters._torchattacks_table import Option, look_up, resolve_options
-from dcn_plugin.attacks import Attack, AttackResult, AttackRun, SampleStreams, check_logits
-from dcn_plugin.attacks.base import Rows
-from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError, warn_caller
-from dcn_plugin.support.arguments import check_count, plain
-from dcn_plugin.support.randomness import isolated_global_rngs
+from dcn_plugin.adapters._torchattacks_table import look_up, resolve_options
+from dcn_plugin.attacks import AttackRun
+from dcn_plugin.errors import ImageRangeError, ModelOutputError, SpecError
+from dcn_plugin.support.arguments import check_count
 
 __all__ = ["TorchAttack"]
 
@@ -24,7 +22,7 @@ __all__ = ["TorchAttack"]
 AUTOATTACK_P_INIT = 0.8
 
 
-class TorchAttack(Attack):
+class TorchAttack(ForeignAttack):
     """One of torchattacks' attacks, untargeted.
 
     The result is that of ``torchattacks.<attack>(model, ...)(images, labels)`` in eval mode, but for two things: where
@@ -71,23 +69,32 @@ class TorchAttack(Attack):
 
     def __init__(self, attack: str, /, *, seed: int = 0, batch: int = 64, **options: Option) -> None:
         entry = look_up(attack)
-        self.attack = attack  # before the base class asks for the name
         resolved = resolve_options(attack, options)
         norm: Any = entry.norm or resolved.pop("norm")
         eps = float(resolved.pop("eps"))
         batch = check_count(batch, "batch of a random attack")
         if norm == "L2" and not 0 < eps < math.inf:
             raise SpecError("eps is not usable.", eps, "a number > 0: the radius of the L2 ball")
-        super().__init__(eps=eps if norm == "Linf" else None, seed=seed)
-        self.eps, self.norm = eps, norm
-        self.batch = batch if entry.draws(resolved) else None
-        self.library = f"torchattacks {torchattacks.__version__}"
-        self._known, self._options = entry, resolved
+        super().__init__(
+            attack,
+            library=f"torchattacks {torchattacks.__version__}",
+            eps=eps,
+            norm=norm,
+            batch=batch if entry.draws(resolved) else None,
+            options=resolved,
+            seed=seed,
+        )
+        self._known = entry
 
     @property
-    def name(self) -> str:
-        """The attack's name in torchattacks."""
-        return self.attack
+    def correct_only(self) -> bool:
+        """As the table has it."""
+        return self._known.correct_only
+
+    @property
+    def copies(self) -> int:
+        """More than one in attacks with smoothing."""
+        return int(self._options.get("noise_batch_size", 1))
 
     @property
     def reach(self) -> float | None:
@@ -95,96 +102,6 @@ class TorchAttack(Attack):
         if "alpha" not in self._options:
             return None
         return float(self._options["alpha"]) * int(self._options.get("steps", 1))
-
-    @property
-    def settings(self) -> dict[str, float | int | str | bool | None]:
-        """The options of torchattacks' constructor, given or default, and what this class adds to them."""
-        return dict(sorted((super().settings | self._options).items()))
-
-    def batch_seed(self, first_index: int = 0) -> int:
-        """Seed of the piece whose first image has this place in the data set.
-
-        To repeat a piece with torchattacks alone: ``torch.manual_seed(batch_seed)``, and for the attacks that have an
-        option ``seed`` (they reseed the generator themselves) that option as well.
-        """
-        key = SampleStreams(self.name, self.seed, ()).key
-        return int(np.random.SeedSequence((key, first_index)).generate_state(1)[0])
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        batch_size: int = 256,
-        first_index: int = 0,
-        progress: bool = False,
-    ) -> AttackResult:
-        """Attack every image; see :meth:`Attack.__call__`.
-
-        Args:
-            model: images in [0, 1] -> logits. It comes back as it was, also after an exception.
-            images: float32 (N, C, H, W) in [0, 1], on the model's device; most attacks take float64 too. Images in
-                half precision are attacked in float32; see :meth:`Attack.__call__`.
-            labels: integers (N,), the true classes.
-            batch_size: images at a time. For a random attack a multiple of ``batch``.
-            first_index: place of the first image in its data set. For a random attack a multiple of ``batch``.
-            progress: show a progress bar on stderr, if that is a terminal.
-
-        Warns:
-            UserWarning: images kept their class while their gradient was exactly zero.
-            WeakAttackWarning: all steps together do not reach the edge of the ball.
-
-        Raises:
-            ImageRangeError: the images are not of a kind that this attack takes, or it left its ball.
-            LabelError: the labels are not of that kind.
-            ModelOutputError: the model does not return finite logits, or has too few classes for this attack.
-            SpecError: ``batch_size`` or ``first_index`` is out of range or no multiple of ``batch``.
-        """
-        batch_size, first_index = plain(batch_size), plain(first_index)
-        if self.batch is not None and isinstance(batch_size, int) and isinstance(first_index, int):
-            if batch_size % self.batch or first_index % self.batch:
-                raise SpecError(
-                    f"{self.name} draws for {self.batch} images at once, and these pieces do not fit.",
-                    {"batch_size": batch_size, "first_index": first_index},
-                    f"multiples of {self.batch}",
-                    f"pass batch_size={max(1, batch_size // self.batch) * self.batch} and a first_index that fits, or "
-                    f"build the attack with batch={math.gcd(batch_size, first_index)}",
-                )
-            batch_size = self.batch if batch_size > 0 else batch_size  # what is below 1 is refused by the base class
-        result = super().__call__(
-            model, images, labels, batch_size=batch_size, first_index=first_index, progress=progress
-        )
-        unmoved = result.zero_gradient & result.correct & ~result.fooled
-        if unmoved.any():
-            warn_caller(
-                f"{self.name}: {int(unmoved.sum())} of {len(images)} images kept their class while the gradient of the "
-                "loss was exactly zero at some step. That looks like robustness and is not: the logits may be "
-                "saturated. Look at their scale, or use an attack on the logits (CW) or without gradients (Square).",
-            )
-        return result
-
-    def perturb(self, run: AttackRun) -> Tensor:
-        """Return the adversarial images (N, C, H, W) of one batch."""
-        self._check_fit(run)
-        rows = np.arange(len(run.images))
-        if self._known.correct_only:
-            # It would leave the others out itself, and then not tell which images it asks about.
-            rows = rows[run.correct.cpu().numpy()]
-        if not len(rows):
-            return run.images
-        index = torch.from_numpy(rows).to(run.images.device)
-        probe = _Probe(run, rows, copies=int(self._options.get("noise_batch_size", 1)))
-        seed = self.batch_seed(run.streams.indices[0])
-        with isolated_global_rngs(seed):
-            # Some of its views fail on images whose channels lie last in memory.
-            adversarial = self._build(probe, seed, run)(run.images[index].contiguous(), run.labels[index]).detach()
-        probe.settle()
-        images = run.images.clone()
-        images[index] = adversarial
-        if self.norm == "L2":
-            self._check_l2_ball(run.images, images)
-        return images
 
     def _build(self, probe: nn.Module, seed: int, run: AttackRun) -> Any:
         given = dict(self._options, eps=self.eps)
@@ -202,92 +119,31 @@ class TorchAttack(Attack):
                 part.steps = steps
         return built
 
-    def _check_fit(self, run: AttackRun) -> None:
-        _, channels, height, width = run.images.shape
-        dtypes = (torch.float32,) if self._known.float32_only else (torch.float32, torch.float64)
-        if run.images.dtype not in dtypes:
-            allowed = " or ".join(map(str, dtypes))
-            raise ImageRangeError(f"torchattacks' {self.name} does not take this type.", run.images.dtype, allowed)
+    def check_data(self, shape: tuple[int, int, int], num_classes: int) -> None:
+        """Refuse sizes and classes on which the attack fails; see :meth:`Attack.check_data`."""
+        channels, height, width = shape
         if self._known.rgb_only and channels != 3:
             raise ImageRangeError(
                 f"torchattacks' {self.name} has a kernel for RGB.",
-                tuple(run.images.shape),
-                "(N, 3, H, W)",
+                shape,
+                "(3, H, W)",
                 "repeat a grey channel three times, or take another attack",
             )
         if self._known.square_only and height != width:
-            raise ImageRangeError(
-                f"torchattacks' {self.name} makes every image a square.", tuple(run.images.shape), "(N, C, S, S)"
-            )
-        if "resize_rate" in self._options:
-            check_diversity(self.name, self._options, width, run.model)
+            raise ImageRangeError(f"torchattacks' {self.name} makes every image a square.", shape, "(C, S, S)")
         asks_square = self.name == "Square" or (self.name == "AutoAttack" and self._options["version"] != "rand")
         if asks_square and self.norm == "L2":
             check_square_l2(self.name, height, width, p_init=float(self._options.get("p_init", AUTOATTACK_P_INIT)))
         needed = self._known.classes_needed(self._options)
-        if run.num_classes is not None and run.num_classes < needed:
+        if num_classes < needed:
             raise ModelOutputError(
-                f"The loss of torchattacks' {self.name} compares several logits.", run.num_classes, f"{needed} or more"
+                f"The loss of torchattacks' {self.name} compares several logits.", num_classes, f"{needed} or more"
             )
 
-    def _ball_rounding(self, dtype: torch.dtype) -> float:
-        # torchattacks mixes float32 numbers into float64 images.
-        return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
-
-    def _check_l2_ball(self, images: Tensor, adversarial: Tensor) -> None:
-        furthest = float((adversarial - images).double().flatten(1).norm(dim=1).max())
-        # Every pixel of x + delta is rounded to the dtype of the images, and so is the norm that delta was scaled by.
-        rounding = self._ball_rounding(images.dtype) * (math.sqrt(images[0].numel()) + 10 * self.eps)
-        if not furthest <= self.eps + rounding:
-            raise ImageRangeError(f"{self.name} left its eps-ball (L2).", furthest, f"<= {self.eps}")
-
-
-class _Probe(nn.Module):
-    """Stands in front of the model: counts queries, checks logits, and looks at the gradients that come back.
-
-    Args:
-        run: the batch.
-        rows: int64 (M,), the samples that the attack works on.
-        copies: of each sample in one forward pass, one after the other.
-    """
-
-    def __init__(self, run: AttackRun, rows: Rows, *, copies: int) -> None:
-        super().__init__()
-        # torchattacks looks for the device at the first parameter, and prints a line where there is none.
-        self.place = nn.Parameter(torch.empty(0, device=run.images.device), requires_grad=False)
-        self._run, self._rows, self._copies = run, rows, copies
-        self._index = torch.from_numpy(rows).to(run.images.device)
-        self._alive: Tensor | None = None
-        self.training = False
-
-    def train(self, mode: bool = True) -> _Probe:
-        """Change nothing: the base class has put the model into eval mode, and leaving it would thaw frozen norms."""
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return finite logits, in the dtype of the images."""
-        self.settle()
-        # The momentum attacks divide a gradient of zero by its norm, and those of Nesterov's kind then show the model
-        # the NaN that comes out: one such sample must not spoil the batch. What this returns is a node of the graph,
-        # as the hook needs, even where the input is a leaf.
-        images = images.nan_to_num(nan=0.5)
-        full_batch = len(images) == len(self._rows) * self._copies
-        if images.requires_grad:
-            # A network whose weights lie channels last returns such gradients, and some of torchattacks' views fail.
-            images.register_hook(Tensor.contiguous)
-            if full_batch:
-                images.register_hook(self._look)
-        # A part of the batch does not tell which part: then every sample counts as asked about.
-        rows = np.repeat(self._rows, self._copies)
-        # The network may compute in another dtype than the attack does.
-        return check_logits(self._run.forward(images, rows), count=len(images)).to(images.dtype)
-
-    def _look(self, gradient: Tensor) -> None:
-        alive = (gradient != 0).flatten(1).any(dim=1).view(len(self._rows), self._copies).any(dim=1)
-        self._alive = alive if self._alive is None else self._alive | alive
-
-    def settle(self) -> None:
-        """Write down which samples got no gradient at all from the last forward pass."""
-        if self._alive is not None:
-            self._run.zero_gradient[self._index] |= ~self._alive
-            self._alive = None
+    def _check_fit(self, run: AttackRun) -> None:
+        dtypes = (torch.float32,) if self._known.float32_only else (torch.float32, torch.float64)
+        if run.images.dtype not in dtypes:
+            allowed = " or ".join(map(str, dtypes))
+            raise ImageRangeError(f"torchattacks' {self.name} does not take this type.", run.images.dtype, allowed)
+        if "resize_rate" in self._options:
+            check_diversity(self.name, self._options, run.images.shape[3], run.model)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from dcn_plugin.adapters._torchattacks_table import Option
-from dcn_plugin.engine import CompactModel
+from dcn_plugin.adapters._foreign import Option
 from dcn_plugin.errors import ImageRangeError, SpecError
 from dcn_plugin.surgery import is_defective
 
@@ -40,7 +39,7 @@ def check_diversity(name: str, options: Mapping[str, Option], size: int, model: 
 
 
 def _has_one_size(model: nn.Module) -> bool:
-    return is_defective(model) or any(isinstance(module, CompactModel) for module in model.modules())
+    return is_defective(model) or any(getattr(module, "takes_one_size", False) for module in model.modules())
 
 
 def check_square_l2(name: str, height: int, width: int, *, p_init: float) -> None:

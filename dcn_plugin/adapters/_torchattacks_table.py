@@ -10,14 +10,14 @@ from typing import Literal
 
 import torchattacks
 
+from dcn_plugin.adapters._foreign import Option
 from dcn_plugin.errors import SpecError
 from dcn_plugin.support.arguments import is_count, is_number, plain
 from dcn_plugin.support.suggestions import closest
 
-__all__ = ["KNOWN", "Known", "Norm", "Option", "look_up", "resolve_options"]
+__all__ = ["KNOWN", "Known", "Norm", "look_up", "resolve_options"]
 
 Norm = Literal["Linf", "L2"]
-Option = float | int | str | bool
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,32 @@ except ModuleNotFoundError as error:
         fix='pip install "dcn-plugin[art]"',
     ) from error
 
-from dcn_plugin.adapters._art_attacks import DcnAttack, DcnBoundaryAttack, DcnCW, DcnHopSkipJump, DcnPGD
+from dcn_plugin.adapters._art_attacks import (
+    DcnAttack,
+    DcnBestOf,
+    DcnBoundaryAttack,
+    DcnCW,
+    DcnHopSkipJump,
+    DcnLowPassPGD,
+    DcnMIFGSM,
+    DcnPGD,
+    DcnRandomLowPass,
+    DcnTIFGSM,
+)
 from dcn_plugin.adapters._art_classifier import DefectiveClassifier
 from dcn_plugin.adapters._art_transformer import DefectiveTransformer
 
 __all__ = [
     "DcnAttack",
+    "DcnBestOf",
     "DcnBoundaryAttack",
     "DcnCW",
     "DcnHopSkipJump",
+    "DcnLowPassPGD",
+    "DcnMIFGSM",
     "DcnPGD",
+    "DcnRandomLowPass",
+    "DcnTIFGSM",
     "DefectiveClassifier",
     "DefectiveTransformer",
 ]

@@ -8,6 +8,7 @@ and checks what comes out.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -32,7 +33,7 @@ from dcn_plugin.attacks.dtypes import as_input, model_dtype, rounded, walking_dt
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import ImageRangeError, SpecError, WeakAttackWarning, warn_caller
 from dcn_plugin.support.arguments import check_count, is_number, plain
-from dcn_plugin.support.model_state import eval_mode, frozen_weights
+from dcn_plugin.support.model_state import eval_mode, frozen_weights, unchanged
 from dcn_plugin.support.progress import progress_bar
 
 __all__ = ["Attack", "AttackResult", "AttackRun", "Rows", "Status"]
@@ -58,8 +59,10 @@ class AttackResult:
             a sample comes back clean and does not count.
         distance: float64 (N,), ||delta||_2^2 / (C * H * W) in units of [0, 1] images, the paper's score. NaN where
             the image does not count: misclassified, no start, not fooled.
-        queries: int64 (N,), images of this sample that the model was asked about, the check of the clean image
-            and that of the result included; an image whose gradient was taken is one query.
+        queries: int64 (N,), forward passes: images of this sample that the model was asked about, the check of the
+            clean image and that of the result included; an image whose gradient was taken is one query.
+        backward_passes: int64 (N,), those of the queries through which a gradient came back to the image; 0 for attacks
+            that ask for logits or decisions alone.
     """
 
     images: Tensor
@@ -69,6 +72,7 @@ class AttackResult:
     started: Tensor
     distance: Tensor
     queries: Tensor
+    backward_passes: Tensor
 
     @property
     def status(self) -> list[Status]:
@@ -111,7 +115,8 @@ class AttackRun:
         on_progress: is told the share of this batch that is done, in [0, 1].
 
     An attack reads ``correct``, bool (N,), whether the model is right on the clean image; it writes ``started`` and
-    ``zero_gradient``. ``queries``, int64 (N,) in NumPy, counts by itself.
+    ``zero_gradient``. ``queries`` and ``backward_passes``, int64 (N,) in NumPy, count by themselves, whoever takes the
+    gradient.
     """
 
     def __init__(
@@ -134,6 +139,7 @@ class AttackRun:
         self.started = torch.ones_like(self.zero_gradient)
         self.correct = torch.ones_like(self.zero_gradient)
         self.queries = np.zeros(len(images), dtype=np.int64)
+        self.backward_passes = np.zeros_like(self.queries)
         self.num_classes: int | None = None
 
     def forward(self, images: Tensor, rows: Rows | None = None) -> object:
@@ -146,13 +152,18 @@ class AttackRun:
             images: (M, C, H, W).
             rows: int64 (M,), which sample each belongs to; by default image i to sample i, M = N.
         """
-        if rows is None:
-            assert len(images) == len(self.queries)
-            self.queries += 1
-        else:
-            self.queries += np.bincount(rows, minlength=len(self.queries))
+        asked: Rows | int = 1 if rows is None else np.bincount(rows, minlength=len(self.queries))
+        assert rows is not None or len(images) == len(self.queries)
+        self.queries += asked
+        if torch.is_grad_enabled() and images.requires_grad:
+            # A node of its own, so that only what comes back through this very question is counted.
+            images = images.view_as(images)
+            images.register_hook(functools.partial(self._count_backward, asked))
         answer = self.model(as_input(images.to(self._dtype), self._model_dtype))
         return answer.to(walking_dtype(answer.dtype)) if isinstance(answer, Tensor) else answer
+
+    def _count_backward(self, asked: Rows | int, gradient: Tensor) -> None:
+        self.backward_passes += asked
 
     @torch.no_grad()
     def logits(self, images: Tensor, rows: Rows | None = None) -> Tensor:
@@ -200,6 +211,8 @@ class Attack(ABC):
 
     #: Whether the attack works on the decision alone, so that a model may return labels in place of logits.
     decision_based: ClassVar[bool] = False
+    #: Images that a random attack draws for at once, so that they must not be cut; None: each image draws by itself.
+    batch: int | None = None
 
     def __init__(self, *, eps: float | None, seed: int = 0) -> None:
         eps, seed = plain(eps), plain(seed)
@@ -249,6 +262,20 @@ class Attack(ABC):
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value}' for key, value in self.settings.items())})"
 
+    def check_data(self, shape: tuple[int, int, int], num_classes: int) -> None:  # noqa: B027 (most take everything)
+        """Refuse images or a number of classes that the attack does not take, before a network is asked about any.
+
+        Protocols call it when they are called. By default everything is taken.
+
+        Args:
+            shape: (C, H, W) of the images.
+            num_classes: of the network.
+
+        Raises:
+            ImageRangeError: it does not take images of this shape.
+            ModelOutputError: its loss needs more classes.
+        """
+
     @abstractmethod
     def perturb(self, run: AttackRun) -> Tensor:
         """Return the adversarial images (N, C, H, W) of one batch."""
@@ -285,6 +312,7 @@ class Attack(ABC):
         Raises:
             ImageRangeError: ``images`` are not of that kind, or the attack left its ball or the range of pixels.
             LabelError: ``labels`` are not of that kind, or out of the range of the logits.
+            ModelChangedError: the attack changed a mode, a weight, a hook or a module of the model.
             ModelOutputError: the model does not return finite (N, classes) logits.
             SpecError: ``batch_size`` or ``first_index`` is out of range, or ``model`` is no module.
         """
@@ -364,7 +392,8 @@ class Attack(ABC):
             on_progress=None if tell is None else lambda share: tell(done + share * count),
         )
         run.correct = self._classes(run, wide, None) == labels
-        adversarial = self.perturb(run).detach()
+        with unchanged(model, self.name):
+            adversarial = self.perturb(run).detach()
         self._check_output(wide, adversarial, name=self.name)
         adversarial = rounded(adversarial, images, eps=self.eps, norm=self.change_norm)
         # Only who was right and got somewhere is asked again.
@@ -384,6 +413,7 @@ class Attack(ABC):
             started=run.started,
             distance=torch.where(fooled, distance, torch.nan),
             queries=torch.from_numpy(run.queries.copy()).to(images.device),
+            backward_passes=torch.from_numpy(run.backward_passes.copy()).to(images.device),
         )
 
     def _classes(self, run: AttackRun, images: Tensor, rows: Rows | None) -> Tensor:
@@ -404,6 +434,12 @@ class Attack(ABC):
                 (str(adversarial.dtype), tuple(adversarial.shape)),
                 f"{images.dtype} {tuple(images.shape)}",
             )
+        bad = int(adversarial.isnan().flatten(1).any(dim=1).sum())
+        if bad:
+            raise ImageRangeError(
+                f"{name} returned NaN for {bad} of {len(images)} images.", "NaN", "numbers in [0, 1]",
+                "take another attack, or other options: it divided by a gradient or a norm of zero",
+            )  # fmt: skip
         check_images(adversarial)
         if self.eps is None:
             return

@@ -8,9 +8,10 @@ from typing import Literal, Self
 import numpy as np
 from torch import Tensor
 
+from dcn_plugin.attacks.bands import Race, RacedNoise
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import Asker, Bools, DecisionAttack, Floats, StartSearch, at, column, row_sums
-from dcn_plugin.attacks.noise import CoarseNoise, NoiseTable, check_coarse
+from dcn_plugin.attacks.noise import COMPETE, CoarseNoise, NoiseTable, check_coarse
 from dcn_plugin.errors import SpecError
 from dcn_plugin.support.arguments import check_choice, is_count, is_number, plain
 
@@ -36,6 +37,7 @@ LEAST_SIDEWAYS = 1e-6
 #: Foolbox 1.x: length of the two windows, and the shares that lengthen or shorten a step.
 SPHERICAL_WINDOW, SOURCE_WINDOW = 100, 30
 TOO_LOW, TOO_HIGH = 0.2, 0.5
+_TINY = np.finfo(np.float64).tiny
 
 
 class BoundaryAttack(DecisionAttack):
@@ -46,11 +48,13 @@ class BoundaryAttack(DecisionAttack):
     directions, its own step lengths, its own count of queries, and leaves the batch when it has converged or
     used its budget. Where it converges depends on where it started: ``restarts`` spend what is left on other starts.
 
-    Coarse directions are a prior: the attack bets on perturbations of low frequencies, of which there are fewer to try.
-    It wins where networks read low frequencies, as on natural or enlarged images; elsewhere the coarse quarter of the
-    queries is of little use, and ``coarse=1`` turns it off. Neither the published attack nor the paper's has this
-    prior: compare with it switched off, or say that it is on. Coarse or fine, a direction depends on the seed, the
-    sample's place among the images, and its own count of queries alone.
+    There are fewer directions of low frequencies to try: an attack that bets on them wins where a network reads low
+    frequencies, and wastes queries where it does not. By default there is no bet: bandwidths from 8 frequencies a side
+    to full resolution, in grey and in all colours, share out the directions by what each brought on this sample lately;
+    a tenth of them goes to all in equal parts. It costs some queries where a network reads all frequencies alike.
+    Neither the published attack nor the paper's has other directions than those of full resolution: compare with
+    ``coarse=1``, or say that bandwidths compete. A direction depends on the seed, the sample's place among the images,
+    its own count of queries and, where bandwidths compete, the answers that it got before, and on nothing else.
 
     The defaults spend queries well. :meth:`paper` gives the settings that the paper used.
 
@@ -68,8 +72,8 @@ class BoundaryAttack(DecisionAttack):
             Foolbox 1.x, after 100 sideways steps or 30 steps towards the image whose share of success lies outside of
             20 to 50 %.
         check_every: every this many steps the sideways step is asked about on its own, which costs a query.
-        coarse: every fourth direction is drawn at 1 / coarse of the resolution, rounding up, and enlarged. 1 = full
-            resolution always, as published.
+        coarse: "compete", or a number: every fourth direction is drawn at 1 / coarse of the resolution, rounding up,
+            and enlarged. 1 = full resolution always, as published.
         scouts: starts that are tried; see :class:`~dcn_plugin.attacks.decision.DecisionAttack`.
         restarts: a sample that has converged may start again from other blobs this many times.
         start_draws: images a sample may try for a start.
@@ -88,7 +92,8 @@ class BoundaryAttack(DecisionAttack):
 
     Source: Brendel, Rauber, Bethge 2018, arXiv 1712.04248. The adaptation "smooth" is the success rule of evolution
     strategies (Rechenberg 1973) in place of the trust region with windows. Coarse directions: Guo, Frank, Weinberger
-    2018, "Low frequency adversarial perturbation", arXiv 1809.08758.
+    2018, "Low frequency adversarial perturbation", arXiv 1809.08758. Sharing out tries by what they brought: adaptive
+    operator selection, Thierens 2005, doi 10.1145/1068009.1068251.
     """
 
     def __init__(
@@ -102,7 +107,7 @@ class BoundaryAttack(DecisionAttack):
         step_adaptation: float = 1.25,
         adaptation: Adaptation = "smooth",
         check_every: int = 3,
-        coarse: int = 2,
+        coarse: int | Literal["compete"] = "compete",
         scouts: int = 5,
         restarts: int = 0,
         start_draws: int = 1000,
@@ -160,10 +165,14 @@ class BoundaryAttack(DecisionAttack):
 
     def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
         """Walk; see :meth:`DecisionAttack.approach`."""
-        noise = _Directions(run, points, self.coarse)
+        noise: _Directions | RacedNoise
+        if self.coarse == COMPETE:
+            noise = RacedNoise(run.streams, run.images)
+        else:
+            noise = _Directions(run, points, int(self.coarse))
         clean = asker.clean[at(rows)]
         result = points.clone()
-        walk = _Walk.begin(rows, clean, points, asker.used(rows), self)
+        walk = _Walk.begin(rows, clean, points, asker.used(rows), self, kinds=noise.kinds)
         while True:
             done = self._done(walk, asker)
             if done.any():
@@ -187,7 +196,7 @@ class BoundaryAttack(DecisionAttack):
             done |= converged & ~again
         return done
 
-    def _ask_once(self, walk: _Walk, asker: Asker, noise: _Directions) -> None:
+    def _ask_once(self, walk: _Walk, asker: Asker, noise: _Directions | RacedNoise) -> None:
         """One query of every sample: about its sideways step alone, or about its candidate."""
         # Sideways first: the candidate of that direction is asked about only if it succeeds.
         calm = (walk.counter - walk.first >= SETTLED) & (self.adaptation == "smooth")
@@ -197,10 +206,12 @@ class BoundaryAttack(DecisionAttack):
         points, distance = walk.candidates(noise, sideways)
         won = asker.adversarial(points, walk.rows)
         candidate = ~sideways
+        before = walk.distance.copy()
         walk.accept(candidate & won & (distance < walk.distance), points)
 
         walk.sideways_won = sideways & won
         spent = candidate | ~won
+        walk.race.record(np.log(np.maximum(before, _TINY) / np.maximum(walk.distance, _TINY)), spent)
         walk.counter += spent
         walk.tried += spent
         new_step = (candidate & won) | (walk.tried >= self.directions)
@@ -229,11 +240,14 @@ class BoundaryAttack(DecisionAttack):
 class _Directions:
     """Normal directions of full resolution, and every ``COARSE_EVERY``-th a coarse one, where ``coarse`` is above 1."""
 
+    #: Which of them is coarse is fixed: there is nothing to choose.
+    kinds = 1
+
     def __init__(self, run: AttackRun, points: Tensor, coarse: int) -> None:
         self._fine = NoiseTable(run.streams, points)
         self._coarse = CoarseNoise(run.streams, run.images, coarse) if coarse > 1 else None
 
-    def directions(self, rows: Rows, counters: Rows) -> tuple[Tensor, Floats]:
+    def directions(self, rows: Rows, counters: Rows, kind: Rows) -> tuple[Tensor, Floats]:
         """Look up one direction for each of the samples; see :meth:`NoiseTable.directions`."""
         points, squares = self._fine.directions(rows, counters)
         who = (counters % COARSE_EVERY == 0).nonzero()[0]
@@ -287,11 +301,14 @@ class _Walk:
     counter: Rows  # number of the current direction
     sideways_won: Bools  # the current direction's sideways step was adversarial
     converged_at: Floats  # distance at the last convergence, infinity before
+    race: Race  # between kinds of directions
     spherical_window: _Window
     source_window: _Window
 
     @classmethod
-    def begin(cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows, attack: BoundaryAttack) -> _Walk:
+    def begin(
+        cls, rows: Rows, clean: Tensor, points: Tensor, counter: Rows, attack: BoundaryAttack, *, kinds: int
+    ) -> _Walk:
         count = len(rows)
         gap = points - clean
 
@@ -316,6 +333,7 @@ class _Walk:
             counter=counter.copy(),
             sideways_won=np.zeros(count, dtype=bool),
             converged_at=np.full(count, np.inf),
+            race=Race(kinds, count),
             spherical_window=window(SPHERICAL_WINDOW),
             source_window=window(SOURCE_WINDOW),
         )
@@ -323,14 +341,14 @@ class _Walk:
     def keep(self, mask: Bools) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, _Window):
+            if isinstance(value, _Window | Race):
                 value.keep(mask)
             else:
                 setattr(self, field.name, value[at(mask)] if isinstance(value, Tensor) else value[mask])
 
-    def candidates(self, noise: _Directions, sideways: Bools) -> tuple[Tensor, Floats]:
+    def candidates(self, noise: _Directions | RacedNoise, sideways: Bools) -> tuple[Tensor, Floats]:
         """The next candidate of each sample (M, D), without the step to the image for ``sideways``; its distance."""
-        points, squares = noise.directions(self.rows, self.counter)
+        points, squares = noise.directions(self.rows, self.counter, self.race.kind)
         # The part of the direction that is orthogonal to the gap, scaled to spherical * distance, then the whole pulled
         # back onto the sphere: clean + along * direction + back * gap.
         overlap = row_sums(points * self.gap) / self.distance**2
@@ -343,7 +361,7 @@ class _Walk:
         inward = self.clean - points
         radius = np.sqrt(row_sums(inward * inward))
         step = np.clip(self.source * self.distance + radius - self.distance, 0, radius)
-        share = np.where(sideways | (radius == 0), 0, step / np.maximum(radius, np.finfo(np.float64).tiny))
+        share = np.where(sideways | (radius == 0), 0, step / np.maximum(radius, _TINY))
         # A point between two images is an image, but for the last bit.
         points.add_(inward.mul_(column(share, points))).clamp_(0, 1)
         return points, radius * (1 - share)

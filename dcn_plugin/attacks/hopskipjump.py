@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcn_plugin.attacks.bands import Bands, Spectra, bandwidths
 from dcn_plugin.attacks.base import AttackRun, Rows
 from dcn_plugin.attacks.decision import (
     Asker,
@@ -21,7 +22,7 @@ from dcn_plugin.attacks.decision import (
     column,
     row_sums,
 )
-from dcn_plugin.attacks.noise import LowPassNoise, NoiseTable, OrthogonalNoise, check_coarse
+from dcn_plugin.attacks.noise import COMPETE, LowPassNoise, NoiseTable, OrthogonalNoise, check_coarse
 from dcn_plugin.errors import SpecError
 from dcn_plugin.support.arguments import check_choice, is_count, is_number, plain
 
@@ -42,6 +43,8 @@ LEAST_GAIN = 1e-3
 SLOW, PATIENCE = 0.005, 5
 #: While probes have the lowest frequencies only, a hop is slow that gains less than this.
 FIRST_SLOW = 0.05
+#: Where bandwidths compete, this share of a gradient is taken to be left within one whose hop was slow.
+AFTER_SLOW = 0.5
 #: From one kind of probes to the next, this many times as many frequencies a side.
 FINER = 1.6
 #: Probes that have more than 1 / NEARLY_ALL of the frequencies are not worth a level of their own.
@@ -79,8 +82,9 @@ class HopSkipJump(DecisionAttack):
     Of the step lengths distance / sqrt(t) * 2, 1, 1/2, 1/4, 1/8 the one that ends closest to the clean image is
     taken, not the first that is adversarial; a hop that gains nothing is not followed. What a step adds to a pixel
     beyond 0 or 1 is kept in mind, so that the pixel stays at the edge when the other pixels shrink: the closest
-    adversarial image may lie there, and steps that are clipped for good do not reach it. The first probes have low
-    frequencies only (``coarse``). And several starts are tried (``scouts``).
+    adversarial image may lie there, and steps that are clipped for good do not reach it. Probes may have low
+    frequencies only (``coarse``): there are fewer of them to try, so that the same number tells more of what the
+    network reads there, and nothing of the rest. And several starts are tried (``scouts``).
 
     Args:
         max_queries: budget of each sample, all checks included; None = no limit.
@@ -89,10 +93,14 @@ class HopSkipJump(DecisionAttack):
             squared L2 score in both cases.
         probes: "tangent", or "sphere" for probes in all directions, as published. By default "tangent" for the L2 norm:
             it is the L2 sphere that they are tangent to.
-        coarse: the first probes have only the lowest 1 / coarse of the frequencies a side (of a cosine transform):
-            networks look at low frequencies first, and there are fewer of them to try. Where that gains little, there
-            are 1.6 times as many, and so on until there are all. 1 = all from the beginning, as published. By default
-            4, or 2 or 1 if there would be fewer than 8 frequencies a side.
+        coarse: "compete": before each hop, bandwidths from 8 frequencies a side (of a cosine transform) to all of
+            them, in grey and in all colours, compete for the probes. What a bandwidth's estimate is worth follows from
+            the number of its dimensions and from the part of this sample's gradient that lies in it, which each
+            estimate tells more about; see :class:`~dcn_plugin.attacks.bands.Spectra`. A number bets on low
+            frequencies, which networks may read first, or, as defective ones, may not: the first probes have only the
+            lowest 1 / coarse of the frequencies a side, and where that gains little, 1.6 times as many, and so on until
+            there are all. 1 = all from the beginning, as published. None = 4, or 2 or 1 if there would be fewer than
+            8 frequencies a side, which was the default before bandwidths competed.
         initial_probes: decisions the first estimate uses; hop t uses sqrt(t) times as many, in whole blocks of 32.
         max_probes: most probes of one estimate.
         theta: radius of the probes in units of the distance to the clean image; the bisection ends at an eighth of
@@ -128,7 +136,7 @@ class HopSkipJump(DecisionAttack):
         steps: int | None = None,
         norm: Norm = "l2",
         probes: Probes | None = None,
-        coarse: int | None = None,
+        coarse: int | Literal["compete"] | None = "compete",
         initial_probes: int = 100,
         max_probes: int = 10_000,
         theta: float = 0.01,
@@ -166,8 +174,13 @@ class HopSkipJump(DecisionAttack):
 
     def approach(self, run: AttackRun, asker: Asker, rows: Rows, points: Tensor) -> Tensor:
         """Hop; see :meth:`DecisionAttack.approach`."""
-        coarse = _coarsest(run.images) if self.coarse is None else self.coarse
-        tables = _tables(run, points, coarse)
+        contest = None
+        if self.coarse == COMPETE:
+            widths = bandwidths(run.images)
+            tables: list[_Probes] = [width.noise(run.streams, run.images) for width in widths]
+            contest = Spectra(Bands(run.images, widths), len(rows))
+        else:
+            tables = _tables(run, points, _coarsest(run.images) if self.coarse is None else int(self.coarse))
         hops = _Hops.begin(rows, asker.clean[at(rows)], points, asker.used(rows))
         everyone = np.arange(len(rows))
         hops.distance = self.lengths(hops.gap)
@@ -183,8 +196,18 @@ class HopSkipJump(DecisionAttack):
             if not len(hops.rows):
                 return result
             self.tell(run, asker, steps=hop)
-            direction = self._estimate_normal(asker, tables, hops, probes[~done], run.max_rows)
-            self._hop(asker, hops, direction, 2 / np.sqrt(hop), finest=len(tables) - 1)
+            probes, share, finest = probes[~done], 2 / np.sqrt(hop), len(tables) - 1
+            if contest is None:
+                direction = self._unit(self._estimate_normal(asker, tables, hops, probes, run.max_rows))
+                slow = self._hop(asker, hops, direction, share, first_slow=FIRST_SLOW, finest=finest)
+                hops.level += slow & (hops.level < finest)
+                continue
+            contest.keep(~done)
+            hops.level = chosen = contest.choose(probes)
+            direction = self._estimate_normal(asker, tables, hops, probes, run.max_rows)
+            direction = self._unit(contest.learn(direction, chosen, probes))
+            slow = self._hop(asker, hops, direction, share, first_slow=SLOW, finest=finest)
+            contest.deplete(chosen, np.where(slow, AFTER_SLOW, 1.0))
 
     def _probe_counts(self, hop: int, hops: _Hops, asker: Asker) -> Rows:
         """How many probes each sample affords in this hop, 0 where it is done."""
@@ -240,7 +263,7 @@ class HopSkipJump(DecisionAttack):
         hops.distance[who[closer]] = distance[closer]
 
     def _estimate_normal(self, asker: Asker, tables: list[_Probes], hops: _Hops, probes: Rows, max_rows: int) -> Tensor:
-        """Direction into the adversarial side at each point, (M, D), of length 1 in the norm. Source: eq. (9), (16)."""
+        """Direction into the adversarial side at each point, (M, D), of any length. Source: eq. (9), (16)."""
         here = hops.points()
         gap = here - hops.clean
         norm = np.sqrt(row_sums(gap * gap))
@@ -276,14 +299,23 @@ class HopSkipJump(DecisionAttack):
         mean = balance / probes
         # Without its mean the estimate would follow the mean of the probes; if all answers agree it is all there is.
         mean[np.abs(mean) == 1] = 0
-        normal = signed.sub_(plain.mul_(column(mean, plain)))
+        return signed.sub_(plain.mul_(column(mean, plain)))
+
+    def _unit(self, normal: Tensor) -> Tensor:
+        """Directions (M, D) of length 1 in the norm, in place."""
         if self.norm == "linf":
             return normal.sign_()
         lengths = np.maximum(np.sqrt(row_sums(normal * normal)), np.finfo(np.float32).tiny)
         return normal.mul_(column(1 / lengths, normal))
 
-    def _hop(self, asker: Asker, hops: _Hops, direction: Tensor, share: float, *, finest: int) -> None:
-        """Step along the normal by ``share`` of the distance, by half of that, ...: the closest landing point wins."""
+    def _hop(
+        self, asker: Asker, hops: _Hops, direction: Tensor, share: float, *, first_slow: float, finest: int
+    ) -> Bools:
+        """Step along the normal by ``share`` of the distance, by half of that, ...: the closest landing point wins.
+
+        Returns:
+            Which hops were slow, bool (M,).
+        """
         start, length = hops.gap.clone(), share * hops.distance
         before = hops.distance.copy()
         for _ in range(TRIES):
@@ -305,10 +337,11 @@ class HopSkipJump(DecisionAttack):
             # A little more than it is wide: shares of a gap are rounded.
             self._land(asker, hops, moved, hops.gap[at(moved)], outside=1 - 1.01 * ROUGHLY)
         at_finest = hops.level == finest
-        least = np.where((hops.level == 0) & ~at_finest, FIRST_SLOW, SLOW)
-        slow = hops.distance > (1 - least) * before
-        hops.level += slow & ~at_finest
-        hops.slow = np.where(slow & at_finest, hops.slow + 1, 0)
+        least = np.where((hops.level == 0) & ~at_finest, first_slow, SLOW)
+        slow: Bools = hops.distance > (1 - least) * before
+        # A slow hop with fewer frequencies says nothing of the others.
+        hops.slow = np.where(slow, hops.slow + at_finest, 0)
+        return slow
 
 
 def within(clean: Tensor, gap: Tensor) -> Tensor:

@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcn_plugin.attacks.frequencies import cosines, frequencies_kept
 from dcn_plugin.attacks.streams import SampleStreams
 from dcn_plugin.errors import SpecError
 from dcn_plugin.support.arguments import is_count
 from dcn_plugin.support.randomness import philox
 
-__all__ = ["CoarseNoise", "LowPassNoise", "NoiseTable", "OrthogonalNoise", "check_coarse", "row_sums"]
+__all__ = ["COMPETE", "CoarseNoise", "LowPassNoise", "NoiseTable", "OrthogonalNoise", "check_coarse", "row_sums"]
 
+#: The value of an attack's ``coarse`` with which bandwidths compete; see :mod:`dcn_plugin.attacks.bands`.
+COMPETE = "compete"
 TABLE_SIZE = 2**20
 #: The widest directions that :class:`OrthogonalNoise` makes orthogonal: its matrix takes 8 MiB then. Wider ones are
 #: nearly orthogonal by themselves, as long as there are far fewer than dimensions.
@@ -140,17 +143,20 @@ class LowPassNoise:
         streams: the samples, and the key of the table.
         images: (N, C, H, W), whose size, dtype and device the directions take.
         factor: ceil(H / factor) vertical and ceil(W / factor) horizontal frequencies of each channel are used, >= 1.
+        grey: all channels change alike.
 
     Source: Guo, Frank, Weinberger 2018, arXiv 1809.08758, section 3.
     """
 
-    def __init__(self, streams: SampleStreams, images: Tensor, factor: float) -> None:
+    def __init__(self, streams: SampleStreams, images: Tensor, factor: float, *, grey: bool = False) -> None:
         channels, height, width = images.shape[1:]
-        self._coefficients = (channels, math.ceil(height / factor), math.ceil(width / factor))
+        self._alike = channels if grey else 1
+        along = [frequencies_kept(size, 1 / factor) for size in (height, width)]
+        self._coefficients = (channels // self._alike, along[0], along[1])
         self._noise = OrthogonalNoise(streams, images.new_empty(len(images), math.prod(self._coefficients)))
         # Columns: (H, frequencies). Rows: (frequencies, W).
-        self._columns = torch.from_numpy(_cosines(height)[: self._coefficients[1]].T).to(images)
-        self._rows = torch.from_numpy(_cosines(width)[: self._coefficients[2]]).to(images)
+        self._columns = torch.from_numpy(cosines(height)[: self._coefficients[1]].T).to(images)
+        self._rows = torch.from_numpy(cosines(width)[: self._coefficients[2]]).to(images)
 
     def directions(self, rows: _Ints, counters: _Ints, numbers: _Ints | None = None) -> tuple[Tensor, _Floats]:
         """Look up one direction for each entry of ``rows``; see :meth:`NoiseTable.directions`."""
@@ -161,17 +167,21 @@ class LowPassNoise:
             moves = torch.from_numpy(self._columns.numpy() @ (drawn.numpy() @ self._rows.numpy()))
         else:
             moves = self._columns @ (drawn @ self._rows)
+        if self._alike > 1:
+            return (moves / math.sqrt(self._alike)).repeat(1, self._alike, 1, 1).flatten(1), squares
         return moves.flatten(1), squares
 
 
 def check_coarse(factor: object) -> None:
-    """Refuse what is no factor of :class:`CoarseNoise`.
+    """Refuse what is no setting ``coarse`` of a decision attack.
 
     Raises:
-        SpecError: it is no int >= 1.
+        SpecError: it is neither an int >= 1 nor :data:`COMPETE`.
     """
-    if not is_count(factor, least=1):
-        raise SpecError("The coarse resolution is not usable.", factor, "an int >= 1", "1 = full resolution, try 2")
+    if factor != COMPETE and not is_count(factor, least=1):
+        raise SpecError(
+            "The coarse resolution is not usable.", factor, f"an int >= 1, or {COMPETE!r}", "1 = full resolution always"
+        )
 
 
 def row_sums(values: Tensor) -> _Floats:
@@ -199,14 +209,6 @@ def _rotation(width: int) -> _Floats:
     generator = np.random.Generator(philox(width, 2**64 - 2))
     rotation = np.linalg.qr(generator.standard_normal((width, width)))[0]
     rows: _Floats = (rotation * math.sqrt(width)).astype(np.float32).astype(np.float64)
-    return rows
-
-
-def _cosines(count: int) -> _Floats:
-    """The orthonormal cosine transform (DCT-II) of ``count`` numbers: (frequencies, count), the lowest first."""
-    places = np.arange(count) + 0.5
-    rows: _Floats = np.sqrt(2 / count) * np.cos(np.pi / count * np.arange(count)[:, None] * places)
-    rows[0] = np.sqrt(1 / count)
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,12 @@ from dcn_plugin.support.arguments import is_count, is_number, plain
 
 __all__ = ["PGD"]
 
+#: All steps together reach this many times the radius of the ball.
+STEP_RATIO = 2.5
+PAPER_STEP_RATIO = 1.25
+#: No pixel can move further than 1; the sign of a step may turn.
+MAX_STEP = 2
+
 
 class PGD(Attack):
     """Untargeted PGD: climb the sign of the loss gradient, stay within eps and within [0, 1].
@@ -21,8 +29,8 @@ class PGD(Attack):
     Args:
         eps: largest change of a pixel, in units of [0, 1] images.
         steps: number of gradient steps, >= 1.
-        step_size: change of a pixel in one step; by default 1.25 * eps / steps, the paper's ratio (20 steps of
-            1/255 for 16/255, 40 steps of 1/255 for 32/255).
+        step_size: change of a pixel in one step; by default 2.5 * eps / steps, the ratio of Madry et al.'s code: it
+            leaves steps to turn round at the edge of the ball. :meth:`paper` has half of it.
         random_start: begin at a uniformly random point of the ball. Off by default, as in the paper.
         seed: of the random start; a sample's start depends on its place among the images, not on its batch.
 
@@ -56,11 +64,20 @@ class PGD(Attack):
         if not is_count(steps, least=1):
             raise SpecError("An attack needs at least one step.", steps, "an int >= 1")
         if step_size is None:
-            step_size = 1.25 * eps / steps
-        if not (is_number(step_size) and 0 < step_size <= 2):
-            raise SpecError("The step size is not usable.", step_size, "a number in (0, 2]", "try 1.25 * eps / steps")
+            step_size = min(STEP_RATIO * eps / steps, MAX_STEP)
+        if not (is_number(step_size) and 0 < step_size <= MAX_STEP):
+            raise SpecError("The step size is not usable.", step_size, "a number in (0, 2]", "try 2.5 * eps / steps")
         check_flag("random_start", random_start)
         self.steps, self.step_size, self.random_start = steps, step_size, random_start
+
+    @classmethod
+    def paper(cls, eps: float, *, steps: int = 20) -> Self:
+        """The paper's step of 1.25 * eps / steps: 20 steps of 1/255 for 16/255, 40 steps of 1/255 for 32/255.
+
+        Source: the authors' code (docs: concepts/authors-code).
+        """
+        checked = cls(eps, steps=steps)
+        return cls(eps, steps=steps, step_size=PAPER_STEP_RATIO * checked.eps / checked.steps)
 
     @property
     def reach(self) -> float:
@@ -75,8 +92,12 @@ class PGD(Attack):
         if self.random_start:
             images = _into(images + run.streams.uniform(images, -self.eps, self.eps), low, high)
         for _ in range(self.steps):
-            images = _into(images + self.step_size * run.loss_gradient(images).sign(), low, high)
+            images = _into(images + self.step_size * self.direction(run.loss_gradient(images)), low, high)
         return images
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Where a step goes, (N, C, H, W) like the gradient."""
+        return gradient.sign()
 
 
 def _into(images: Tensor, low: Tensor, high: Tensor) -> Tensor:

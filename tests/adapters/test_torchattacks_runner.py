@@ -108,6 +108,7 @@ def test_float64_stays_float64_or_is_refused(case: Case) -> None:
         assert int(result.fooled.sum()) > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*came back clean:dcn_plugin.errors.WeakAttackWarning")  # it does
 @every_attack
 def test_an_attack_that_does_nothing_fails_that_test(case: Case) -> None:
     with pytest.raises(AssertionError):
@@ -289,6 +290,7 @@ def test_queries_count_what_the_model_was_asked() -> None:
         assert int(result.queries.sum()) == model.rows
         # One for the clean image and, of those that were right, one for the result.
         assert result.queries.tolist() == [each + 1] + [each + 2] * 11
+        assert result.backward_passes.tolist() == [each] * 12
     model = Counting(RgbNet())
     result = TorchAttack("PGDRS", eps=0.1, steps=2, noise_batch_size=3)(model, clean, labels)
     assert int(result.queries.sum()) == model.rows
@@ -301,6 +303,7 @@ def test_where_samples_cannot_be_told_apart_queries_are_an_upper_bound() -> None
     assert int(result.queries.sum()) >= model.rows
     assert result.queries[0] == 1  # wrong when clean: never asked about again
     assert int(result.queries.max()) <= 60 + 5
+    assert not result.backward_passes.any()
 
 
 @some_attacks

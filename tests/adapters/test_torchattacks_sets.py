@@ -8,10 +8,11 @@ import torch.nn.functional as F
 import torchattacks
 from torch import Tensor
 
-from dcn_plugin.adapters.torchattacks import TorchAttack, modern_transfer_attacks, paper_attacks
+from dcn_plugin.adapters.torchattacks import MODERN, modern_transfer_attacks, paper_attacks
 from dcn_plugin.attacks import PGD
 from dcn_plugin.errors import SpecError
 from tests.adapters.toy_rgb import RgbNet, examples
+from tests.toys import images, linear_model
 
 
 def loop(
@@ -83,27 +84,46 @@ def test_our_pgd_without_a_random_start_is_that_of_torchattacks(
 
 def test_modern_transfer_attacks_fool_the_network_each_in_its_own_way() -> None:
     clean, labels = examples()
-    attacks = modern_transfer_attacks(0.15, steps=5, kernel=3, neighbours=3)
-    assert list(attacks) == ["DI-FGSM", "TI-FGSM", "SI-NI-FGSM", "VMI-FGSM", "VNI-FGSM"]
-    results = [attack(RgbNet(), clean, labels) for attack in attacks.values()]
-    assert all(int(result.fooled.sum()) > 5 for result in results)
-    assert all(not torch.equal(a.images, b.images) for i, a in enumerate(results) for b in results[:i])
-    assert all(attack.settings["alpha"] == pytest.approx(0.03) for attack in attacks.values())
-    assert all(attack.settings["decay"] == 1.0 for attack in attacks.values())
+    attacks = modern_transfer_attacks(0.2, steps=5, kernel=3, neighbours=3, cutoff=0.5, batch=12)
+    assert list(attacks) == list(MODERN)
+    results = {name: attack(RgbNet(), clean, labels, batch_size=12) for name, attack in attacks.items()}
+    assert all(int(result.fooled.sum()) > 2 for result in results.values())
+    found = [result.images for result in results.values()]
+    assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+    for name, attack in attacks.items():
+        step = attack.settings.get("alpha", attack.settings.get("step_size"))
+        assert step == pytest.approx(0.04), name
+        assert attack.settings["decay"] == 1.0, name
+        # What the table says of its cost is what it asks for.
+        assert results[name].backward_passes.tolist() == [5 * MODERN[name].gradients(3)] * 12, name
 
 
-def test_without_three_channels_there_is_no_ti_fgsm() -> None:
-    assert "TI-FGSM" not in modern_transfer_attacks(0.1, channels=1)
+def test_the_set_names_year_and_source_and_can_begin_later() -> None:
+    years = [entry.year for entry in MODERN.values()]
+    assert years == sorted(years) and (years[0], years[-1]) == (2019, 2024)
+    assert all(entry.source for entry in MODERN.values())
+    young = modern_transfer_attacks(0.1, since=2023)
+    assert list(young) == ["GRA", "BSR", "DeCoWA"]
+
+
+def test_grey_images_meet_all_of_them() -> None:
+    model = linear_model(64).eval()
+    clean = images(4, shape=(1, 8, 8))
+    labels = model(clean).argmax(1)
+    for attack in modern_transfer_attacks(0.1, steps=2, kernel=3, neighbours=2, batch=4).values():
+        assert attack(model, clean, labels, batch_size=4).images.shape == clean.shape
 
 
 def test_the_seed_and_the_batch_reach_every_attack_that_draws() -> None:
-    for attack in modern_transfer_attacks(0.1, seed=9, batch=32).values():
-        assert isinstance(attack, TorchAttack)
-        assert attack.seed == 9
-        assert attack.batch in (None, 32)
+    for name, attack in modern_transfer_attacks(0.1, seed=9, batch=32).items():
+        if MODERN[name].library != "dcn_plugin":
+            assert attack.seed == 9
+            assert attack.batch in (None, 32)
 
 
-@pytest.mark.parametrize("settings", [{"eps": 2.0}, {"eps": 0.1, "steps": 0}, {"eps": 0.1, "neighbours": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"eps": 2.0}, {"eps": 0.1, "steps": 0}, {"eps": 0.1, "neighbours": 0}, {"eps": 0.1, "since": 2030}]
+)
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(SpecError):
         modern_transfer_attacks(**settings)  # type: ignore[arg-type]

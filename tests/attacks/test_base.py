@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import PGD, Attack, AttackRun
-from dcn_plugin.errors import ImageRangeError, SpecError
+from dcn_plugin.attacks import CW, PGD, Attack, AttackRun, HopSkipJump
+from dcn_plugin.errors import ImageRangeError, ModelChangedError, SpecError
 from tests.toys import ModeNet, images, linear_model
 
 
@@ -63,6 +64,45 @@ def test_the_model_and_the_global_generator_come_back_as_they_were(attack: Attac
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+@pytest.mark.parametrize("what", ["mode", "weight", "hook", "module"])
+def test_an_attack_that_changes_the_network_is_named(what: str) -> None:
+    def change(model: ModeNet) -> None:
+        if what == "mode":
+            model.norm.train()
+        elif what == "weight":
+            model.head.weight.data.mul_(2)
+            model.head.weight.zero_()
+        elif what == "hook":
+            model.conv.register_forward_hook(lambda *_: None)
+        else:
+            model.drop = nn.Dropout(0.1)
+
+    class Editor(Attack):
+        def perturb(self, run: AttackRun) -> Tensor:
+            assert isinstance(run.model, ModeNet)
+            change(run.model)
+            return run.images
+
+    part = {"mode": "norm", "weight": "head.weight", "hook": "conv", "module": "drop"}[what]
+    with pytest.raises(ModelChangedError, match=rf"Editor changed the network .*'{part}'"):
+        Editor(eps=0.1)(ModeNet(), images(3), labels(3))
+
+
+def test_a_network_that_counts_its_calls_in_a_buffer_is_not_blamed_on_the_attack() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = linear_model(16)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            logits: Tensor = self.model(x)
+            return logits
+
+    assert PGD(0.1, steps=2)(Called(), images(3), labels(3)).backward_passes.tolist() == [2, 2, 2]
+
+
 def test_the_model_runs_in_eval_mode_during_the_attack() -> None:
     seen: list[bool] = []
     model = ModeNet().train()
@@ -113,6 +153,54 @@ def test_samples_without_a_gradient_are_counted() -> None:
     assert torch.equal(result.images[2:], clean[2:])
 
 
+class Both(Attack):
+    """Asks three images for logits, two of them for a gradient twice, and one for a gradient of nothing it uses."""
+
+    def perturb(self, run: AttackRun) -> Tensor:
+        run.logits(run.images[:3], np.array([0, 1, 2]))
+        for _ in range(2):
+            leaf = run.images[:2].clone().requires_grad_()
+            logits = run.forward(leaf, np.array([0, 1]))
+            assert isinstance(logits, Tensor)
+            torch.autograd.grad(logits.sum(), leaf)
+        run.forward(run.images[:1].clone().requires_grad_(), np.array([0]))
+        return run.images
+
+
+def test_forward_and_backward_passes_are_counted_apart() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.asked, self.returned = linear_model(16), 0, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.asked += len(x)
+            if x.requires_grad:
+                x.register_hook(self.note)
+            logits: Tensor = self.model(x)
+            return logits
+
+        def note(self, gradient: Tensor) -> None:
+            self.returned += len(gradient)
+
+    model, clean = Counted(), images(4)
+    result = Both(eps=None)(model, clean, model.model(clean).argmax(1))
+    # Beside what it asks itself: the check of the clean image and that of the result.
+    assert result.queries.tolist() == [2 + 1 + 2 + 1, 2 + 1 + 2, 2 + 1, 2]
+    assert result.backward_passes.tolist() == [2, 2, 0, 0]
+    assert (int(result.queries.sum()), int(result.backward_passes.sum())) == (model.asked, model.returned)
+
+
+def test_an_attack_of_gradients_takes_one_a_step_and_one_of_decisions_none() -> None:
+    model, clean = linear_model(16), images(6)
+    truth = model(clean).argmax(1)
+    assert PGD(0.1, steps=7)(model, clean, truth).backward_passes.tolist() == [7] * 6
+    assert not HopSkipJump(max_queries=60)(model, clean, truth).backward_passes.any()
+    result = CW(steps=5, bisections=1)(model, clean, truth)
+    # CW asks for nothing but gradients between the two checks.
+    assert torch.equal(result.backward_passes, result.queries - 2)
+
+
 def test_an_attack_that_leaves_its_ball_or_the_range_is_stopped() -> None:
     grey = torch.full((3, 1, 4, 4), 0.5)
     Add(0.1)(linear_model(16), grey, labels(3))
@@ -146,7 +234,7 @@ def test_settings_name_everything_a_record_needs() -> None:
         "eps": 0.25,
         "random_start": False,
         "seed": 3,
-        "step_size": 0.0625,
+        "step_size": 0.125,
         "steps": 5,
     }
-    assert repr(PGD(0.25, steps=5)) == "PGD(eps=0.25, random_start=False, seed=0, step_size=0.0625, steps=5)"
+    assert repr(PGD(0.25, steps=5)) == "PGD(eps=0.25, random_start=False, seed=0, step_size=0.125, steps=5)"

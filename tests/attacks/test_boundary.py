@@ -87,17 +87,17 @@ def test_coarse_directions_save_queries_where_the_model_looks_at_low_frequencies
 
 
 def test_every_fourth_direction_is_coarse_unless_coarse_is_one() -> None:
-    rows, counters = np.array([0, 1, 1, 0]), np.array([0, 4, 5, 7])
+    rows, counters, kind = np.array([0, 1, 1, 0]), np.array([0, 4, 5, 7]), np.zeros(4, dtype=np.int64)
     clean = images(2, shape=(1, 8, 8), dtype=torch.float64)
     streams = SampleStreams("test", 0, range(2))
     run = types.SimpleNamespace(streams=streams, images=clean)
     plain, mixed = (_Directions(run, clean.flatten(1), coarse) for coarse in (1, 2))  # type: ignore[arg-type]
     fine, squares = NoiseTable(streams, clean.flatten(1)).directions(rows, counters)
     coarse, coarse_squares = CoarseNoise(streams, clean, 2).directions(rows, counters)
-    found = plain.directions(rows, counters)
+    found = plain.directions(rows, counters, kind)
     assert torch.equal(found[0], fine)
     assert (found[1] == squares).all()
-    found = mixed.directions(rows, counters)
+    found = mixed.directions(rows, counters, kind)
     assert torch.equal(found[0], torch.cat([coarse[:2], fine[2:]]))
     assert found[1].tolist() == [*coarse_squares[:2], *squares[2:]]
 

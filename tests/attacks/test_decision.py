@@ -162,7 +162,11 @@ def test_results_stay_adversarial_when_the_model_is_asked_about_them_one_by_one(
     assert (alone != truth).all()
 
 
-@pytest.mark.parametrize("attack", [OnlyStart, BoundaryAttack], ids=["only start", "boundary"])
+@pytest.mark.parametrize(
+    "attack",
+    [OnlyStart, pytest.param(BoundaryAttack, marks=pytest.mark.slow)],
+    ids=["only start", "boundary"],
+)
 def test_restarts_end_no_farther_away_and_spend_what_is_left(attack: type[OnlyStart] | type[BoundaryAttack]) -> None:
     model, clean = RowNet(), images(10, dtype=torch.float64)
     truth = right(model, clean)

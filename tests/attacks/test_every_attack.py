@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from dcn_plugin.attacks import (
     CW,
+    MIFGSM,
     PGD,
+    TIFGSM,
     Attack,
     AttackResult,
     AttackRun,
     BoundaryAttack,
     DecisionAttack,
     HopSkipJump,
+    LowPassPGD,
 )
 from dcn_plugin.attacks.base import Rows
 from dcn_plugin.attacks.decision import Asker
@@ -32,6 +35,10 @@ Make = Callable[[int], Attack]
 ATTACKS: dict[str, Make] = {
     "fgsm": lambda seed: PGD(0.3, steps=1, seed=seed),
     "pgd": lambda seed: PGD(0.3, steps=8, random_start=True, seed=seed),
+    "pgd, low-passed": lambda seed: LowPassPGD(0.5, cutoff=0.75, steps=8, random_start=True, seed=seed),
+    "mi-fgsm": lambda seed: MIFGSM(0.3, steps=8),
+    "mi-fgsm, low-passed": lambda seed: MIFGSM(0.5, steps=8, cutoff=0.75),
+    "ti-fgsm": lambda seed: TIFGSM(0.4, steps=8, kernel=3),
     "cw": lambda seed: CW(steps=30, step_size=0.05, c_start=0.1, bisections=1),
     "boundary": lambda seed: BoundaryAttack(max_queries=200, seed=seed),
     "boundary, windows": lambda seed: BoundaryAttack(
@@ -41,7 +48,7 @@ ATTACKS: dict[str, Make] = {
     "hopskipjump": lambda seed: HopSkipJump(max_queries=200, initial_probes=30, seed=seed),
     "hopskipjump, linf": lambda seed: HopSkipJump(max_queries=200, norm="linf", initial_probes=30, seed=seed),
 }
-RANDOM = [name for name in ATTACKS if name not in ("fgsm", "cw")]
+RANDOM = [name for name in ATTACKS if name not in ("fgsm", "mi-fgsm", "mi-fgsm, low-passed", "ti-fgsm", "cw")]
 DECISION = [name for name, make in ATTACKS.items() if make(0).decision_based]
 GRADIENT = [name for name in ATTACKS if name not in DECISION]
 

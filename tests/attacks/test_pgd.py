@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import PGD, Attack
+from dcn_plugin.data import load_digits
 from dcn_plugin.errors import SpecError, WeakAttackWarning
+from dcn_plugin.pretrained import load_pretrained
 from tests.toys import DoNothing, ModeNet, images, linear_model
 
 
@@ -98,14 +100,27 @@ def test_the_batch_size_does_not_change_a_bit_in_float64(random_start: bool) -> 
 
 def test_the_seed_decides_on_the_random_start_and_nothing_else_does() -> None:
     model, clean, truth = ModeNet(), images(5), torch.arange(5) % 3
-    one, same, other = (PGD(0.1, steps=1, random_start=True, seed=s)(model, clean, truth).images for s in (1, 1, 2))
+    one, same, other = (
+        PGD(0.1, steps=1, step_size=0.1, random_start=True, seed=s)(model, clean, truth).images for s in (1, 1, 2)
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
-def test_the_default_step_size_is_the_papers_ratio() -> None:
-    assert PGD(16 / 255, steps=20).step_size == pytest.approx(1 / 255)
-    assert PGD(32 / 255, steps=40).step_size == pytest.approx(1 / 255)
+def test_the_default_step_reaches_two_and_a_half_times_as_far_as_the_ball_and_the_papers_half_of_that() -> None:
+    assert PGD(16 / 255, steps=20).step_size == pytest.approx(2 / 255)
+    assert PGD(8 / 255, steps=10).reach == pytest.approx(20 / 255)
+    assert PGD(1.0, steps=1).step_size == 2  # further than any pixel can go
+    assert PGD.paper(16 / 255).step_size == pytest.approx(1 / 255)
+    assert PGD.paper(32 / 255, steps=40).step_size == pytest.approx(1 / 255)
+    with pytest.raises(SpecError, match="step"):
+        PGD.paper(0.1, steps=0)
+
+
+def test_the_longer_step_finds_what_the_papers_leaves() -> None:
+    net, digits = load_pretrained("digits_resnet.standard"), load_digits(size=16).test.subset(torch.arange(100))
+    longer, shorter = (make(0.1, steps=10)(net, digits.images, digits.labels).fooled for make in (PGD, PGD.paper))
+    assert int((longer & ~shorter).sum()) > int((shorter & ~longer).sum())
 
 
 def test_one_step_is_fgsm() -> None:
