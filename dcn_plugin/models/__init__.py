@@ -1,6 +1,7 @@
 """Networks: the paper's, built from timm's blocks."""
 
 from dcn_plugin.models.densenet import cifar_densenet
+from dcn_plugin.models.mask_expectation import MaskExpectation
 from dcn_plugin.models.paper_nets import (
     densenet121_cifar,
     resnet18_cifar,
@@ -18,6 +19,7 @@ from dcn_plugin.support.old_paths import keep_old_paths
 
 __all__ = [
     "VARIANTS",
+    "MaskExpectation",
     "Regularizer",
     "Variant",
     "build_variant",

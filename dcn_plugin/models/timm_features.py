@@ -81,8 +81,9 @@ def full_paths(features: nn.Module, full: nn.Module) -> dict[str, str]:
     paths: dict[str, str] = {}
     for path, module in features.named_modules():
         head, dot, rest = path.removeprefix(root).partition(".")
-        full_path = heads.get(head, head) + dot + rest
-        if path.startswith(root) and _match(module, theirs.get(full_path)):
+        whole = bool(root) and path == root.rstrip(".")  # a few networks have tensors of their own at the top
+        full_path = "" if whole else heads.get(head, head) + dot + rest
+        if (whole or path.startswith(root)) and _match(module, theirs.get(full_path)):
             paths[path] = full_path
         elif _shapes(module):
             raise SiteError(

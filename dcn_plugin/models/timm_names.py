@@ -1,6 +1,14 @@
-"""Which models of timm's registry have a defective version, and which cannot have one."""
+"""Which models of timm's registry have a defective version, and which cannot have one.
+
+:data:`FAMILIES` are those that tests build. :mod:`dcn_plugin.models.timm_table` has all CNNs of a release of timm,
+written from the record of a sweep over it (``recipes/coverage``), and the reason why each other model has no name.
+"""
 
 from __future__ import annotations
+
+from timm.models import is_model
+
+from dcn_plugin.models.timm_table import NAMED
 
 __all__ = ["BASES", "FAMILIES", "REFUSED"]
 
@@ -84,9 +92,17 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Family -> names of models, the cheapest first, all timm's but for the last family
-(:mod:`dcn_plugin.models.paper_nets`); each of them is registered as ``defective_<name>``."""
+(:mod:`dcn_plugin.models.paper_nets`)."""
 
-BASES: tuple[str, ...] = tuple(name for names in FAMILIES.values() for name in names)
+BASES: tuple[str, ...] = tuple(
+    dict.fromkeys(
+        [
+            *(name for names in FAMILIES.values() for name in names),
+            *(name for names in NAMED.values() for name in names if is_model(name)),  # an older timm lacks some
+        ]
+    )
+)
+"""All models that are registered as ``defective_<name>``: those of :data:`FAMILIES`, then the others of the table."""
 
 REFUSED: dict[str, str] = {
     "hrnet_w18": "its resolution goes back up, so that it has no bottom and no top; defectify() takes it with globs",

@@ -21,6 +21,7 @@ _KINDS = (
     (r"is a (\w+), which has no place", r"\1 has no place for a mask between the norm and its activation"),
     (r"normalisation .* as a function", "a normalisation is called as a function"),
     (r"convolution .* as a function", "a convolution is called as a function"),
+    (r"mixes positions", "positions are averaged between a norm and the next activation"),
     (r"runs more than once", "a layer runs at several sizes, or with and without a norm"),
     (r"[Nn]o site is left", "no convolution in its bottom half can carry a mask"),
     (r"forward fails|forward failed", "it does not take a plain batch of images"),

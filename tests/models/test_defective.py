@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from timm.models import _registry as timm_registry
-from timm.models import get_arch_pretrained_cfgs, get_model_input_config, load_state_dict, save_for_hf
+from timm.models import get_model_input_config, load_state_dict, save_for_hf
 from torch import nn
 
 import dcn_plugin as dcn
@@ -78,9 +78,9 @@ def plain_checkpoint(tmp_path: Path) -> tuple[nn.Module, Path]:
 # Registration
 
 
-def test_at_least_eighty_models_of_fifteen_families_are_listed() -> None:
+def test_at_least_seven_hundred_models_are_listed() -> None:
     names = [f"defective_{base}" for base in BASES]
-    assert len(set(BASES)) == len(BASES) >= 80 and len(FAMILIES) >= 15
+    assert len(set(BASES)) == len(BASES) >= 700 and len(FAMILIES) >= 15
     assert sorted(timm.list_models("defective_*")) == sorted(names)
     assert sorted(timm.list_models(module="defective")) == sorted(names)
     assert all(timm.is_model(name) for name in names)
@@ -107,18 +107,6 @@ print(json.dumps([before == state(), len(timm.list_models("defective_*"))]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert json.loads(done.stdout) == [True, len(BASES)]
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_a_name_has_the_tags_of_its_base_and_no_weights(base: str) -> None:
-    theirs, ours = get_arch_pretrained_cfgs(base), get_arch_pretrained_cfgs(f"defective_{base}")
-    assert list(ours) == [f"defective_{name}" for name in theirs]
-    assert timm.get_pretrained_cfg(f"defective_{base}").tag == timm.get_pretrained_cfg(base).tag
-    for own, other in zip(ours.values(), theirs.values(), strict=True):
-        assert own.architecture == f"defective_{base}" and own.tag == other.tag
-        assert not any((own.url, own.file, own.hf_hub_id, own.hf_hub_filename, own.state_dict, own.source))
-        assert own.input_size == other.input_size and own.num_classes == other.num_classes
-        assert own.fixed_input_size and not other.fixed_input_size
 
 
 def test_every_entrypoint_is_documented_and_importable_by_its_name() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.models.timm_names import BASES, FAMILIES
+from dcn_plugin.models.timm_names import FAMILIES
 from dcn_plugin.surgery import masks_of
 from tests.models.timm_checks import CORE, HEAVY, MORE, Check, Subject, equal, pretrained_adapts, seeded, without_masks
 
@@ -22,6 +22,7 @@ SHALLOW = ("resnetrs50", "ecaresnet26t", "resnext50_32x4d", "wide_resnet50_2", "
 OPTIONS = {name: {"layers": (1, 1, 1, 1)} for name in SHALLOW}
 OPTIONS.update({name: {"mlp_ratio": 1 / 64} for family in ("VGG", "VGG-bn") for name in FAMILIES[family]})
 OPTIONS.update({name: {"width": 8} for name in FAMILIES["The paper's"]})
+BASES = [name for names in FAMILIES.values() for name in names]
 FIRST = [names[0] for names in FAMILIES.values()]
 # One each of: post- and pre-activation, plain and fused norm, masks on convolutions, truncated by other classes.
 VARIED = ["resnet10t", "resnetv2_18", "regnetx_002", "mobilenetv3_small_050", "convnext_atto", "nf_regnet_b1"]
