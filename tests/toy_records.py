@@ -54,6 +54,12 @@ def whitebox_record(**changes: Any) -> Result:
     return record(**{"protocol": "whitebox", **_NO_SOURCE, **own, **counts, **changes})
 
 
+def autoattack_record(**changes: Any) -> Result:
+    """A valid record of AutoAttack on the target itself."""
+    settings = {"norm": "Linf", "version": "standard", "steps": 100, "eps": 0.2}
+    return whitebox_record(**{"protocol": "autoattack", "attack": "AutoAttack", "attack_settings": settings, **changes})
+
+
 def tapm_record(**changes: Any) -> Result:
     """A valid record of the worst of two sources and two attacks."""
     settings = {"sources": "vgg, resnet", "attacks": "PGD(eps=0.03137254901960784, steps=20); FGSM(eps=0.2)"}

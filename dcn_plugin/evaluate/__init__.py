@@ -8,8 +8,10 @@ from dcn_plugin.evaluate.cache_keys import attack_key, data_key, model_key
 from dcn_plugin.evaluate.examples import ExampleRow, Examples
 from dcn_plugin.evaluate.predictions import correct, correct_on, logits_of, predict
 from dcn_plugin.evaluate.protocols.amplitude import amplitude
+from dcn_plugin.evaluate.protocols.autoattack import autoattack
 from dcn_plugin.evaluate.protocols.changed_images import Change, Changed, measure_changes
 from dcn_plugin.evaluate.protocols.cue_conflict import cue_conflict, cue_decisions
+from dcn_plugin.evaluate.protocols.curve import robustness_curve
 from dcn_plugin.evaluate.protocols.distance import minimal_distance
 from dcn_plugin.evaluate.protocols.gaussian import Noise, add_noise, gaussian
 from dcn_plugin.evaluate.protocols.sanity import sanity
@@ -48,6 +50,7 @@ __all__ = [
     "add_results",
     "amplitude",
     "attack_key",
+    "autoattack",
     "code_hash",
     "correct",
     "correct_on",
@@ -66,6 +69,7 @@ __all__ = [
     "predict",
     "progress_bar",
     "relation",
+    "robustness_curve",
     "sanity",
     "shuffle",
     "spread",

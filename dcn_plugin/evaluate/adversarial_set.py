@@ -30,7 +30,7 @@ from dcn_plugin.evaluate.sharding import own_batches
 from dcn_plugin.support.model_state import device_of, eval_mode
 from dcn_plugin.support.processes import ALONE, Team, whole
 
-__all__ = ["AdversarialBatch", "AdversarialSet"]
+__all__ = ["AdversarialBatch", "AdversarialSet", "passes_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class AdversarialBatch:
         zero_gradient: bool (B,), the loss had a gradient of exactly zero at some step.
         started: bool (B,), False where a decision-based attack found no adversarial image to start from.
         distance: float64 (B,), see :class:`~dcn_plugin.attacks.AttackResult`; of the images before rounding.
-        queries: int64 (B,), images of each sample that the source was asked about.
+        queries: int64 (B,), images of each sample that the source was asked about: forward passes.
+        backward_passes: int64 (B,), those of them through which a gradient came back.
         change: float64 (B,), how far each of ``images`` is from the clean one, in the norm of the attack.
     """
 
@@ -61,6 +62,7 @@ class AdversarialBatch:
     started: Tensor
     distance: Tensor
     queries: Tensor
+    backward_passes: Tensor
     change: Tensor
 
     def part(self, first: int, count: int) -> AdversarialBatch:
@@ -100,6 +102,7 @@ class AdversarialSet:
     Raises:
         SpecError: an argument of the wrong type, unknown rounding, or a batch size or limit below 1.
         DataError: ``data`` is no set of labelled images.
+        ImageRangeError, ModelOutputError: the attack does not take images of this shape, or this number of classes.
     """
 
     name: str
@@ -115,8 +118,8 @@ class AdversarialSet:
 
     def __post_init__(self) -> None:
         check_model(self.source, name=f"Source {self.name!r}")
-        check_attack(self.attack)
         check_images(self.data)
+        check_attack(self.attack).check_data(self.data.shape, self.data.num_classes)
         check_rounding(self.rounding)
         check_store(self.store)
         object.__setattr__(self, "batch_size", check_count(self.batch_size, "batch size"))
@@ -230,4 +233,10 @@ class AdversarialSet:
             "started": result.started.cpu(),
             "distance": result.distance.cpu(),
             "queries": result.queries.cpu(),
+            "backward_passes": result.backward_passes.cpu(),
         }
+
+
+def passes_of(queries: Tensor, backward_passes: Tensor) -> dict[str, Any]:
+    """What a record says an attack cost, summed over its images: forward and backward passes, counted apart."""
+    return {"n_forward_passes": int(queries.sum()), "n_backward_passes": int(backward_passes.sum())}

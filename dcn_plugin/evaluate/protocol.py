@@ -104,7 +104,9 @@ class Protocol:
         measure: does the work; raises at once where arguments do not fit.
         commands: its names on the command line, where it has others there: each that of an attack.
         sources: whether models to attack are "needed", "optional" or not taken ("").
-        attacks: the attacks that run where none is named, as the command line writes them; None: it takes none.
+        attacks: the attacks that run where none is named, as the command line writes them; None: none can be named.
+        attack: options -> its one attack as the command line writes it, where the options say all of it. Recipes write
+            their attacks themselves, and do not have such a protocol.
         data: "images", a "pair" of folders, or a folder of cue-conflict images ("cues").
         options: its settings.
         strength: what its records are ordered by; None: they have no strength.
@@ -126,6 +128,7 @@ class Protocol:
     commands: tuple[str, ...] = ()
     sources: Literal["", "optional", "needed"] = ""
     attacks: tuple[str, ...] | None = None
+    attack: Callable[[Mapping[str, Any]], str] | None = None
     data: Literal["images", "pair", "cues"] = "images"
     options: tuple[Option, ...] = ()
     strength: Strength | None = field(default_factory=Strength)

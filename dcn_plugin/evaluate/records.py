@@ -30,7 +30,7 @@ Rounding = Literal["none", "8bit"]
 Relation = Literal["same network", "other weights", "other masks", "other network"]
 
 # Fields that came after records were published under this schema: where they are None a record does not have them.
-_LATER = frozenset({"largest_change"})
+_LATER = frozenset({"largest_change", "n_forward_passes", "n_backward_passes"})
 _DERIVED = ("clean_accuracy", "defense_rate", "defense_interval", "accuracy_all", "accuracy_interval")
 
 
@@ -73,6 +73,10 @@ class Result:
             the norm of the attack (L-inf for attacks in such a ball, else L2) and in units of [0, 1] images. An attack
             that does not come near its eps is weaker than its name. None where it was not measured; JSON then leaves
             it out, as do records of before it was.
+        n_forward_passes: of the attacks, over all images: how many images they asked a model about, the checks of the
+            clean image and of the result included. None, and left out of JSON, where there is no attack, and in records
+            of before it was counted.
+        n_backward_passes: those of them through which a gradient came back; 0 for decision-based attacks.
         rounding: "8bit": the images were rounded to multiples of 1/255 before the target saw them.
         versions: package -> version.
         hardware: what it ran on.
@@ -105,6 +109,8 @@ class Result:
     eps: float | None = None
     steps: int | None = None
     largest_change: float | None = None
+    n_forward_passes: int | None = None
+    n_backward_passes: int | None = None
     rounding: Rounding = "none"
     versions: Mapping[str, Scalar] = field(default_factory=package_versions)
     hardware: Mapping[str, Scalar] = field(default_factory=hardware)
@@ -138,6 +144,7 @@ class Result:
             ("n_counted", "n_source_fooled"),
             ("n_zero_gradient", "n_total"),
             ("n_failed_starts", "n_total"),
+            ("n_backward_passes", "n_forward_passes"),
         ):
             a, b = getattr(self, small), getattr(self, large)
             if a is not None and b is not None and a > b:

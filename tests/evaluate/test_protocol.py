@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dcn_plugin.attacks import PGD, HopSkipJump
+from dcn_plugin.attacks import PGD, Attack, HopSkipJump
 from dcn_plugin.cli.attacks import open_attacks
 from dcn_plugin.data import CueConflict, ImageSet
 from dcn_plugin.errors import DcnError
@@ -73,12 +73,16 @@ def test_the_words_of_a_protocol_fit_each_other(protocol: Protocol) -> None:
         assert not option.several or option.default is None or isinstance(option.default, tuple), option.name
     for attack in protocol.attacks or ():
         assert open_attacks([attack])
+    if protocol.attack is not None:
+        assert protocol.attacks is None and not protocol.commands
+        assert len(open_attacks([protocol.attack({option.name: option.default for option in protocol.options})])) == 1
 
 
 RECORDS = {
     "transfer": toy_records.record,
     "gaussian": toy_records.noise_record,
     "whitebox": toy_records.whitebox_record,
+    "autoattack": toy_records.autoattack_record,
     "tapm": toy_records.tapm_record,
     "shuffle": toy_records.shuffle_record,
     "distance": toy_records.distance_record,
@@ -108,13 +112,19 @@ def request(protocol: Protocol, data: ImageSet, cues: CueConflict, **changes: An
     """What the command line or a recipe would ask, every option at its default."""
     shape = cues.shape if protocol.data == "cues" else data.shape
     features = shape[0] * shape[1] * shape[2]
-    attack = HopSkipJump(max_queries=60) if protocol.commands else PGD(0.1, steps=2)
+    unbounded = protocol.name in ("curve", "distance")
+    attack: Attack = HopSkipJump(max_queries=60) if unbounded else PGD(0.1, steps=2)
+    options = {option.name: option.default for option in protocol.options}
+    if protocol.attack is not None:
+        # In so large a ball nothing holds, and the slow parts have nothing to do.
+        (attack,) = open_attacks([protocol.attack(options | {"eps": 0.9, "batch": 8})])
+    classes = cues.num_classes if protocol.data == "cues" else data.num_classes
     known: dict[str, Any] = {
-        "targets": {"a": linear_model(features), "b": linear_model(features, seed=1)},
-        "sources": {"s": linear_model(features, seed=2)} if protocol.sources else {},
-        "attacks": [] if protocol.attacks is None else [attack],
+        "targets": {"a": linear_model(features, classes), "b": linear_model(features, classes, seed=1)},
+        "sources": {"s": linear_model(features, classes, seed=2)} if protocol.sources else {},
+        "attacks": [] if protocol.attacks is None and protocol.attack is None else [attack],
         "data": {"images": data, "pair": (data, data), "cues": cues}[protocol.data],
-        "options": {option.name: option.default for option in protocol.options},
+        "options": options,
         "run": {"training_seed": 3, "batch_size": 8},
     }
     return Request(**{**known, **changes})
@@ -131,8 +141,8 @@ def test_whoever_asks_by_the_table_gets_records_that_the_table_knows(
     )
     data = image_set(12, shape=(1, 8, 8))
     with torch.no_grad():
-        labels = linear_model(64)(data.images).argmax(1)
-    results = list(protocol.measure(request(protocol, ImageSet(data.images, labels, 3, "toy"), cues)))
+        labels = linear_model(64, 4)(data.images).argmax(1)
+    results = list(protocol.measure(request(protocol, ImageSet(data.images, labels, 4, "toy"), cues)))
     assert {result.target for result in results} == {"a", "b"}
     for result in results:
         assert protocol_of(result) is protocol

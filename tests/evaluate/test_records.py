@@ -114,6 +114,18 @@ def test_an_edited_record_is_refused(edit: Any) -> None:
         Result.from_dict(raw)
 
 
+def test_passes_are_in_json_where_they_were_counted_and_fit_each_other() -> None:
+    without, counted = record(), record(n_forward_passes=2200, n_backward_passes=2000)
+    assert not {"n_forward_passes", "n_backward_passes"} & without.to_dict().keys()
+    assert counted.to_dict() == {**without.to_dict(), "n_forward_passes": 2200, "n_backward_passes": 2000}
+    assert Result.from_dict(json.loads(json.dumps(counted.to_dict()))) == counted
+    assert Result.from_dict(without.to_dict()).n_forward_passes is None
+    with pytest.raises(RecordError, match="n_backward_passes=3, n_forward_passes=2"):
+        record(n_forward_passes=2, n_backward_passes=3)
+    with pytest.raises(RecordError, match="n_forward_passes"):
+        record(n_forward_passes=2.5)
+
+
 def test_the_largest_change_is_in_json_where_it_was_measured_and_records_of_before_it_was_are_read() -> None:
     without, measured = record(), record(largest_change=0.19)
     assert "largest_change" not in without.to_dict()

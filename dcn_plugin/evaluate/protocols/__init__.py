@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dcn_plugin.evaluate.protocol import Protocol
 from dcn_plugin.evaluate.protocols import (
     amplitude,
+    autoattack,
     cue_conflict,
+    curve,
     distance,
     gaussian,
     sanity,
@@ -19,7 +21,20 @@ from dcn_plugin.evaluate.records import Result
 
 __all__ = ["PROTOCOLS", "protocol_of"]
 
-_FILES = (transfer, tapm, whitebox, distance, gaussian, shuffle, amplitude, stylized, cue_conflict, sanity)
+_FILES = (
+    transfer,
+    tapm,
+    whitebox,
+    autoattack,
+    curve,
+    distance,
+    gaussian,
+    shuffle,
+    amplitude,
+    stylized,
+    cue_conflict,
+    sanity,
+)
 
 PROTOCOLS: Mapping[str, Protocol] = {file.PROTOCOL.name: file.PROTOCOL for file in _FILES}
 """Name -> protocol, in the order of a report."""

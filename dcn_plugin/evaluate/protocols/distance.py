@@ -12,7 +12,7 @@ from torch import nn
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
 from dcn_plugin.errors import SpecError
-from dcn_plugin.evaluate.adversarial_set import AdversarialSet
+from dcn_plugin.evaluate.adversarial_set import AdversarialSet, passes_of
 from dcn_plugin.evaluate.arguments import (
     check_attack,
     check_attacks,
@@ -126,9 +126,10 @@ def _key(session: Session, images: AdversarialSet) -> Key | None:
 def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]:
     parts = []
     for batch in images:
-        parts.append((batch.first, (batch.source_correct, batch.started, batch.fooled, batch.distance, batch.queries)))
+        passes = (batch.queries, batch.backward_passes)
+        parts.append((batch.first, (batch.source_correct, batch.started, batch.fooled, batch.distance, *passes)))
         bar.update(int(batch.source_correct.sum()) * session.team.size)
-    right, started, fooled, distance, queries = whole(parts, session.team)
+    right, started, fooled, distance, queries, backward = whole(parts, session.team)
     distances = distance[fooled].tolist()
     low, high = median_interval(distances) if distances else (None, None)
     counts = queries[right].double()
@@ -148,6 +149,7 @@ def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]
             n_clean_correct=int(right.sum()),
             n_counted=len(distances),
             n_failed_starts=int((~started).sum()),
+            **passes_of(queries, backward),
             figures=figures,
             hardware=ran_on(images.source),
         )

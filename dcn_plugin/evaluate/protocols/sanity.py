@@ -265,7 +265,7 @@ def _key(case: Attempts, check: str, name: str, session: Session) -> Key | None:
 
 
 def _measure(case: Attempts, check: str, name: str, session: Session) -> list[Result]:
-    finding = CHECKS[check](case)
+    finding, passes = case.counted(CHECKS[check])
     return [
         Result(
             protocol="sanity",
@@ -282,6 +282,7 @@ def _measure(case: Attempts, check: str, name: str, session: Session) -> list[Re
             n_counted=case.n_right,
             figures=finding.figures,
             passed=finding.passed,
+            **passes,
             hardware=ran_on(case.model),
         )
     ]

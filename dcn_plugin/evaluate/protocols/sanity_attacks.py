@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import PGD, Attack, AttackRun, HopSkipJump
 from dcn_plugin.data import LabelledImages
+from dcn_plugin.evaluate.adversarial_set import passes_of
 from dcn_plugin.evaluate.data_checks import check_fits
 from dcn_plugin.evaluate.predictions import correct, logits_of
 from dcn_plugin.evaluate.sharding import own_batches
@@ -17,6 +19,8 @@ from dcn_plugin.support.model_state import device_of
 from dcn_plugin.support.processes import ALONE, Team, whole
 
 __all__ = ["Attempts", "Outcome", "RandomCorners"]
+
+T = TypeVar("T")
 
 
 class RandomCorners(Attack):
@@ -59,12 +63,16 @@ class Outcome:
         zero_gradient: bool, the loss had a gradient of exactly zero at some step.
         margin: float64, the largest logit of another class less that of the true class, on the attack's image. Unlike
             the cross-entropy it does not round to zero where a model is sure.
+        queries: int64, forward passes of the attack on the model that it attacked.
+        backward_passes: int64, those of them through which a gradient came back.
     """
 
     right: Tensor
     fooled: Tensor
     zero_gradient: Tensor
     margin: Tensor
+    queries: Tensor
+    backward_passes: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +101,7 @@ class Attempts:
     batch_size: int
     team: Team = ALONE
     _done: dict[str, Outcome] = field(default_factory=dict, init=False)
+    _compared: set[str] = field(default_factory=set, init=False)
 
     def pgd(self, eps: float | None = None, *, source: str | None = None) -> Outcome:
         """PGD on the model, or on a source whose images the model is shown; in the ball of ``eps``, or of another."""
@@ -118,12 +127,23 @@ class Attempts:
         """Images that are right when clean. Every attack finds that out; one must have run."""
         return int(next(iter(self._done.values())).right.sum())
 
+    def counted(self, check: Callable[[Attempts], T]) -> tuple[T, dict[str, Any]]:
+        """What a check says, and the passes of the attacks that it compares, whether they ran for it or before."""
+        self._compared.clear()
+        finding = check(self)
+        compared = [self._done[about] for about in self._compared]
+        queries, backward = (
+            torch.cat([getattr(outcome, name) for outcome in compared]) for name in ("queries", "backward_passes")
+        )
+        return finding, passes_of(queries, backward)
+
     def _once(self, attack: Attack, radius: float, source: str | None = None) -> Outcome:
         about = f"{attack} on {source}"
         if not self._done:
             check_fits(self.data, {"": self.model}, self.sources)
         if about not in self._done:
             self._done[about] = self._run(attack, radius, None if source is None else self.sources[source])
+        self._compared.add(about)
         return self._done[about]
 
     def _run(self, attack: Attack, radius: float, source: nn.Module | None) -> Outcome:
@@ -138,7 +158,8 @@ class Attempts:
             furthest = (result.images - images).abs().flatten(1).amax(dim=1).cpu()
             # x + eps is rounded to the dtype of the images.
             inside = furthest <= radius + torch.finfo(images.dtype).eps
-            parts.append((first, (right, right & (margin > 0) & inside, result.zero_gradient.cpu(), margin)))
+            passes = (result.queries.cpu(), result.backward_passes.cpu())
+            parts.append((first, (right, right & (margin > 0) & inside, result.zero_gradient.cpu(), margin, *passes)))
         return Outcome(*whole(parts, self.team))
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from dcn_plugin.attacks import Attack
+from dcn_plugin.attacks.distilled import target_queries
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.evaluate.adversarial_set import AdversarialSet
+from dcn_plugin.evaluate.adversarial_set import AdversarialSet, passes_of
 from dcn_plugin.evaluate.arguments import (
     check_attacks,
     check_images,
@@ -66,7 +68,8 @@ def tapm(
         One record a target; protocol "tapm". ``n_counted`` are the images the target has right when clean,
         ``n_defended`` those of them it has right under every source and attack; ``n_correct`` is the same number, so
         ``accuracy_all`` is the accuracy under TAPM. ``figures``: "worst_single_accuracy", the accuracy on all images
-        under the one source and attack that is worst for the target as a whole, and "worst_single", which that is.
+        under the one source and attack that is worst for the target as a whole, and "worst_single", which that is; with
+        a :class:`~dcn_plugin.attacks.DistilledSource` also "target_queries", the answers that sources were trained on.
         ``largest_change`` is that of all sources and attacks, None where their norms differ. ``relation`` is that of
         the source that is closest to the target.
 
@@ -118,6 +121,7 @@ def _measure(
     singles: dict[str, list[tuple[int, str]]] = {name: [] for name in targets}
     defended = {name: clean[name].clone() for name in targets}
     furthest = 0.0
+    passes: Counter[str] = Counter()
     for number, images in enumerate(sets, 1):
         parts = []
         for batch in images:
@@ -125,11 +129,12 @@ def _measure(
                 correct(target, batch.images, batch.labels, batch_size=session.batch_size, name=name)
                 for name, target in targets.items()
             ]
-            parts.append((batch.first, (batch.change, *still_right)))
+            parts.append((batch.first, (batch.change, batch.queries, batch.backward_passes, *still_right)))
             bar.update(len(batch.images) * session.team.size)
         bar.reach(number * len(data))
         bar.cell(images.title, number, len(sets))
-        change, *columns = whole(parts, session.team)
+        change, queries, backward, *columns = whole(parts, session.team)
+        passes.update(passes_of(queries, backward))
         furthest = max(furthest, float(change.max()))
         for name, still in zip(targets, columns, strict=True):
             defended[name] &= still
@@ -139,6 +144,7 @@ def _measure(
     # A radius of another norm is another radius.
     shared_eps = radii.pop() if len(radii) == 1 and one_norm else None
     sources = {id(images.source): images.source for images in sets}.values()
+    asked = [count for count in map(target_queries, sources) if count is not None]
     results = []
     for name, target in targets.items():
         fewest, which = min(singles[name])
@@ -158,13 +164,19 @@ def _measure(
                 },
                 eps=shared_eps,
                 largest_change=furthest if one_norm else None,
+                n_forward_passes=passes["n_forward_passes"],
+                n_backward_passes=passes["n_backward_passes"],
                 rounding=sets[0].rounding,
                 n_total=len(data),
                 n_clean_correct=int(right.sum()),
                 n_counted=int(right.sum()),
                 n_defended=int(defended[name].sum()),
                 n_correct=int(defended[name].sum()),
-                figures={"worst_single_accuracy": fewest / len(data), "worst_single": which},
+                figures={
+                    "worst_single_accuracy": fewest / len(data),
+                    "worst_single": which,
+                    **({"target_queries": sum(asked)} if asked else {}),
+                },
                 hardware=ran_on(target),
             )
         )

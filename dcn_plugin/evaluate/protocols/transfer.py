@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import Attack
+from dcn_plugin.attacks.distilled import target_queries
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.evaluate.adversarial_set import AdversarialSet
+from dcn_plugin.evaluate.adversarial_set import AdversarialSet, passes_of
 from dcn_plugin.evaluate.arguments import (
     check_attacks,
     check_images,
@@ -83,7 +84,9 @@ def transfer(
     read off the two and stands in the record as ``relation``: that tells gray-box and white-box results apart.
 
     Args:
-        sources: name -> model to attack; :class:`~dcn_plugin.attacks.EnsembleSource` makes one of several.
+        sources: name -> model to attack; :class:`~dcn_plugin.attacks.EnsembleSource` makes one of several. Of a
+            :class:`~dcn_plugin.attacks.DistilledSource` the records have the answers it cost in ``figures``,
+            "target_queries".
         targets: name -> model to measure. A standard target must be another training run than the source.
         attacks: each runs once a source.
         data: the clean images.
@@ -196,12 +199,14 @@ def _measure(
             correct(target, batch.images, batch.labels, batch_size=session.batch_size, name=name)
             for name, target in targets.items()
         ]
-        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change, *still)))
+        outcome = (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change)
+        parts.append((batch.first, (*outcome, batch.queries, batch.backward_passes, *still)))
         if bar is not None:
             bar.update(len(batch.images) * session.team.size)
-    source_correct, fooled, zero_gradient, change, *columns = whole(parts, session.team)
+    source_correct, fooled, zero_gradient, change, queries, backward, *columns = whole(parts, session.team)
     still_correct = dict(zip(targets, columns, strict=True))
     counted = {name: fooled & right[name] for name in targets}
+    asked = target_queries(images.source)
     return {
         name: [
             Result(
@@ -215,10 +220,12 @@ def _measure(
                 n_source_fooled=int(fooled.sum()),
                 n_zero_gradient=int(zero_gradient.sum()),
                 largest_change=float(change.max()),
+                **passes_of(queries, backward),
                 n_clean_correct=int(right[name].sum()),
                 n_counted=int(counted[name].sum()),
                 n_defended=int((counted[name] & still_correct[name]).sum()),
                 n_correct=int(still_correct[name].sum()),
+                figures={} if asked is None else {"target_queries": asked},
                 hardware=ran_on(target, source=images.source),
             )
         ]

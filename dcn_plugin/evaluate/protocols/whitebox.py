@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from dcn_plugin.attacks import Attack
 from dcn_plugin.data import LabelledImages
-from dcn_plugin.evaluate.adversarial_set import AdversarialSet
+from dcn_plugin.evaluate.adversarial_set import AdversarialSet, passes_of
 from dcn_plugin.evaluate.arguments import (
     check_attacks,
     check_images,
@@ -25,7 +25,7 @@ from dcn_plugin.evaluate.run_directory import RunDirectory
 from dcn_plugin.evaluate.session import Session, Unit
 from dcn_plugin.support.processes import whole
 
-__all__ = ["PROTOCOL", "whitebox"]
+__all__ = ["PROTOCOL", "attacks_in", "whitebox"]
 
 
 def whitebox(
@@ -76,6 +76,30 @@ def whitebox(
     Source: paper, appendix, table 12.
     """
     session = Session.of(training_seed, seed, batch_size, store, accelerator, progress)
+    return attacks_in(session, "whitebox", targets, attacks, data, rounding)
+
+
+def attacks_in(
+    session: Session,
+    protocol: str,
+    targets: Mapping[str, nn.Module],
+    attacks: Sequence[Attack],
+    data: LabelledImages,
+    rounding: Rounding = "none",
+    *,
+    check: Callable[[str, nn.Module], None] = lambda name, target: None,
+) -> Iterator[Result]:
+    """:func:`whitebox` in a session of the caller's, under the name of a protocol.
+
+    Args:
+        session: what all measurements of the call share.
+        protocol: its name in the records.
+        targets: see :func:`whitebox`, as the next three.
+        attacks: each runs once a target.
+        data: the clean images.
+        rounding: of the images that are kept.
+        check: gets the name and the model of each target that has to be measured, before it is attacked.
+    """
     measured, data = check_models(targets, "target to measure"), check_images(data)
     sets = session.adversarial_sets(measured, check_attacks(attacks), data, rounding)
     check_all_names(data, measured)
@@ -84,30 +108,32 @@ def whitebox(
     def unit(images: AdversarialSet) -> Unit:
         def measure(bar: Any) -> list[Result]:
             check_once()
-            return _measure(session, images, bar)
+            check(images.name, images.source)
+            return _measure(session, protocol, images, bar)
 
-        return Unit.whole(images.title, functools.partial(_key, session, images), measure)
+        return Unit.whole(images.title, functools.partial(_key, session, protocol, images), measure)
 
-    return session.measure("white-box", map(unit, sets), count=len(sets), size=len(data))
+    return session.measure(protocol, map(unit, sets), count=len(sets), size=len(data))
 
 
-def _key(session: Session, images: AdversarialSet) -> Key | None:
+def _key(session: Session, protocol: str, images: AdversarialSet) -> Key | None:
     made_from = images.key
     if made_from is None:
         return None
-    return {"protocol": "whitebox", "set": made_from, "target": images.name, "seed": session.training_seed}
+    return {"protocol": protocol, "set": made_from, "target": images.name, "seed": session.training_seed}
 
 
-def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]:
+def _measure(session: Session, protocol: str, images: AdversarialSet, bar: Any) -> list[Result]:
     parts = []
     for batch in images:
-        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change)))
+        passes = (batch.queries, batch.backward_passes)
+        parts.append((batch.first, (batch.source_correct, batch.fooled, batch.zero_gradient, batch.change, *passes)))
         bar.update(len(batch.images) * session.team.size)
-    right, fooled, zero_gradient, change = whole(parts, session.team)
+    right, fooled, zero_gradient, change, queries, backward = whole(parts, session.team)
     defended = int((right & ~fooled).sum())
     return [
         Result(
-            protocol="whitebox",
+            protocol=protocol,
             target=images.name,
             source=images.name,
             relation="same network",
@@ -115,6 +141,7 @@ def _measure(session: Session, images: AdversarialSet, bar: Any) -> list[Result]
             seed=session.training_seed,
             n_zero_gradient=int(zero_gradient.sum()),
             largest_change=float(change.max()),
+            **passes_of(queries, backward),
             n_clean_correct=int(right.sum()),
             n_counted=int(right.sum()),
             n_defended=defended,

@@ -5,6 +5,7 @@ from dcn_plugin.report.plots.images import AMPLIFIED, ImageGrid, examples_png, g
 from dcn_plugin.report.plots.matrix import heatmap_png
 from dcn_plugin.report.plots.rates import Rate, rate_cells, rate_of, rate_png
 from dcn_plugin.report.plots.speed import speed_png
+from dcn_plugin.report.plots.trade_off import trade_off_png
 
 __all__ = [
     "AMPLIFIED",
@@ -18,4 +19,5 @@ __all__ = [
     "rate_of",
     "rate_png",
     "speed_png",
+    "trade_off_png",
 ]

@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 
 from dcn_plugin.evaluate import Result
 from dcn_plugin.evaluate.protocols import protocol_of
-from dcn_plugin.report.protocols import changed_images, cue_conflict, distance, sanity, tapm, transfer, whitebox
+from dcn_plugin.report.protocols import (
+    autoattack,
+    changed_images,
+    cue_conflict,
+    curve,
+    distance,
+    sanity,
+    tapm,
+    transfer,
+    whitebox,
+)
 from dcn_plugin.report.protocols.part import ReportPart, general_part
 
 __all__ = ["PARTS", "ReportPart", "parts_of"]
@@ -13,6 +23,8 @@ _PARTS = (
     transfer.PART,
     tapm.PART,
     whitebox.PART,
+    autoattack.PART,
+    curve.PART,
     distance.PART,
     *changed_images.PARTS,
     cue_conflict.PART,

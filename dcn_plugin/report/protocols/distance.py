@@ -10,7 +10,17 @@ from dcn_plugin.report.aggregate import Cell, apart, cells_of
 from dcn_plugin.report.html import Figure
 from dcn_plugin.report.plots import distance_png
 from dcn_plugin.report.protocols.part import ReportPart
-from dcn_plugin.report.tables.columns import DATA, NETWORK, Column, cell_table, dash_note, numeric, total, varied
+from dcn_plugin.report.tables.columns import (
+    DATA,
+    NETWORK,
+    Column,
+    cell_table,
+    dash_note,
+    numeric,
+    passes,
+    total,
+    varied,
+)
 from dcn_plugin.support.number_format import DASH, value
 from dcn_plugin.support.table import Table
 
@@ -30,11 +40,13 @@ def _tables(results: Sequence[Result]) -> list[Table]:
         numeric("failed starts", lambda cell: value(cell.total("n_failed_starts"))),
         numeric("mean queries", lambda cell: _queries(cell, "mean_queries")),
         numeric("most queries", lambda cell: _queries(cell, "max_queries")),
+        *passes(rows),
     ]
     meaning = (
         "Distance: ||delta||^2 / (C*H*W), images in [0, 1]; the larger, the harder to fool. An image without an "
         "adversarial one (a failed start) has no distance and does not count. Interval: 95 %, of the median; over "
-        "several runs, from the lowest lower to the highest upper bound."
+        "several runs, from the lowest lower to the highest upper bound. Queries: of an image that is right when "
+        "clean. Passes: of the attack, for each image that it was shown."
     )
     return [cell_table("Distance to the nearest adversarial image", rows, columns, meaning, dash_note(rows))]
 

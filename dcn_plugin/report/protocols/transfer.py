@@ -82,10 +82,19 @@ def _source_table(cells: Sequence[Cell]) -> Table:
         numeric("fooled / right when clean", lambda cell: total(cell, "n_source_fooled", "n_source_correct")),
         numeric("zero gradient", lambda cell: value(cell.total("n_zero_gradient"))),
     ]
-    meaning = (
+    notes = [
         "Zero gradient: images on which the source's loss had no gradient at some step; there the attack stood still."
-    )
-    return cell_table("The attack on its source", rows, columns, meaning)
+    ]
+    if any(_asked(cell) != DASH for cell in rows):
+        columns.append(numeric("target queries", _asked))
+        notes.append("Target queries: images that a target was asked about to train the source on its answers.")
+    return cell_table("The attack on its source", rows, columns, *notes)
+
+
+def _asked(cell: Cell) -> str:
+    """What the answers cost that a source was trained on; a dash where it was trained on none."""
+    asked = cell.figure("target_queries")
+    return DASH if asked is None else f"{asked.mean:.0f}"
 
 
 def _matrix_tables(matrix: Matrix) -> list[Table]:

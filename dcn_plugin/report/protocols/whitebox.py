@@ -10,7 +10,7 @@ from dcn_plugin.report.aggregate import cells_of
 from dcn_plugin.report.figures import rate_figure
 from dcn_plugin.report.html import Figure
 from dcn_plugin.report.protocols.part import ReportPart
-from dcn_plugin.report.tables.columns import ATTACK, ROBUST, context_of, numeric, only, rate_table, total
+from dcn_plugin.report.tables.columns import ATTACK, ROBUST, context_of, numeric, only, passes, rate_table, total
 from dcn_plugin.support.table import Table
 
 __all__ = ["PART"]
@@ -22,10 +22,12 @@ def _tables(results: Sequence[Result]) -> list[Table]:
         *context_of(rows, strength="eps", source=False),
         *ROBUST,
         numeric("zero gradient", lambda cell: total(cell, "n_zero_gradient")),
+        *passes(rows),
     ]
     meaning = (
         "Robust accuracy: of all images, the share that is right when clean and under an attack that knows the "
-        "network. Zero gradient: images on which the loss had none at some step; there the attack stood still."
+        "network. Zero gradient: images on which the loss had none at some step; there the attack stood still. "
+        "Passes: of the attack, for each image."
     )
     return [rate_table(PROTOCOL.title, rows, columns, only(rows, ATTACK), meaning)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from dcn_plugin.support.number_format import DASH, counted, interval, listed, nu
 from dcn_plugin.support.table import Table
 
 __all__ = ["ATTACK", "DATA", "EPS", "NETWORK", "RELATIONS", "ROBUST", "ROUNDING", "SOURCE", "Column", "cell_table",
-           "context_of", "counts", "dash_note", "joined", "numeric", "only", "rate_table", "total",
+           "context_of", "counts", "dash_note", "joined", "numeric", "only", "passes", "rate_table", "total",
            "varied"]  # fmt: skip
 
 ENVELOPE = "Intervals are Wilson 95 %; over several runs, from the lowest lower to the highest upper bound."
@@ -73,6 +74,21 @@ def counts(rate: str) -> tuple[Column, ...]:
         numeric("95 %", lambda cell: interval(cell.accuracy_interval)),
         numeric("right / images", lambda cell: total(cell, "n_correct")),
     )
+
+
+def passes(cells: Sequence[Cell]) -> list[Column]:
+    """Forward and backward passes an image of the attack; no column where no record has counted them."""
+    named = {"forward passes": "n_forward_passes", "backward passes": "n_backward_passes"}
+    return [
+        numeric(header, functools.partial(_an_image, count))
+        for header, count in named.items()
+        if any(cell.total(count) is not None for cell in cells)
+    ]
+
+
+def _an_image(count: str, cell: Cell) -> str:
+    sum_, images = cell.total(count), cell.total("n_total")
+    return DASH if sum_ is None or not images else f"{sum_ / images:.1f}"
 
 
 def varied(cells: Sequence[Cell], *columns: Column) -> list[Column]:

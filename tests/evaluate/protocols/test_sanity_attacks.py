@@ -91,6 +91,15 @@ def test_nothing_runs_before_it_is_asked_for_and_nothing_runs_twice(mixed: Image
     assert asked.n_right == int(first.right.sum()) == 48
 
 
+def test_a_check_counts_the_passes_of_all_attacks_that_it_compares_whenever_they_ran(mixed: ImageSet) -> None:
+    asked = attempts(NET, mixed)
+    gradients, noise = asked.pgd(), asked.noise()
+    (_, _), passes = asked.counted(lambda case: (case.pgd(), case.noise()))
+    assert passes["n_forward_passes"] == int(gradients.queries.sum()) + int(noise.queries.sum())
+    assert passes["n_backward_passes"] == int(gradients.backward_passes.sum()) == STEPS * len(mixed) > 0
+    assert asked.counted(Attempts.noise)[1]["n_backward_passes"] == 0
+
+
 def test_a_model_or_a_source_of_other_classes_is_refused_before_the_first_attack(mixed: ImageSet) -> None:
     with pytest.raises(ClassesError):
         attempts(linear_model(64, 5), mixed).noise()

@@ -59,6 +59,13 @@ def test_the_record_carries_the_largest_change_in_the_norm_of_the_attack(
     assert 0.06 < rounded.largest_change <= 0.06 + 0.5 / 255 + 1e-6
 
 
+def test_the_record_counts_the_passes_of_the_attack(models: dict[str, Asked], data: ImageSet) -> None:
+    (result,) = whitebox({"b": models["b"]}, [PGD(0.1, steps=3)], data, seed=0, batch_size=30)
+    # Three steps and the check of the clean image; of those that are right when clean, the check of the result.
+    assert result.n_forward_passes == 4 * 80 + result.n_clean_correct  # type: ignore[operator]
+    assert result.n_backward_passes == 3 * 80
+
+
 def test_no_target_is_an_error(data: ImageSet) -> None:
     with pytest.raises(SpecError, match="nothing to measure"):
         next(whitebox({}, [PGD(0.1)], data, seed=0))

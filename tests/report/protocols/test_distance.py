@@ -37,3 +37,10 @@ def test_a_network_without_a_distance_has_no_part_in_the_sentence() -> None:
     results = [distance_record(2e-4), distance_record(None, target="lost")]
     assert not any("distance" in s for s in findings(results, baseline="standard"))
     assert not any("distance" in s for s in findings(results, baseline="lost"))
+
+
+def test_an_attack_of_decisions_shows_no_backward_passes() -> None:
+    counts = {"n_forward_passes": 490_000, "n_backward_passes": 0}
+    shown = table("Distance to the nearest adversarial image", distance_record(**counts))
+    assert column(shown, "forward passes") == ["4900.0"]
+    assert column(shown, "backward passes") == ["0.0"]

@@ -59,6 +59,8 @@ def test_a_compared_protocol_begins_its_sentences_with_what_was_done(name: str) 
         "transfer": ("PGD on source", ", eps 0.2"),
         "tapm": ("Worst of all transfer attacks", ", eps 0.2"),
         "whitebox": ("White-box PGD", ", eps 0.2"),
+        "autoattack": ("AutoAttack (–)", ", eps 0.2"),
+        "curve": ("PGD without a bound", ", eps 0.2"),
         "gaussian": ("Gaussian noise", ", sigma 0.2"),
         "amplitude": ("Amplitude swap", ""),
         "stylized": ("Stylised images", ""),

@@ -47,3 +47,11 @@ def test_a_white_box_of_one_run_marks_the_cell() -> None:
 def test_an_attacked_ensemble_has_its_clean_accuracy_whatever_it_holds() -> None:
     rows = table("Clean accuracy", record(source="a+b", relation="same network")).rows
     assert [row[0] for row in rows] == ["a+b (attacked)", "standard"]
+
+
+def test_what_a_targets_answers_cost_stands_beside_the_source_that_was_trained_on_them() -> None:
+    asked = record(source="asked", figures={"target_queries": 4000})
+    shown = table("The attack on its source", asked, record(source="plain"))
+    assert column(shown, "target queries") == ["4000", "–"]
+    assert "asked about to train" in shown.note
+    assert "target queries" not in table("The attack on its source", record()).headers
