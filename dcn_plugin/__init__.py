@@ -12,13 +12,16 @@ from dcn_plugin.support.old_paths import keep_old_paths
 
 if TYPE_CHECKING or not startup.waits():
     from dcn_plugin.checkpoint import load_checkpoint, save_checkpoint
-    from dcn_plugin.engine import CompactModel, compact
+    from dcn_plugin.engine import CompactModel, TrainingModel, compact, compact_training
+    from dcn_plugin.engine import export as export
+    from dcn_plugin.engine.export import for_export
     from dcn_plugin.layers import DefectiveConv2d, DefectMask2d, Normalized
     from dcn_plugin.masks import sample_mask
     from dcn_plugin.models import defective as _timm_models  # noqa: F401  (registers defective_<name> with timm)
     from dcn_plugin.specs import DefectSpec, MaskSpec
     from dcn_plugin.surgery import defect_spec, defectify, is_defective, undefectify
     from dcn_plugin.surgery.inspection import summary, verify
+    from dcn_plugin.surgery.recalibration import recalibrate
 
     keep_old_paths(
         __name__,
@@ -38,12 +41,16 @@ __all__ = [
     "DefectiveConv2d",
     "MaskSpec",
     "Normalized",
+    "TrainingModel",
     "__version__",
     "compact",
+    "compact_training",
     "defect_spec",
     "defectify",
+    "for_export",
     "is_defective",
     "load_checkpoint",
+    "recalibrate",
     "sample_mask",
     "save_checkpoint",
     "summary",

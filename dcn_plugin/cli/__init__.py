@@ -17,9 +17,11 @@ from importlib import metadata
 
 from dcn_plugin.cli.arguments import Commands
 from dcn_plugin.cli.bench import add as add_bench
+from dcn_plugin.cli.choose import add as add_choose
 from dcn_plugin.cli.demo import add as add_demo
 from dcn_plugin.cli.evaluate import add as add_evaluate
 from dcn_plugin.cli.evaluate import add_protocols
+from dcn_plugin.cli.export import add as add_export
 from dcn_plugin.cli.parsers import Parser
 from dcn_plugin.cli.recipe import add as add_recipe
 from dcn_plugin.cli.report import add as add_report
@@ -101,8 +103,10 @@ def _version() -> str:
 
 _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_bench,
+    add_choose,
     add_demo,
     add_evaluate,
+    add_export,
     add_recipe,
     add_report,
     add_summary,

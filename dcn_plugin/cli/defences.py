@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dcn_plugin.cli.attacks import ATTACKS, open_attacks
 from dcn_plugin.cli.models import open_models
-from dcn_plugin.cli.named_options import Spec, parse_spec
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.named_options import Spec, parse_spec
 from dcn_plugin.support.suggestions import check_known
 
 if TYPE_CHECKING:

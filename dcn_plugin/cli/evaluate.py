@@ -218,9 +218,11 @@ def _run(protocol: Protocol, args: argparse.Namespace) -> int:
 
 
 def _attacks(protocol: Protocol, args: argparse.Namespace) -> Sequence[str]:
-    """The attacks as texts: that of the subcommand, those that were named, or the protocol's."""
+    """The attacks as texts: that of the subcommand or of its options, those that were named, or the protocol's."""
     if protocol.commands:
         return [f"{args.protocol},{args.options}" if args.options else args.protocol]
+    if protocol.attack is not None:
+        return [protocol.attack(_options(protocol, args))]
     return getattr(args, "attack", None) or protocol.attacks or ()
 
 

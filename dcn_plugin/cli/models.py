@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.named_options import Spec, named, parse_spec
 from dcn_plugin.errors import CheckpointError, DcnError, SpecError
+from dcn_plugin.support.named_options import Spec, named, parse_spec
 from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:

@@ -66,6 +66,12 @@ def _add_run(actions: Commands) -> None:
     )
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="number of replicates (default: 1)")
     parser.add_argument("--seed", type=natural, default=0, metavar="S", help="seed of the first (default: 0)")
+    parser.add_argument(
+        "--engine",
+        choices=("dense", "auto", "c"),
+        default="dense",
+        help="what computes the training steps of defective networks, as in 'defective train' (default: %(default)s)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it takes, then stop")
     _add_root(parser)
     add_no_progress(parser)
@@ -100,7 +106,9 @@ def _plan(args: argparse.Namespace, spec: RecipeSpec, accelerator: Any) -> Plan:
     from dcn_plugin.experiments.run import plan_recipe
 
     seeds = range(args.seed, args.seed + args.seeds)
-    return plan_recipe(spec, args.scale, data=args.data, out=args.out, seeds=seeds, accelerator=accelerator)
+    return plan_recipe(
+        spec, args.scale, data=args.data, out=args.out, seeds=seeds, accelerator=accelerator, engine=args.engine
+    )
 
 
 def _tell_plans(plans: Sequence[Plan]) -> None:
@@ -145,6 +153,7 @@ def _command(args: argparse.Namespace, name: str) -> str:
     parts += ["--data", "ROOT"] if args.data is not None else []
     parts += ["--seeds", str(args.seeds)] if args.seeds != 1 else []
     parts += ["--seed", str(args.seed)] if args.seed else []
+    parts += ["--engine", args.engine] if args.engine != "dense" else []
     return shlex.join(parts)
 
 

@@ -1,4 +1,4 @@
-"""``defective train``: train a network from scratch, and go on where a run was stopped."""
+"""``defective train``: train a network, from scratch or from trained weights, and go on where a run was stopped."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive, size
+from dcn_plugin.cli.arguments import Commands, add_no_progress, folder, natural, number, positive
+from dcn_plugin.cli.defects import add_defects, open_defects
 from dcn_plugin.cli.defences import add_defence, open_defence
 from dcn_plugin.cli.models import MODELS, WEIGHT_FILES, open_model
-from dcn_plugin.cli.named_options import Spec, parse_spec
-from dcn_plugin.cli.processes import launched, open_accelerator, open_device
+from dcn_plugin.cli.processes import launched, open_accelerator
+from dcn_plugin.cli.train_data import Data, add_train_data, check_channels, open_train_data, training_device
 from dcn_plugin.errors import SpecError
+from dcn_plugin.support.named_options import Spec, parse_spec
 from dcn_plugin.support.suggestions import closest
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dcn_plugin.data import DataPart, ImageFiles, ImageSet
     from dcn_plugin.training import TrainConfig, TrainResult
 
-__all__ = ["add"]
+__all__ = ["add", "set_fields"]
 
 _PRESETS = {"fast": "fast", "paper-cifar": "paper_cifar", "paper-mnist": "paper_mnist"}
 _TRACKERS = ("tensorboard", "wandb")
@@ -39,6 +39,7 @@ _FIELDS = {
     "amp": "amp",
     "channels_last": "channels_last",
     "compile": "compile",
+    "engine": "engine",
     "select": "select",
     "seed": "seed",
 }
@@ -55,18 +56,7 @@ def add(commands: Commands) -> None:
         "launch -m dcn_plugin.cli train ..., or torchrun -m dcn_plugin.cli train ...",
     )
     parser.add_argument("model", metavar="MODEL", help=f"what to train: {MODELS}")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DATA",
-        help="training images: digits, folder:PATH, npz:FILE, cifar10:ROOT, cifar100:ROOT, mnist:ROOT, "
-        "fashionmnist:ROOT, stl10:ROOT or svhn:ROOT, with options behind it, e.g. folder:PATH,channels=1",
-    )
-    parser.add_argument("--val", metavar="DATA", help="validation images; default: a share of the training images")
-    parser.add_argument(
-        "--val-share", type=number, default=0.1, metavar="X", help="that share (default: 0.1); 0: no validation"
-    )
-    parser.add_argument("--test", metavar="DATA", help="test images; default: the test part of a data set that has one")
+    add_train_data(parser)
     parser.add_argument("--out", type=folder, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--preset", choices=_PRESETS, default="fast", help="schedule (default: fast, one cycle)")
     parser.add_argument("--epochs", type=positive, metavar="N", help="stretch the schedule over so many epochs")
@@ -79,6 +69,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--amp", action="store_true", default=None, help="compute in bfloat16, where the device has it")
     parser.add_argument("--channels-last", action="store_true", default=None, help="memory format")
     parser.add_argument("--compile", action="store_true", default=None, help="use torch.compile")
+    parser.add_argument(
+        "--engine",
+        choices=("dense", "auto", "c"),
+        help="what computes the steps of a defective network: itself (default), or, where that is faster (auto) or "
+        "always (c), the engine that skips its defective neurons",
+    )
     parser.add_argument("--select", choices=("val", "test", "last"), help="what the best epoch is chosen on")
     parser.add_argument(
         "--set",
@@ -87,17 +83,10 @@ def add(commands: Commands) -> None:
         metavar="KEY=VALUE",
         help="any other field of TrainConfig, e.g. flip=false",
     )
+    add_defects(parser)
     add_defence(parser)
     parser.add_argument("--seed", type=natural, metavar="S", help="of weights, order and augmentation (default: 0)")
-    parser.add_argument(
-        "--size", type=size, metavar="PIXELS", help="resize and cut images of a folder to it: a side, or HxW"
-    )
-    parser.add_argument("--resize", type=positive, metavar="PIXELS", help="shorter side before the cut")
-    parser.add_argument("--limit", type=positive, metavar="N", help="use so many training images only")
     parser.add_argument("--device", metavar="DEVICE", help="torch device (default: cuda where there is one, else cpu)")
-    parser.add_argument(
-        "--workers", type=natural, default=4, metavar="N", help="processes that decode files (default: 4)"
-    )
     parser.add_argument("--track", choices=_TRACKERS, help="also tell a tracker, through Accelerate")
     add_no_progress(parser)
     parser.set_defaults(run=_run)
@@ -110,9 +99,10 @@ def _run(args: argparse.Namespace) -> int:
     from dcn_plugin.training.checks import check_fit
 
     check_output(args.out)
-    config = _config(args)
+    defects = open_defects(args)
+    config = defects.config(_config(args))
     defence = open_defence(args, config)
-    data = _open_data(args, config)
+    data = open_train_data(args, config)
     config = defence.config(config, num_classes=data.train.num_classes)
     accelerator = _accelerator(args, config)
     first = accelerator is None or accelerator.is_main_process
@@ -122,10 +112,10 @@ def _run(args: argparse.Namespace) -> int:
             print(f"defective: {line}", file=sys.stderr)
 
     with isolated_rng(derived_seed(config.seed, "weights")):
-        model = open_model(args.model, tell=tell)
-    _check_channels(args.model, model, data.train.shape[0])
-    trained = defence.network(model)
-    device = _device(args.device) if accelerator is None else accelerator.device
+        model = open_model(defects.spelled(args.model), tell=tell)
+    check_channels(args.model, model, data.train.shape[0])
+    trained = defence.network(defects.network(model, data.train.shape))
+    device = training_device(args.device) if accelerator is None else accelerator.device
     if accelerator is None:
         trained.to(device)
     # Before the hook, which may attack all the images first.
@@ -141,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
         out=args.out,
         step_images=hook,
         accelerator=accelerator,
-        about={"model": args.model} | ({"baseline": args.baseline} if args.baseline else {}),
+        about={"model": args.model, **defects.about} | ({"baseline": args.baseline} if args.baseline else {}),
         workers=args.workers,
         progress=progress,
         name=args.model.partition(",")[0],
@@ -159,20 +149,34 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     from dcn_plugin.training import TrainConfig
 
     config: TrainConfig = getattr(TrainConfig, _PRESETS[args.preset])()
-    fields = [field.name for field in dataclasses.fields(TrainConfig)]
-    # parse_spec reads "NAME,key=value"; here there are only keys and values.
-    changes = dict(parse_spec(",".join(["set", *args.set])).options)
-    for key in changes:
-        if key not in fields:
-            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(fields), closest(key, fields))
+    changes = set_fields(args.set)
     changes |= {f: getattr(args, name) for name, f in _FIELDS.items() if getattr(args, name) is not None}
     if args.min_scale is not None:
         changes.setdefault("shift", 0)  # the presets shift; a random resized crop does that already
-    if isinstance(changes.get("milestones"), list):
-        changes["milestones"] = tuple(changes["milestones"])
     if args.epochs is not None:
         config = config.lasting(args.epochs)
     return dataclasses.replace(config, **changes)
+
+
+def set_fields(texts: list[str]) -> dict[str, Any]:
+    """Fields of TrainConfig as ``--set KEY=VALUE`` gives them.
+
+    Raises:
+        SpecError: there is no such field.
+    """
+    import dataclasses
+
+    from dcn_plugin.training import TrainConfig
+
+    fields = [field.name for field in dataclasses.fields(TrainConfig)]
+    # parse_spec reads "NAME,key=value"; here there are only keys and values.
+    changes = dict(parse_spec(",".join(["set", *texts])).options)
+    for key in changes:
+        if key not in fields:
+            raise SpecError(f"TrainConfig has no field {key!r}.", key, ", ".join(fields), closest(key, fields))
+    if isinstance(changes.get("milestones"), list):
+        changes["milestones"] = tuple(changes["milestones"])
+    return changes
 
 
 def _accelerator(args: argparse.Namespace, config: TrainConfig) -> Any:
@@ -188,65 +192,7 @@ def _accelerator(args: argparse.Namespace, config: TrainConfig) -> Any:
     return accelerator
 
 
-def _device(name: str | None) -> Any:
-    import torch
-
-    return open_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-@dataclass(frozen=True)
-class _Data:
-    train: ImageSet | ImageFiles
-    val: ImageSet | ImageFiles | None
-    test: ImageSet | ImageFiles | None
-
-
-def _open_data(args: argparse.Namespace, config: TrainConfig) -> _Data:
-    from dcn_plugin.data import open_images
-    from dcn_plugin.data.registry import parts_of
-    from dcn_plugin.training import split_off
-    from dcn_plugin.training.checks import check_parts
-
-    def opened(text: str, part: DataPart, *, like: Any = None) -> Any:
-        # Folders are numbered as the training images are, whichever classes they hold.
-        names = None if like is None or not text.startswith("folder:") else like.class_names
-        limit = args.limit if like is None else None
-        return open_images(text, part=part, size=args.size, resize=args.resize, limit=limit, class_names=names)
-
-    if args.val is None and not 0 <= args.val_share < 1:
-        raise SpecError("The validation share is not usable.", args.val_share, "a number in [0, 1)")
-    train = opened(args.data, "train")
-    parts = parts_of(args.data)
-    test: Any = None
-    if args.test is not None or "test" in parts:
-        test = opened(args.test or args.data, "test", like=train)
-    elif config.select == "test":
-        raise SpecError("This data set has no test part of its own.", args.data, "--test DATA")
-    val: Any = None
-    if args.val is not None or "val" in parts:
-        val = opened(args.val or args.data, "val", like=train)
-    elif args.val_share:
-        train, val = split_off(train, args.val_share)
-    check_parts(train, validation=val, test=test)
-    return _Data(train, val, test)
-
-
-def _check_channels(text: str, model: nn.Module, channels: int) -> None:
-    """Timm gives its networks the mean and std of three channels, whatever ``in_chans`` is."""
-    from dcn_plugin.layers import Normalized
-
-    if isinstance(model, Normalized) and model.mean.numel() != channels:
-        raise SpecError(
-            f"The images have {channels} channels, the normalisation of {text} has {model.mean.numel()}.",
-            {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()},
-            f"{channels} numbers each",
-            f"open the images with {model.mean.numel()} channels, e.g. folder:PATH,channels={model.mean.numel()}; or "
-            f"write MODEL,in_chans={channels},mean={[0.5] * channels},std={[0.5] * channels} with the constants of "
-            "your images, or normalize=false",
-        )
-
-
-def _report(args: argparse.Namespace, result: TrainResult, model: nn.Module, data: _Data) -> str:
+def _report(args: argparse.Namespace, result: TrainResult, model: nn.Module, data: Data) -> str:
     """The table of the last and the best epoch, and how to open the networks."""
     from dcn_plugin.evaluate.predictions import correct_on
     from dcn_plugin.support.table import aligned

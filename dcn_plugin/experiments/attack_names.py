@@ -1,4 +1,8 @@
-"""Attacks as recipes write them, in grey levels: ``fgsm(8)``, ``pgd(1,20,16)`` = step, steps, eps."""
+"""Attacks of recipes, in the notation of the registry, and what a scale makes of them.
+
+In a recipe an attack has the paper's settings where the paper has some: ``boundary`` is ``boundary-paper``, and
+``fgsm(8)``, ``pgd(1,20,16)`` (step, steps, eps in grey levels) are those of its tables.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from dcn_plugin.adapters.attack_registry import make_attack, parse_attack
 from dcn_plugin.attacks import CW, PGD, Attack, BoundaryAttack, HopSkipJump
 from dcn_plugin.errors import SpecError
 from dcn_plugin.experiments.scales import Scale
-from dcn_plugin.support.suggestions import check_known
+from dcn_plugin.support.named_options import Spec
 
 __all__ = ["ATTACKS", "AttackSpec", "read_attack"]
 
@@ -23,7 +28,7 @@ class AttackSpec:
 
     Args:
         text: as the recipe has it.
-        kind: a key of :data:`ATTACKS`.
+        kind: a key of :data:`ATTACKS`, or "" for any other attack of the registry.
         numbers: its settings, in grey levels where they are lengths.
     """
 
@@ -42,16 +47,20 @@ class AttackSpec:
             SpecError: a setting is out of range.
             MissingExtraError: it needs torchattacks, which is not installed.
         """
-        return ATTACKS[self.kind].make(self.numbers, scale, channels)
+        if self.kind in ATTACKS:
+            return ATTACKS[self.kind].make(self.numbers, scale, channels)
+        return list(make_attack(_cut_down(self.text, scale)).values())
 
     def gradients(self, scale: Scale) -> int:
         """How many forward and backward passes an image takes, at most."""
-        return ATTACKS[self.kind].cost(self.numbers, scale)
+        if self.kind in ATTACKS:
+            return ATTACKS[self.kind].cost(self.numbers, scale)
+        return sum(map(_cost, self.make(scale)))
 
     @property
     def few_images(self) -> bool:
         """Whether it runs on ``scale.cw_images`` only."""
-        return self.kind == "cw"
+        return self.kind == "cw" or parse_attack(self.text).head in ("cw", "cw-paper")
 
 
 @dataclass(frozen=True)
@@ -78,9 +87,9 @@ def read_attack(text: str) -> AttackSpec:
         SpecError: an unknown kind (the nearest names are in the message), or numbers that do not fit it.
     """
     match = _FORM.fullmatch(text.replace(" ", ""))
-    if match is None:
-        raise SpecError("This is no attack.", text, "; ".join(kind.form for kind in ATTACKS.values()))
-    check_known("attack", match[1], ATTACKS)
+    if match is None or match[1] not in ATTACKS:
+        make_attack(parse_attack(text))  # so that what does not exist is told when the recipe is read
+        return AttackSpec(text, "", ())
     kind = ATTACKS[match[1]]
     try:
         numbers = tuple(map(float, match[2].split(","))) if match[2] else ()
@@ -89,6 +98,33 @@ def read_attack(text: str) -> AttackSpec:
     if len(numbers) not in kind.counts:
         raise SpecError(f"The attack {match[1]} is written otherwise.", text, kind.form)
     return AttackSpec(text, match[1], numbers)
+
+
+def _cut_down(text: str, scale: Scale) -> Spec:
+    """An attack of the registry at a scale: fewer steps that go as far in all, fewer queries, batches that fit."""
+    spec = parse_attack(text)
+    members = list(make_attack(spec).values())
+    if len(members) > 1:
+        return spec
+    settings, options = members[0].settings, dict(spec.options)
+    steps, eps = settings.get("steps"), members[0].eps
+    if isinstance(steps, int) and scale.max_steps is not None and steps > scale.max_steps:
+        options["steps"] = scale.max_steps
+        for length in ("step_size", "alpha"):
+            if length in options and eps is not None:
+                options[length] = min(options[length] * steps / scale.max_steps, 2 * eps)
+    queries = settings.get("max_queries")
+    if isinstance(queries, int) and scale.queries is not None:
+        options["max_queries"] = min(queries, scale.queries)
+    if members[0].batch is not None:
+        options.setdefault("batch", scale.batch_size)
+    return Spec(spec.head, options)
+
+
+def _cost(attack: Attack) -> int:
+    """Gradients an image takes of an attack of the registry, as far as its settings tell."""
+    count = getattr(attack, "gradients", None) or attack.settings.get("steps") or attack.settings.get("max_queries")
+    return count if isinstance(count, int) else 1
 
 
 def _steps(steps: float, scale: Scale) -> int:
@@ -147,6 +183,11 @@ def _modern(numbers: tuple[float, ...], scale: Scale, channels: int) -> list[Att
     return list(attacks.values())
 
 
+def _modern_gradients(neighbours: int) -> int:
+    """Gradients of one step of all of the set: DI, TI, low-pass MI, SI-NI, VMI, VNI, Admix, GRA, BSR, DeCoWA."""
+    return 3 + 5 + 2 * (1 + neighbours) + 15 + (1 + neighbours) + 3 * neighbours
+
+
 def _neighbours(scale: Scale) -> int:
     return 20 if scale.max_steps is None else 2
 
@@ -174,9 +215,8 @@ def _autoattack(numbers: tuple[float, ...], scale: Scale, channels: int) -> list
     return [TorchAttack("AutoAttack", norm="Linf", eps=eps, batch=scale.batch_size)]
 
 
-# Passes an image. CW leaves most of its rounds early. A query is a third of a gradient. A step of DI, TI, SI-NI, VMI
-# and VNI takes 1, 1, 5 and twice 1 + neighbours gradients. AutoAttack takes about 100 + 9 * 100 + 9 * 100 gradients
-# and 5,000 queries if the image resists.
+# Passes an image. CW leaves most of its rounds early. A query is a third of a gradient. AutoAttack takes about
+# 100 + 9 * 100 + 9 * 100 gradients and 5,000 queries if the image resists.
 ATTACKS: Mapping[str, _Kind] = {
     "fgsm": _Kind("fgsm(EPS)", (1,), _fgsm, lambda numbers, scale: 1),
     "pgd": _Kind("pgd(STEP,STEPS,EPS)", (3,), _pgd, lambda numbers, scale: _steps(numbers[1], scale)),
@@ -185,7 +225,7 @@ ATTACKS: Mapping[str, _Kind] = {
     "boundary": _Kind("boundary", (0,), _boundary, lambda numbers, scale: 2 * scale.boundary_steps),
     "hopskipjump": _Kind("hopskipjump", (0,), _hopskipjump, lambda numbers, scale: 2 * scale.boundary_steps),
     "modern": _Kind(
-        "modern(EPS)", (1,), _modern, lambda numbers, scale: (7 + 2 * (1 + _neighbours(scale))) * _steps(10, scale)
+        "modern(EPS)", (1,), _modern, lambda numbers, scale: _modern_gradients(_neighbours(scale)) * _steps(10, scale)
     ),
     "square": _Kind("square(EPS)", (1,), _square, lambda numbers, scale: _square_queries(scale) // 3),
     "autoattack": _Kind("autoattack(EPS)", (1,), _autoattack, lambda numbers, scale: scale.max_steps or 3500),

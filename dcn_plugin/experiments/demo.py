@@ -230,7 +230,7 @@ def _run_seed(
     sets = []
     for eps in spec.eps:
         bar.set_description(f"seed {seed}, attacking with eps {eps}")
-        sets.append(AdversarialSet(SOURCE, nets[SOURCE], PGD(eps, steps=spec.steps), splits.test))
+        sets.append(AdversarialSet(SOURCE, nets[SOURCE], PGD.paper(eps, steps=spec.steps), splits.test))
         _ = sets[-1].loaded  # the examples need the images too
         results += measure_targets(sets[-1], targets, training_seed=seed)
         bar.update()

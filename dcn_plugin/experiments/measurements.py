@@ -64,9 +64,9 @@ class Column:
         """Whether a record of this protocol belongs here."""
         if self.source is not None and self.source != record.source:
             return False
-        if self.attack is not None:
-            settings = dict(record.attack_settings)
-            return (record.attack, settings) == (self.attack.name, dict(self.attack.settings))
+        settings = dict(record.attack_settings)
+        if self.attack is not None and (record.attack, settings) != (self.attack.name, dict(self.attack.settings)):
+            return False
         return self.strength is None or (
             protocol.strength is not None and protocol.strength.of(record) == self.strength
         )

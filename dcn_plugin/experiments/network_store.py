@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,20 +12,32 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dcn_plugin.attacks import PGD, EnsembleSource
+from dcn_plugin.attacks import PGD, Attack, DistilledSource, EnsembleSource
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import RunDirectory, Team
+from dcn_plugin.experiments.attack_names import read_attack
 from dcn_plugin.experiments.datasets import DATA, DataInfo, RecipeData
-from dcn_plugin.experiments.networks import PUBLIC, Job, Network
+from dcn_plugin.experiments.networks import PUBLIC, ROUNDS, Job, Network
 from dcn_plugin.layers import Normalized
+from dcn_plugin.models import MaskExpectation
 from dcn_plugin.models.paper_variants import build_variant
 from dcn_plugin.support.atomic_file import write_atomic
-from dcn_plugin.training import TrainConfig, isolated_rng, load_network, public_images, train
+from dcn_plugin.training import (
+    Engine,
+    TrainConfig,
+    distill_source,
+    isolated_rng,
+    load_network,
+    public_images,
+    save_network,
+    train,
+)
 from dcn_plugin.training.adversarial import StepImages
 from dcn_plugin.training.baselines import BASELINES, apply_baseline, training_config, training_hook
+from dcn_plugin.training.distillation import answers_needed
 from dcn_plugin.training.history import History
 
-__all__ = ["TrainedNetworks", "build", "public_jobs"]
+__all__ = ["TrainedNetworks", "at_hand", "build", "public_attacks", "public_jobs"]
 
 _LAST = "last.safetensors"
 _ON_IMAGENET = {
@@ -51,6 +64,8 @@ def build(job: Job) -> nn.Module:
         inner = _imagenet(job, info) if job.data == "imagenet" else _small(job, info)
     if network.defence is not None:
         inner = apply_baseline(network.defence, inner)
+    if network.redrawn:
+        inner = MaskExpectation(inner, draws=network.redrawn, seed=job.masks_seed)
     return Normalized(inner, list(info.mean), list(info.std))
 
 
@@ -103,6 +118,22 @@ def public_jobs(job: Job) -> list[Job]:
     return [dataclasses.replace(job, network=Network(net, run=PUBLIC), member=0) for net in PUBLIC_NETS]
 
 
+def public_attacks(job: Job) -> list[Attack]:
+    """The attacks on the public networks of a network with PubDef, at its scale."""
+    steps = min(PUBLIC_STEPS, job.scale.max_steps or PUBLIC_STEPS)
+    if not job.network.public_attacks:
+        return [PGD.paper(8 / 255, steps=steps)]
+    channels = DATA[job.data].shape[0]
+    made = [read_attack(text).make(job.scale, channels=channels) for text in job.network.public_attacks]
+    return list(itertools.chain.from_iterable(made))
+
+
+def at_hand(job: Job) -> int:
+    """How many training images a distilled network begins with."""
+    first = -(-job.scale.answers // (1 << (ROUNDS - 1)))  # so that the rounds use the answers up
+    return min(first, job.scale.train_images or DATA[job.data].train_images)
+
+
 class TrainedNetworks:
     """A folder of trained networks, one folder each, shared by all recipes.
 
@@ -114,6 +145,8 @@ class TrainedNetworks:
         accelerator: an :class:`accelerate.Accelerator` whose processes train together, on one folder that all of them
             see; the first one writes. None: this process alone.
         progress: show progress bars.
+        engine: what computes the training steps, see :class:`dcn_plugin.training.TrainConfig`; a network has the same
+            name whichever did.
     """
 
     def __init__(
@@ -125,7 +158,9 @@ class TrainedNetworks:
         store: RunDirectory,
         accelerator: Any = None,
         progress: bool = False,
+        engine: Engine = "dense",
     ) -> None:
+        self.engine: Engine = engine
         self.folder, self.data, self.device, self.store, self.progress = folder, data, device, store, progress
         self.accelerator, self._team = accelerator, Team.of(accelerator)
         self._opened: dict[str, nn.Module] = {}
@@ -139,11 +174,11 @@ class TrainedNetworks:
         return (self.path(job) / _LAST).is_file()
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those that are not trained, each once, public networks before those that need them."""
+        """Those that are not trained, each once, public networks and targets before those that need them."""
         missing: dict[str, Job] = {}
         for job in jobs:
             if not self.has(job):
-                for needed in (*public_jobs(job), job):
+                for needed in (*public_jobs(job), *self.missing(job.targets), job):
                     if not self.has(needed):
                         missing.setdefault(needed.name, needed)
         return list(missing.values())
@@ -157,13 +192,23 @@ class TrainedNetworks:
         """
         folder, net = self.path(job), build(job).to(self.device)
         images = self.data.train(job.scale.train_images)
-        config = dataclasses.replace(job.scale.training, seed=job.order_seed)
+        live = job.network.norm_statistics == "live"
+        config = dataclasses.replace(
+            job.scale.training,
+            seed=job.order_seed,
+            # Masks that change with every step are no list of neurons that an engine could skip.
+            engine="c" if live else "dense" if job.network.redrawn else self.engine,
+            norm_statistics=job.network.norm_statistics,
+        )
         defence = job.network.defence
         if defence is not None:
             config = training_config(defence, config, num_classes=self.data.info.num_classes)
         hook = self._hook(job)
         if self._team.leads:
             write_atomic(folder / "network.json", json.dumps({"title": job.title, **job.key}, indent=1) + "\n")
+        if job.targets:
+            self._distill(job, net, config)
+            return
         train(
             net,
             images,
@@ -177,6 +222,27 @@ class TrainedNetworks:
         self._team.gather([])  # all have read the state and are done with it, and the network is there for all
         if self._team.leads:
             (folder / "state.safetensors").unlink()  # to go on from, three times as large as the network
+
+    def _distill(self, job: Job, net: nn.Module, config: TrainConfig) -> None:
+        """Train a network on its target's answers. A run that was stopped begins anew."""
+        made = distill_source(
+            net,
+            self.open(job.targets),
+            self.data.train(at_hand(job)),
+            budget=job.scale.answers,
+            rounds=ROUNDS,
+            config=config,
+            seed=job.order_seed,
+            batch_size=job.scale.batch_size,
+            accelerator=self.accelerator,
+            progress=self.progress,
+            name=job.title,
+        )
+        if self._team.leads:
+            write_atomic(self.path(job) / "history.json", made.histories[-1].to_json())
+            # The network last: where it is, the rest is, too.
+            save_network(net, self.path(job) / _LAST, metadata={"answers": str(made.queries)})
+        self._team.gather([])
 
     def history(self, job: Job) -> History:
         """How it was trained."""
@@ -193,6 +259,9 @@ class TrainedNetworks:
             load_network(net, self.path(job) / _LAST)
             while len(self._opened) >= KEPT_OPEN:
                 del self._opened[next(iter(self._opened))]
+            if job.targets:
+                asked = answers_needed(at_hand(job), rounds=ROUNDS, budget=job.scale.answers)
+                net = DistilledSource(net, target_queries=asked)
             self._opened[job.name] = net.to(self.device).eval()
         return self._opened[job.name]
 
@@ -210,10 +279,9 @@ class TrainedNetworks:
 
     def _public_images(self, job: Job) -> list[Tensor]:
         """The training images, attacked through each public network; made once."""
-        steps = min(PUBLIC_STEPS, job.scale.max_steps or PUBLIC_STEPS)
         return public_images(
             {public.title: self.open([public]) for public in public_jobs(job)},
-            [PGD(8 / 255, steps=steps)],
+            public_attacks(job),
             self.data.train(job.scale.train_images),
             batch_size=job.scale.batch_size,
             store=self.store,

@@ -44,7 +44,7 @@ PICTURES = ("images", "user-study")
 """Measures that write adversarial images for people; the images are those of white-box attacks."""
 
 MEASURES: Mapping[str, Protocol] = {
-    **{name: protocol for name, protocol in PROTOCOLS.items() if protocol.figure in _FIGURES},
+    **{name: known for name, known in PROTOCOLS.items() if known.figure in _FIGURES and known.attack is None},
     **dict.fromkeys(PICTURES, whitebox.PROTOCOL),
 }
 """Name in a recipe -> protocol: those whose figure a table can show, and what pictures are taken of."""

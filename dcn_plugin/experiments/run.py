@@ -34,6 +34,7 @@ from dcn_plugin.experiments.recipe import RecipeSpec
 from dcn_plugin.experiments.time_estimate import Estimate, estimate
 from dcn_plugin.experiments.verdict import verdict_of
 from dcn_plugin.support.atomic_file import check_output, write_atomic
+from dcn_plugin.training import Engine
 
 __all__ = ["Outcome", "Plan", "plan_recipe", "run_recipe"]
 
@@ -65,6 +66,7 @@ class Plan:
     cells: tuple[Measurement, ...]
     finished: dict[int, list[Entry]]
     train: tuple[Job, ...]
+    engine: Engine = "dense"
 
     @property
     def folder(self) -> Path:
@@ -117,6 +119,7 @@ def plan_recipe(
     seeds: Sequence[int] = (0,),
     device: torch.device | None = None,
     accelerator: Any = None,
+    engine: Engine = "dense",
 ) -> Plan:
     """Find out what a run needs; no network and no image is opened.
 
@@ -130,6 +133,8 @@ def plan_recipe(
         accelerator: an :class:`accelerate.Accelerator` whose processes plan, train and measure together. Each of them
             calls this function and then :func:`run_recipe` with the same arguments, on folders that all of them see;
             the first one looks for what is finished, and writes. None: this process alone.
+
+        engine: what computes the training steps of defective networks, see :class:`dcn_plugin.training.TrainConfig`.
 
     Raises:
         SpecError: an unknown scale, no usable seeds, or an accelerator that computes in another precision than the
@@ -160,7 +165,7 @@ def plan_recipe(
 
     # For all processes: a file that comes between two looks would send them on different ways.
     finished, train = Team.of(accelerator).first(look)
-    return Plan(spec, scale, chosen, folder, images, where, accelerator, cells, finished, train)
+    return Plan(spec, scale, chosen, folder, images, where, accelerator, cells, finished, train, engine)
 
 
 def run_recipe(
@@ -192,6 +197,7 @@ def run_recipe(
         store=store,
         accelerator=accelerator,
         progress=progress,
+        engine=plan.engine,
     )
     for number, job in enumerate(plan.train, 1):
         say(f"[{number}/{len(plan.train)}] training {job.title}, seed {job.seed}")
@@ -280,6 +286,7 @@ def _networks(plan: Plan, networks: TrainedNetworks) -> list[dict[str, Any]]:
                 "loss": last.loss,
                 "train_accuracy": last.train_accuracy,
                 "precision": history.precision,
+                **({"engine": history.engine} if history.engine else {}),
                 "seconds": round(sum(epoch.seconds for epoch in history.epochs), 1),
             }
         except (OSError, ValueError, KeyError, TypeError, IndexError, CheckpointError):

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from dcn_plugin.errors import SpecError
 from dcn_plugin.support.arguments import is_count
+from dcn_plugin.support.onednn import FEW_CHANNELS
 from dcn_plugin.support.suggestions import check_known
 from dcn_plugin.training import TrainConfig
 
@@ -39,6 +40,7 @@ class Scale:
         max_steps: gradient attacks of more steps get this many, and a step size in proportion.
         cw_steps: of Adam, in each round.
         members: networks of an ensemble, at most.
+        answers: of a target that a source is distilled from, at most: its query budget.
         batch_size: images at a time in attacks and measurements.
 
     Raises:
@@ -58,6 +60,7 @@ class Scale:
     max_steps: int | None = None
     cw_steps: int = 1000
     members: int = 5
+    answers: int = 20_000
     batch_size: int = 250
 
     def __post_init__(self) -> None:
@@ -143,6 +146,7 @@ def scale_for(name: str, data: str, changes: Mapping[str, Any] | None = None) ->
             "max_steps": 2,
             "cw_steps": 3,
             "members": 2,
+            "answers": 256,
         }
     elif name == "small":
         settings = {
@@ -153,10 +157,14 @@ def scale_for(name: str, data: str, changes: Mapping[str, Any] | None = None) ->
             "boundary_steps": 1000,
             "queries": 5000,
             "cw_steps": 100,
+            "answers": 4000,
         }
     else:
         settings = {}
-    return Scale(name=name, training=training, **{**settings, **changes})  # type: ignore[arg-type]
+    scale = Scale(name=name, training=training, **{**settings, **changes})  # type: ignore[arg-type]
+    if scale.width >= FEW_CHANNELS:
+        return scale
+    return dataclasses.replace(scale, training=dataclasses.replace(training, channels_last=False))
 
 
 def _training(scale: str, data: str, changes: Mapping[str, Any]) -> TrainConfig:

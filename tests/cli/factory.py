@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import dcn_plugin as dcn
+from dcn_plugin.attacks import DistilledSource
 from dcn_plugin.models import cifar_resnet
 from tests.toys import linear_model
 
@@ -13,6 +14,11 @@ from tests.toys import linear_model
 def linear(seed: int = 0) -> nn.Module:
     """For the digits at 8 x 8."""
     return linear_model(64, 10, seed=seed)
+
+
+def asked(seed: int = 0, answers: int = 30) -> nn.Module:
+    """As if it had been trained on a target's answers."""
+    return DistilledSource(linear(seed), target_queries=answers)
 
 
 def resnet(width: int = 4) -> nn.Module:

@@ -22,6 +22,7 @@ CASES: dict[str, tuple[list[str], int]] = {
     "transfer": (["--source", f"s={LINEAR},seed=2", "--attack", "pgd,eps=0.1,steps=2", "--rounding", "8bit"], 2),
     "tapm": (["--source", f"s={LINEAR},seed=2", "--attack", "fgsm,eps=0.1", "--attack", "pgd,eps=0.1,steps=2"], 2),
     "whitebox": (["--attack", "pgd,eps=0.1,steps=2"], 2),
+    "autoattack": (["--eps", "0.9", "--attack-batch", "16"], 2),
     "boundary": (["--options", "max_queries=40", "--count", "5"], 2),
     "hopskipjump": (["--options", "max_queries=60", "--count", "5"], 2),
     "cw": (["--options", "steps=5,bisections=1", "--count", "5"], 2),
@@ -200,3 +201,15 @@ def test_a_target_without_a_name_is_refused(tmp_path: Path, capsys: pytest.Captu
 def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "There are no results" in capsys.readouterr().err
+
+
+def test_a_source_of_ones_own_says_what_a_targets_answers_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = ["--source", "asked=tests.cli.factory:asked,seed=3", "--source", f"plain={LINEAR},seed=2"]
+    attack = ["--attack", "fgsm,eps=0.1", "--out", str(tmp_path)]
+    assert cli.main(["evaluate", "transfer", *TARGETS[:2], *DATA, *sources, "--source", "asked+plain", *attack]) == 0
+    results = ResultFile.read(tmp_path / "results.json").results
+    asked = {result.source: result.figures.get("target_queries") for result in results}
+    assert asked == {"asked": 30, "plain": None, "asked+plain": 30}
+    assert "target queries" in capsys.readouterr().out

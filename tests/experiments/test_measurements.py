@@ -30,6 +30,7 @@ ENTRIES = {
     "tapm": f'sources = ["resnet18", "vgg19"]\n{ATTACKS}',
     "whitebox": ATTACKS,
     "distance": 'attacks = ["boundary", "hopskipjump"]',
+    "curve": 'attacks = ["hopskipjump"]\nlevels = [64, 255]',
     "gaussian": "levels = [8, 16]",
     "shuffle": "ks = [2, 4]",
     "amplitude": "",
@@ -42,6 +43,7 @@ COLUMNS = {
     "tapm": [["tapm"]],
     "whitebox": [["weak", "strong"]],
     "distance": [["boundary", "hopskipjump"]],
+    "curve": [["hopskipjump 64", "hopskipjump 255"]],
     "gaussian": [["8", "16"]],
     "shuffle": [["2", "4"]],
     "amplitude": [["amplitude swap"]],
@@ -79,7 +81,7 @@ def run(measurement: Measurement, folder: Path) -> list[Result]:
 
 
 def test_every_protocol_that_a_table_can_show_can_be_measured() -> None:
-    assert set(ENTRIES) == set(MEASURES) == {*PICTURES, *PROTOCOLS} - {"sanity", "cue-conflict"}
+    assert set(ENTRIES) == set(MEASURES) == {*PICTURES, *PROTOCOLS} - {"autoattack", "sanity", "cue-conflict"}
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 import dcn_plugin as dcn
-from dcn_plugin.attacks import EnsembleSource
+from dcn_plugin.attacks import MIFGSM, PGD, TIFGSM, DistilledSource, EnsembleSource
 from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import RunDirectory
 from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.experiments.datasets import open_data
-from dcn_plugin.experiments.network_store import TrainedNetworks, build, public_jobs
+from dcn_plugin.experiments.network_store import TrainedNetworks, at_hand, build, public_attacks, public_jobs
 from dcn_plugin.experiments.networks import PUBLIC, Job, jobs_of, read_network
 from dcn_plugin.experiments.scales import scale_for
+from dcn_plugin.models import MaskExpectation
 
 TINY = dataclasses.replace(scale_for("smoke", "cifar10"), train_images=32)
 
@@ -153,3 +154,58 @@ def test_resnet18_for_imagenet_has_the_authors_stem_where_it_is_defective() -> N
 def test_a_variant_without_a_version_for_imagenet_is_refused() -> None:
     with pytest.raises(SpecError, match="ImageNet"):
         build(jobs("0.3-Top", data="imagenet", full=True)[0])
+
+
+@pytest.mark.parametrize(("norm_statistics", "engine"), [("all", "auto"), ("live", "dense")])
+def test_the_history_of_a_network_says_what_computed_its_steps(
+    norm_statistics: str, engine: str, tmp_path: Path
+) -> None:
+    store, data = RunDirectory(tmp_path / "store"), open_data("digits", None)
+    networks = TrainedNetworks(tmp_path / "nets", data, device=torch.device("cpu"), store=store, engine=engine)  # type: ignore[arg-type]
+    (job,) = jobs({"variant": "0.3-Bottom", "norm_statistics": norm_statistics})
+    networks.train(job)
+    told = networks.history(job).engine
+    assert told is not None and told.startswith("c: " if norm_statistics == "live" else ("c: ", "dense: "))
+
+
+def test_a_distilled_network_trains_its_target_first_and_says_what_it_cost(networks: TrainedNetworks) -> None:
+    (job,) = jobs({"variant": "0.3-Bottom", "answers_of": "0.5-Bottom", "run": "source"})
+    job = dataclasses.replace(job, scale=dataclasses.replace(job.scale, answers=64))
+    assert networks.missing([job]) == [*job.targets, job]
+    for needed in networks.missing([job]):
+        networks.train(needed)
+    assert networks.missing([job]) == []
+    source, target = networks.open([job]), networks.open(job.targets)
+    assert isinstance(source, DistilledSource)
+    assert source.target_queries == job.scale.answers == 8 * at_hand(job)
+    assert dcn.is_defective(source) and relation(source, target) == "other network"
+    assert networks.history(job).epochs[0].loss > 0
+    assert {path.name for path in networks.path(job).iterdir()} == {
+        "network.json",
+        "history.json",
+        "last.safetensors",
+    }
+
+
+def test_a_network_under_masks_drawn_anew_is_trained_and_opened_as_such(networks: TrainedNetworks) -> None:
+    (job,) = jobs({"variant": "0.3-Bottom", "redrawn": 2})
+    networks.train(job)
+    opened = networks.open([job])
+    (source,) = (module for module in opened.modules() if isinstance(module, MaskExpectation))
+    assert source.draws == 2
+    assert int(source.passes) > 0  # it was trained under masks of its own
+    (plain,) = jobs("0.3-Bottom")
+    masks = {name: bits for name, bits in build(plain).state_dict().items() if name.endswith(".mask")}
+    mine = {name: bits for name, bits in opened.state_dict().items() if name.endswith(".mask")}
+    assert all(torch.equal(bits, mine[name.replace("model.", "model.network.", 1)]) for name, bits in masks.items())
+
+
+def test_pubdef_attacks_its_public_networks_as_the_recipe_says() -> None:
+    (plain,) = jobs("0.3-Bottom + PubDef")
+    (low,) = jobs({"variant": "0.3-Bottom + PubDef", "public_attacks": ["mi-fgsm(8,0.25)", "ti-fgsm(8,5)"]})
+    assert [type(attack) for attack in public_attacks(plain)] == [PGD]
+    assert [type(attack) for attack in public_attacks(low)] == [MIFGSM, TIFGSM]
+    assert {attack.settings["steps"] for attack in public_attacks(low)} == {low.scale.max_steps}
+    assert plain.name != low.name
+    assert "by mi-fgsm(8,0.25), ti-fgsm(8,5)" in low.title
+    assert public_jobs(plain) == public_jobs(low)  # the public networks are the same

@@ -84,3 +84,51 @@ def test_two_defences_or_an_unknown_key_are_refused() -> None:
         read_network("Standard + AT + LS", net="resnet18")
     with pytest.raises(SpecError, match="did you mean variant"):
         read_network({"varient": "Standard"}, net="resnet18")
+
+
+def test_statistics_of_live_neurons_are_another_network_of_the_same_run() -> None:
+    plain, live = job("0.3-Bottom"), job("0.3-Bottom", norm_statistics="live")
+    assert plain.key == {key: value for key, value in live.key.items() if key != "norm_statistics"}
+    assert plain.name != live.name and live.title.endswith("statistics of live neurons")
+    with pytest.raises(SpecError, match="norm statistics"):
+        job("0.3-Bottom", norm_statistics="some")
+
+
+def test_a_distilled_network_depends_on_its_target_and_on_how_often_that_is_asked() -> None:
+    def asked(target: object, answers: int = 256) -> Job:
+        given = {"variant": "0.3-Bottom", "answers_of": target}
+        scale = dataclasses.replace(SMOKE, answers=answers)
+        return jobs_of([read_network(given, net="resnet18", run="source")], seed=0, scale=scale, data="digits")[0]
+
+    names = [asked("Standard").name, asked("0.3-Bottom").name, asked("0.3-Bottom", 128).name, job("0.3-Bottom").name]
+    assert len(set(names)) == 4
+    assert asked("0.3-Bottom").targets == [job("0.3-Bottom")]
+    assert "from 256 answers of ResNet-18 Standard" in asked("Standard").title
+    assert len(asked("0.3-Bottom EN").targets) == SMOKE.members
+
+
+def test_a_network_under_masks_drawn_anew_is_another_one() -> None:
+    redrawn = [job("0.3-Bottom", redrawn=count) for count in (0, 4, 8)]  # type: ignore[arg-type]
+    assert len({item.name for item in redrawn}) == 3
+    assert redrawn[0].name == job("0.3-Bottom").name
+    assert "4 masks drawn anew" in redrawn[1].title
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"variant": "Standard", "redrawn": 4},
+        {"variant": "0.3-Bottom", "redrawn": -1},
+        {"variant": "0.3-Bottom", "redrawn": "four"},
+        {"variant": "0.3-Bottom", "redrawn": 4, "norm_statistics": "live"},
+        {"variant": "0.3-Bottom + AT", "answers_of": "Standard"},
+        {"variant": "0.3-Bottom + AT", "public_attacks": ["fgsm(8)"]},
+        {"variant": "0.3-Bottom + PubDef", "public_attacks": "fgsm(8)"},
+        {"variant": "0.3-Bottom + PubDef", "public_attacks": ["fgms(8)"]},
+        {"variant": "0.3-Bottom", "answers_of": {"variant": "Standard", "answers_of": "Standard"}},
+        {"variant": "0.3-Bottom", "answers_of": "0.3-Botom"},
+    ],
+)
+def test_attackers_networks_that_cannot_be_are_refused_when_they_are_read(text: dict[str, object]) -> None:
+    with pytest.raises(SpecError):
+        read_network(text, net="resnet18")

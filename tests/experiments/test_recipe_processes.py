@@ -35,8 +35,8 @@ count = 4
 )
 
 
-def run(folder: Path, out: Path, team: Team | None = None, told: list[str] | None = None) -> Outcome:
-    spec = load_recipe(write_recipe(folder, SHARED))
+def run(recipe: Path, out: Path, team: Team | None = None, told: list[str] | None = None) -> Outcome:
+    spec = load_recipe(recipe)
     plan = plan_recipe(spec, "smoke", out=out, device=CPU, accelerator=team)
     return run_recipe(plan, tell=None if told is None else told.append)
 
@@ -57,15 +57,15 @@ def kept(out: Path) -> dict[str, Any]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    run(folder, folder / "out")
+    run(write_recipe(folder, SHARED), folder / "out")
     return folder / "out"
 
 
 def test_several_processes_leave_the_files_of_one(alone: Path, tmp_path: Path) -> None:
     out, told = tmp_path / "out", [[], []]  # type: ignore[var-annotated]
-    write_recipe(tmp_path, SHARED)
+    recipe = write_recipe(tmp_path, SHARED)
     shutil.copytree(alone / "networks", out / "networks")
-    first, second = together(2, lambda team: run(tmp_path, out, team, told[team.rank]))
+    first, second = together(2, lambda team: run(recipe, out, team, told[team.rank]))
     assert kept(out) == kept(alone)
     assert any(name.endswith(".png") for name in kept(out))
     assert (first.numbers, first.markdown, first.files) == (second.numbers, second.markdown, second.files)

@@ -98,3 +98,15 @@ def test_a_step_is_timed_on_this_machine() -> None:
 )
 def test_times_are_told_in_their_unit(training: float, measuring: float, text: str) -> None:
     assert str(Estimate(training, measuring)) == text
+
+
+def test_a_distilled_network_is_trained_on_as_many_images_as_its_target_answers(seconds: list[Job]) -> None:
+    (job,) = jobs({"variant": "0.3-Bottom", "answers_of": "Standard"}, images=None)  # type: ignore[arg-type]
+    # 32 images at hand, twice as many in every further round, and four epochs each.
+    assert estimate([job], [], CPU).training == pytest.approx(4 * (32 + 64 + 128 + 256))
+
+
+def test_a_source_under_masks_drawn_anew_takes_a_pass_for_each_of_them(tmp_path: Path, seconds: list[Job]) -> None:
+    entry = 'protocol = "transfer"\nsources = { one = { variant = "0.3-Bottom", redrawn = 5 } }\nattacks = ["fgsm(16)"]'
+    expected = 16 * (5 + (1 + 1) * FORWARD * TARGETS)
+    assert estimate([], planned(tmp_path, entry), CPU).measuring == pytest.approx(expected)
