@@ -1,6 +1,6 @@
 """How close Boundary and HopSkipJump come at equal queries, beside Foolbox's and ART's.
 
-Run it with ``.venv/bin/python -m recipes.bench_attacks.distances``, about an hour on two cores. Distances do not depend
+Run it with ``.venv/bin/python -m recipes.bench_attacks.distances``, a few hours on two cores. Distances do not depend
 on the machine's speed: other programs may run beside it. It writes ``distances.json`` and ``README.md`` beside itself.
 Each part's figures are kept in ``parts`` as they come; a run that was killed goes on where it stopped, and one after a
 change runs only the parts that the change may touch. ``--quick`` is a smoke test whose figures mean nothing; its record
@@ -32,7 +32,7 @@ import dcn_plugin
 from dcn_plugin.attacks import BoundaryAttack, HopSkipJump
 from dcn_plugin.support.atomic_file import write_atomic
 from recipes import benchmark
-from recipes.bench_attacks.nets import SHAPES, Net, build
+from recipes.bench_attacks.nets import Net, build
 from recipes.bench_attacks.page import RIVAL_NAMES, markdown
 from recipes.bench_attacks.rivals import RIVALS, Distances
 
@@ -41,8 +41,17 @@ OURS: dict[str, type[BoundaryAttack] | type[HopSkipJump]] = {
     "BoundaryAttack": BoundaryAttack,
     "HopSkipJump": HopSkipJump,
 }
-#: Ours without what it takes for granted about networks: that they look at low frequencies.
-PLAIN = {"coarse": 1}
+#: Ours without what it may take for granted about networks, that they look at low frequencies; and ours as it was by
+#: default before bandwidths competed, which bets on it. Neither may be much better than the default.
+PLAIN: dict[str, Any] = {"coarse": 1}
+BET: dict[str, dict[str, Any]] = {"BoundaryAttack": {"coarse": 2}, "HopSkipJump": {"coarse": None}}
+#: Network -> the shape of :data:`SHAPES` and the share of neurons that the bottom keeps, None: standard.
+KINDS: dict[str, tuple[str, float | None]] = {
+    "tiny": ("tiny", None),
+    "tiny-defective": ("tiny", 0.3),
+    "cifar": ("cifar", None),
+    "cifar-defective": ("cifar", 0.3),
+}
 WORKERS = 2
 #: The modules of this folder that distances depend on.
 SOURCES = ("distances", "nets", "rivals")
@@ -81,8 +90,9 @@ def median(values: Tensor) -> float:
 
 def trained(options: Options, kind: str) -> Net:
     """Train one network."""
-    width, images = getattr(options, f"{kind}_width"), getattr(options, f"{kind}_images")
-    return build(kind, width=width, images=images, epochs=options.epochs, seed=options.seed)
+    shape, bottom = KINDS[kind]
+    width, images = getattr(options, f"{shape}_width"), getattr(options, f"{shape}_images")
+    return build(shape, width=width, images=images, epochs=options.epochs, seed=options.seed, bottom=bottom)
 
 
 @dataclass(frozen=True)
@@ -98,9 +108,9 @@ class Part:
     """The attack of one tool on one network.
 
     Args:
-        kind: of the network, one of :data:`SHAPES`.
+        kind: of the network, one of :data:`KINDS`.
         attack: of :data:`OURS`.
-        tool: "ours", "plain" (ours without its prior), "foolbox" or "art".
+        tool: "ours", "plain" and "bet" (ours with :data:`PLAIN` and with :data:`BET`), "foolbox" or "art".
     """
 
     kind: str
@@ -109,8 +119,7 @@ class Part:
 
     def budgets(self, options: Options) -> tuple[int, ...]:
         """Queries of each image at which distances are noted."""
-        budgets = options.budgets if self.attack == "BoundaryAttack" else options.budgets[:2]
-        return budgets[-1:] if self.tool == "plain" else budgets
+        return options.budgets if self.attack == "BoundaryAttack" else options.budgets[:2]
 
     def kept(self, folder: Path | None, head: Mapping[str, Any]) -> Made | None:
         """The figures of an earlier run, if all they depend on is as it was."""
@@ -137,7 +146,7 @@ class Part:
 
     def _key(self, head: Mapping[str, Any]) -> str:
         """Hash of options, versions, hardware, and all sources but the modules of attacks that are not of this part."""
-        own = OURS[self.attack] if self.tool in ("ours", "plain") else None
+        own = OURS[self.attack] if self.tool not in RIVAL_NAMES else None
         others = {inspect.getfile(attack) for attack in OURS.values() if attack is not own}
         files = [*Path(inspect.getfile(dcn_plugin)).parent.rglob("*.py"), *(HERE / f"{name}.py" for name in SOURCES)]
         digest = hashlib.sha256(
@@ -150,9 +159,9 @@ class Part:
 
 PARTS = [
     Part(kind, attack, tool)
-    for kind in reversed(SHAPES)  # the slow ones first
+    for kind in reversed(KINDS)  # the slow ones first
     for attack in OURS
-    for tool in ("ours", "plain", *RIVAL_NAMES)
+    for tool in ("ours", "plain", "bet", *RIVAL_NAMES)
 ]
 
 
@@ -163,7 +172,7 @@ def measure(part: Part, net: Net, budgets: tuple[int, ...], seed: int) -> Made:
         run = RIVALS[part.attack][part.tool]
         found = run(net.model, net.data.images, net.data.labels, net.starts, budgets, seed=seed)
     else:
-        coarse = PLAIN if part.tool == "plain" else {}
+        coarse = {"plain": PLAIN, "bet": BET[part.attack]}.get(part.tool, {})
         found = {
             budget: OURS[part.attack](max_queries=budget, seed=seed, **coarse)(
                 net.model, net.data.images, net.data.labels, starting_points=net.starts
@@ -184,7 +193,8 @@ def compare(made: Mapping[str, Made]) -> dict[str, Any]:
         "seconds": {tool: part.seconds for tool, part in made.items()},
         "queries": {
             str(budget): {
-                "median": {tool: median(found[tool][budget]) for tool in ("ours", *RIVAL_NAMES)},
+                "median": {tool: median(distances[budget]) for tool, distances in found.items()},
+                "over_better": median(ours) / min(median(found[tool][budget]) for tool in ("plain", "bet")),
                 "ours_over": over_rivals(ours, {rival: found[rival][budget] for rival in RIVAL_NAMES}),
             }
             for budget, ours in found["ours"].items()
@@ -226,7 +236,7 @@ def run(options: Options, command: str, *, parts: Path | None = None) -> dict[st
     made: dict[Part, Made] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        nets = dict(zip(SHAPES, pool.map(partial(trained, options), SHAPES), strict=True))
+        nets = dict(zip(KINDS, pool.map(partial(trained, options), KINDS), strict=True))
         running: dict[Future[Made], Part] = {}
         for part in PARTS:
             if (kept := part.kept(parts, head)) is not None:
@@ -234,7 +244,7 @@ def run(options: Options, command: str, *, parts: Path | None = None) -> dict[st
                 continue
             net = nets[part.kind]
             if part.tool == "art":
-                net = net.first(getattr(options, f"{part.kind}_art_images"))
+                net = net.first(getattr(options, f"{KINDS[part.kind][0]}_art_images"))
             running[pool.submit(measure, part, net, part.budgets(options), options.seed)] = part
         for done in as_completed(running):
             part = running[done]
@@ -245,9 +255,9 @@ def run(options: Options, command: str, *, parts: Path | None = None) -> dict[st
             attack: compare({part.tool: made[part] for part in PARTS if (part.kind, part.attack) == (kind, attack)})
             for attack in OURS
         }
-        for kind in SHAPES
+        for kind in KINDS
     }
-    return {**head, "nets": {kind: {**nets[kind].about(), **found[kind]} for kind in SHAPES}}
+    return {**head, "nets": {kind: {**nets[kind].about(), **found[kind]} for kind in KINDS}}
 
 
 def main() -> None:

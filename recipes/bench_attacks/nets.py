@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import timm
 from torch import Tensor, nn
 
 from dcn_plugin.attacks import AttackRun, DecisionAttack
@@ -29,12 +30,14 @@ class Net:
     starts: Tensor
     accuracy: float
     width: int
+    bottom: float | None = None
 
     def about(self) -> dict[str, Any]:
         """What the record says of it."""
         c, h, w = self.data.images.shape[1:]
+        name = "" if self.bottom is None else f" {self.bottom}-Bottom"
         return {
-            "network": f"CIFAR ResNet-18, width {self.width}, input {c}x{h}x{w}",
+            "network": f"CIFAR ResNet-18{name}, width {self.width}, input {c}x{h}x{w}",
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "clean_accuracy": self.accuracy,
         }
@@ -65,7 +68,7 @@ class _OnlyStart(DecisionAttack):
         return points
 
 
-def build(kind: str, *, width: int, images: int, epochs: int, seed: int) -> Net:
+def build(kind: str, *, width: int, images: int, epochs: int, seed: int, bottom: float | None = None) -> Net:
     """Train on the embedded digits, enlarged; take the first test images that are right and have a start.
 
     Args:
@@ -74,6 +77,7 @@ def build(kind: str, *, width: int, images: int, epochs: int, seed: int) -> Net:
         images: at most so many.
         epochs: of training.
         seed: of training and of the starts.
+        bottom: share of neurons that a defective network keeps in its bottom layers; None: a standard network.
     """
     channels, size = SHAPES[kind]
     splits = load_digits(size=size, seed=seed)
@@ -82,10 +86,15 @@ def build(kind: str, *, width: int, images: int, epochs: int, seed: int) -> Net:
         for part in (splits.train, splits.test)
     )
     with isolated_rng(seed):
-        model = cifar_resnet(in_chans=channels, width=width)
+        if bottom is None:
+            model: nn.Module = cifar_resnet(in_chans=channels, width=width)
+        else:
+            model = timm.create_model(
+                "defective_resnet18_cifar", p=bottom, num_classes=10, in_chans=channels, img_size=size, width=width
+            )
     train(model, train_set, TrainConfig(epochs=epochs, seed=seed))
     model.eval().requires_grad_(False)
     begun = _OnlyStart(seed=seed)(model, test_set.images, test_set.labels)
     chosen = begun.fooled.nonzero().flatten()[:images]
     data = ImageSet(test_set.images[chosen], test_set.labels[chosen], test_set.num_classes, test_set.name)
-    return Net(model, data, begun.images[chosen], float(begun.correct.double().mean()), width)
+    return Net(model, data, begun.images[chosen], float(begun.correct.double().mean()), width, bottom)

@@ -160,7 +160,7 @@ def measure(stored: Mapping[str, nn.Module], test: ImageSet, steps: int) -> list
     """One PGD transfer and one level of Gaussian noise, on the stored networks."""
     source = SHIPPED[SOURCE]
     targets = {name: net for name, net in stored.items() if name != source}
-    made = AdversarialSet(source, stored[source], PGD(EPS, steps=steps), test)
+    made = AdversarialSet(source, stored[source], PGD.paper(EPS, steps=steps), test)
     return [
         *measure_targets(made, targets, training_seed=SHIPPED_SEED),
         *gaussian(targets, test, [SIGMA], training_seed=SHIPPED_SEED),

@@ -138,7 +138,7 @@ def test_the_transfer_of_the_record_is_measured_again(
     nets: dict[str, nn.Module], test_images: ImageSet, record: ResultFile
 ) -> None:
     with fixed_threads(1):
-        made = AdversarialSet(SOURCE, nets[SOURCE], PGD(EPS, steps=SPEC.steps), test_images)
+        made = AdversarialSet(SOURCE, nets[SOURCE], PGD.paper(EPS, steps=SPEC.steps), test_images)
         (measured,) = measure_targets(made, {DEFECTIVE: nets[DEFECTIVE]}, training_seed=SHIPPED_SEED)
     said = recorded(record, "transfer", DEFECTIVE)
     assert (measured.attack_settings, measured.relation) == (said.attack_settings, "other network")

@@ -72,7 +72,7 @@ def test_the_benchmark_runs_and_names_every_limit(tmp_path: Path) -> None:
     small = replace(distances.QUICK, tiny_images=2, cifar_images=2, budgets=(40, 80, 120))
     records = {"record": times, "distances": distances.run(small, "smoke test", parts=tmp_path)}
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    assert len(kept) == len(distances.PARTS) == 2 * 2 * 4
+    assert len(kept) == len(distances.PARTS) == 4 * 2 * 5
     lost = next(iter(kept))
     lost.unlink()
     again = distances.run(small, "smoke test", parts=tmp_path)
@@ -81,16 +81,18 @@ def test_the_benchmark_runs_and_names_every_limit(tmp_path: Path) -> None:
         net[attack]["image_by_image"] for net in records["distances"]["nets"].values() for attack in distances.OURS
     ]
     lines = figures(records)
-    assert len(lines) == 2 * 7 + 1
+    assert len(lines) == 2 * 3 + 1 + 4 * (4 + 5)
     assert all(value > 0 for _, value, _ in lines)
     text = markdown(records)
     for what, _, _ in lines:
         assert what in text
-    assert text.count("| BoundaryAttack, `coarse=1` | 120 |") == 2
-    assert text.count("| HopSkipJump, `coarse=1` | 80 |") == 2
-    assert "a prior for low frequencies" in text
+    assert text.count("| BoundaryAttack, `coarse=1` | 120 |") == 4
+    assert text.count("| HopSkipJump, `coarse=1` | 80 |") == 4
+    assert "bandwidths compete for the queries of each sample" in text
+    assert text.count("| attack | queries | bandwidths compete |") == 4
+    assert "CIFAR ResNet-18 0.3-Bottom, width 8, input 1x16x16" in text
     # Each alone makes a page, too.
-    assert [len(figures({name: record})) for name, record in records.items()] == [7, 8]
+    assert [len(figures({name: record})) for name, record in records.items()] == [7, 4 * (4 + 5)]
     assert "distances.json" not in markdown({"record": times})
 
 

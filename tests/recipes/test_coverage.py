@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 from torch import nn
 
 import dcn_plugin as dcn
-from recipes.coverage import report, sweep
+from dcn_plugin.models.timm_table import NAMED, UNNAMED
+from recipes.coverage import names, report, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 QUOTED = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -50,6 +52,34 @@ def test_every_model_has_an_outcome_with_its_reason_and_there_is_no_third_one(re
             assert issubclass(getattr(dcn.errors, model["error"]), dcn.errors.DcnError)
         if model["outcome"] == "equal":
             assert model["sites"] > 0, name
+
+
+def test_the_table_of_names_is_what_the_record_leads_to(record: dict[str, Any]) -> None:
+    if record["versions"]["timm"] != timm.__version__:
+        pytest.skip("another timm is installed than the record was made with")
+    named, unnamed = names.sort_out(record)
+    assert ({k: list(v) for k, v in NAMED.items()}, {k: list(v) for k, v in UNNAMED.items()}) == (named, unnamed)
+    assert names.TABLE.read_text(encoding="utf-8") == names.render(record)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"outcome": "equal", "sites": 3}, None),
+        ({"outcome": "equal", "sites": 2}, "no CNN"),
+        ({"outcome": "no 2-d convolution"}, "no 2-D convolution"),
+        ({"outcome": "refused", "reason": "its resolution goes back up"}, "goes back up"),
+    ],
+)
+def test_a_model_gets_a_name_or_a_reason(model: dict[str, Any], reason: str | None) -> None:
+    got = names.reason_against("resnet18", model)
+    assert got is None if reason is None else reason in str(got)
+    assert "tests" in str(names.reason_against("test_resnet", model))
+
+
+def test_a_model_that_the_sweep_found_wrong_stops_the_table() -> None:
+    with pytest.raises(SystemExit, match="run the sweep again"):
+        names.reason_against("resnet18", {"outcome": "bug"})
 
 
 def test_every_model_of_the_recorded_libraries_has_an_outcome_or_is_named_as_not_run(record: dict[str, Any]) -> None:
