@@ -16,16 +16,18 @@ from torch import nn
 import dcn_plugin as dcn
 from dcn_plugin import attacks, evaluate, training
 from dcn_plugin.data import CueConflict, ImageSet, load_digits
-from dcn_plugin.models import cifar_resnet
+from dcn_plugin.experiments.choose import plan_rounds
+from dcn_plugin.masks import mask_draws
+from dcn_plugin.models import MaskExpectation, cifar_resnet
 from tests.image_files import pixels, write_image
 
 OBJECTS = [
     *(getattr(dcn, name) for name in dcn.__all__ if name != "__version__"),
-    *(attacks.Attack, attacks.EnsembleSource),
+    *(attacks.Attack, attacks.EnsembleSource, attacks.DistilledSource, MaskExpectation),
     *(attacks.PGD, attacks.CW, attacks.BoundaryAttack, attacks.HopSkipJump),
     *(evaluate.transfer, evaluate.tapm, evaluate.whitebox, evaluate.minimal_distance, evaluate.gaussian),
     *(evaluate.shuffle, evaluate.amplitude, evaluate.stylized, evaluate.cue_conflict, evaluate.sanity),
-    *(evaluate.RunDirectory, training.train),
+    *(evaluate.RunDirectory, training.train, training.GradualDefects, training.distill_source, mask_draws, plan_rounds),
 ]
 
 
@@ -42,6 +44,9 @@ def names() -> dict[str, object]:
     return {
         **modules,
         **functions,
+        "MaskExpectation": MaskExpectation,
+        "mask_draws": mask_draws,
+        "plan_rounds": plan_rounds,
         "data": data,
         "images": data.images[:8],
         "labels": data.labels[:8],

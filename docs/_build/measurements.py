@@ -14,9 +14,12 @@ __all__ = ["MEASURED", "adaptive_table", "measured_pages", "modern_table", "whit
 MEASURED = {
     "coverage": "Every CNN of timm and torchvision",
     "art_evaluation": "Under ART's attacks",
+    "fine_tuning": "From a trained network to a defective one",
     "bench_masks": "What masks cost",
+    "bench_export": "What masks cost in runtimes",
     "bench_engine": "Compact inference",
     "bench_training": "What the training loop costs",
+    "bench_training_engine": "Training on the neurons that exist",
     "bench_recipes": "A recipe's second run",
     "bench_attacks": "Attacks beside Foolbox and ART",
     "pretrained": "The networks that come with the package",

@@ -20,18 +20,19 @@ fast = dcn.compact(net)
 print(fast.plan)
 
 # %% [markdown]
-# The plan says for every layer what it would cost, what is left to compute, and why it runs as it does. Nothing is
-# guessed: what might gain is timed on this machine, and a layer that would be slower stays dense. What is left to
+# The plan says for every layer what it would cost, what is left to compute, and why it runs as it does. What
+# might gain is timed on this machine, and a layer that would be slower stays dense. What is left to
 # compute lies mostly in the top half, which has no masks of its own; that limits what can be won.
 #
-# The last lines say how batches of each size run. The whole is raced against the network as it is, at batch sizes from
-# 1 to `batch_size`; where it is not faster, batches run on images, or as the network is. Other programs on the machine
-# do not decide: beside them the CPU time of one thread counts, and a small gain is not taken. A batch is cut into
-# chunks only if the graph proves that the network keeps its images apart; one that normalises by its batch does not.
+# The last lines say how batches of each size run. The whole is raced against the network as it is, at the few batch
+# sizes that the plan names; for the others it follows from what it took there, with a reserve. Where it is not faster,
+# batches run on images, or as the network is. Other programs on the machine do not decide: beside them the CPU time of
+# one thread counts, and a small gain is not taken. A batch is cut into pieces of sizes that were raced only if the
+# graph proves that the network keeps its images apart; one that normalises by its batch does not.
 #
-# What was measured stays in a small file, in the folder in which torch keeps downloads: a second network of the same
-# layers and kinds of masks is not measured again. `use_cache=False` measures anew; the variable `DCN_ENGINE_CACHE`
-# names another folder, or is `off`.
+# What was measured stays in small files, in the folder in which torch keeps downloads: a second network of the same
+# layers and kinds of masks is not measured again, and of another network only the layers that no earlier one had.
+# `use_cache=False` measures anew; the variable `DCN_ENGINE_CACHE` names another folder, or is `off`.
 #
 # ## The same outputs
 

@@ -128,4 +128,5 @@ layer = dcn.DefectiveConv2d(
 print(torch.relu(layer(images)).shape, dcn.summary(layer).kept)
 
 # %% [markdown]
-# A defective network has to be trained, or fine-tuned, with its masks: see [train and evaluate](train-evaluate.md).
+# A defective network has to be trained, or fine-tuned, with its masks: see [train and evaluate](train-evaluate.md), and
+# [from the network you have](from-your-network.md).

@@ -6,11 +6,14 @@ The expected masks are sampled again from the specification, so that a buffer wh
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -205,3 +208,10 @@ def unmasked(model: nn.Module) -> nn.Module:
     broken = copy.deepcopy(model)
     next(m for m in broken.modules() if isinstance(m, dcn.DefectMask2d)).mask.fill_(True)
     return broken
+
+
+def needs(library: str) -> Any:
+    """The library, or a skip that says which one is missing."""
+    if importlib.util.find_spec(library.partition(".")[0]) is None:
+        pytest.skip(f"{library} is not installed")
+    return importlib.import_module(library)

@@ -168,6 +168,18 @@ def test_fx_fusion_of_convolution_and_norm_keeps_the_mask(glass: nn.Module) -> N
     assert_graph_is_defective(fused, glass, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:FutureWarning")  # of the tool itself
+def test_fx_optimisation_for_inference_keeps_the_mask(glass: nn.Module) -> None:
+    optimized = torch.fx.experimental.optimization.optimize_for_inference(copy.deepcopy(glass))
+    assert_graph_is_defective(optimized, glass, atol=1e-5)
+
+
+def test_a_graph_without_its_notes_is_traced_again(glass: nn.Module) -> None:
+    graph = torch.fx.symbolic_trace(copy.deepcopy(glass))
+    again = torch.fx.symbolic_trace(torch.fx.Transformer(graph).transform())
+    assert_graph_is_defective(again, glass)
+
+
 def test_timms_feature_extractor_on_fx_keeps_the_mask() -> None:
     model: Any = make("batch norm")
     extractor = create_feature_extractor(model, ["layer1", "layer2"])

@@ -226,6 +226,34 @@ def test_vmap_over_networks_with_masks_of_their_own(name: str) -> None:
     assert all(torch.allclose(out[i], logits(model), atol=1e-5) for i, model in enumerate(models))
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_vmap_over_masks_alone(name: str) -> None:
+    models = [make(name, seed=seed) for seed in (3, 4)]
+    shared = {key: value.detach() for key, value in models[0].state_dict().items()}
+    for model in models:
+        model.load_state_dict({key: value for key, value in shared.items() if value.dtype != torch.bool})
+    masks = {
+        key: torch.stack([m.state_dict()[key] for m in models]) for key in shared if shared[key].dtype == torch.bool
+    }
+
+    def call(bits: dict[str, Tensor], images: Tensor) -> Tensor:
+        return logits_of(functional_call(models[0], {**shared, **bits}, (images,)))
+
+    def gradient(bits: dict[str, Tensor]) -> Tensor:
+        return grad(lambda images: call(bits, images).square().sum())(IMAGES)
+
+    expected = torch.stack([logits(model) for model in models])
+    of_each_image = vmap(lambda bits: vmap(lambda image: call(bits, image[None])[0])(IMAGES))
+    assert torch.allclose(vmap(call, in_dims=(0, None))(masks, IMAGES), expected, atol=1e-5)
+    assert torch.allclose(of_each_image(masks), expected, atol=1e-5)
+    gradients_of = [
+        torch.autograd.grad(logits(m, x).square().sum(), x)[0]
+        for m in models
+        for x in [IMAGES.clone().requires_grad_()]
+    ]
+    assert torch.allclose(vmap(gradient)(masks), torch.stack(gradients_of), rtol=1e-4, atol=1e-5)
+
+
 # torch builds its forward-mode rules with the torch.jit.script that it deprecates.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 @pytest.mark.parametrize("name", NETS)
