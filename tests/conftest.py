@@ -12,6 +12,7 @@ if UNDER_XDIST:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
+from collections.abc import Iterator
 
 import hypothesis
 import numpy as np
@@ -36,6 +37,16 @@ def pytest_runtest_setup() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (the global one)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Fail a test that leaves torch another number of threads: tests after it would round in another way."""
+    before = torch.get_num_threads()
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before, f"the test leaves {after} threads of torch, and found {before}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

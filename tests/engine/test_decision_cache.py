@@ -136,6 +136,7 @@ def test_what_was_measured_on_a_busy_machine_is_taken_while_it_is_busy(
     for module in (clock, decision_cache):
         monkeypatch.setattr(module, "is_quiet", lambda: quiet[0])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # what is faked must not be set afterwards
     busy = dcn.compact(network(), batch_size=2)
     no_more_measuring()
     assert dcn.compact(network(), batch_size=2).plan == busy.plan
