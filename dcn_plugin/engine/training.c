@@ -26,7 +26,7 @@
 #define CACHE 16384
 /* Rows that a thread takes at a time in a pass over rows. */
 #define ROWS 64
-/* Floats between two vectors of statistics. */
+/* Doubles between two vectors of statistics. */
 #define STRIDE 16
 
 /* The layout of the lists is in training/lists.py. */
@@ -34,7 +34,7 @@ typedef struct {
     const float *x;
     const float *weights;
     float *y;
-    float *sums;           /* chunks x channels x 2 vectors: of y - shift, and of its square; NULL: not wanted */
+    double *sums;          /* chunks x channels x 2 vectors: of y - shift, and of its square; NULL: not wanted */
     float *shift;          /* chunks x channels: some value of y; NaN before there is one */
     const int32_t *reads;  /* pairs: row of x, where its weights begin */
     const int32_t *places; /* of each row of y: its output within the group */
@@ -147,7 +147,11 @@ EXPORT void dcn_run_train_prepare(const dcn_train_prepare *job, int64_t lanes, i
 
 #if LANES == 1
 typedef float JOIN(vec_, LANES);
+typedef double JOIN(doubles_, LANES);
+#define TO_DOUBLES(value) ((double)(value))
 #else
+typedef double JOIN(doubles_, LANES) __attribute__((vector_size(LANES * 8), aligned(8), may_alias));
+#define TO_DOUBLES(value) __builtin_convertvector(value, JOIN(doubles_, LANES))
 typedef float JOIN(vec_, LANES) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t JOIN(bits_, LANES) __attribute__((vector_size(LANES * 4)));
 #endif
@@ -192,17 +196,19 @@ INLINE void JOIN(count_, LANES)(
     for (int lane = 0; lane < LANES - fresh; lane++) ((float *)&valid)[lane] = 0.0f;
     for (int64_t row = job->write_start[item]; row < job->write_start[item + 1]; row++) {
         const float *y = job->y + row * job->batch + at;
-        float *shift = job->shift + base + job->places[row], *sums = job->sums + 2 * STRIDE * (base + job->places[row]);
+        float *shift = job->shift + base + job->places[row];
+        double *sums = job->sums + 2 * STRIDE * (base + job->places[row]);
         if (*shift != *shift) *shift = *y;
-        VEC sum = LOAD(sums), square = LOAD(sums + STRIDE);
+        VEC sum = {0}, square = {0};
         for (int v = 0; v < width; v++) {
             VEC value = LOAD(y + v * LANES) - *shift;
             if (fresh < LANES) value *= valid;
             sum += value;
             square += value * value;
         }
-        STORE(sums, sum);
-        STORE(sums + STRIDE, square);
+        /* A few floats make a sum; thousands of them, with few lanes, would cost the variance its last digits. */
+        *(JOIN(doubles_, LANES) *)sums += TO_DOUBLES(sum);
+        *(JOIN(doubles_, LANES) *)(sums + STRIDE) += TO_DOUBLES(square);
     }
 }
 
@@ -486,6 +492,7 @@ static TARGET void JOIN(prepare_, LANES)(const void *argument, int64_t piece) {
 #undef HIGH
 #undef PICKED
 #undef VEC
+#undef TO_DOUBLES
 #undef INLINE
 #undef LOAD
 #undef STORE

@@ -72,7 +72,7 @@ def forward(
     """
     chunks, channels = items.counts.shape
     y = x.new_empty(len(items.places), x.shape[1])
-    lanes = np.zeros((chunks, channels, 2, PAD), dtype=np.float32) if sums else None
+    lanes = np.zeros((chunks, channels, 2, PAD)) if sums else None
     shift = np.full((chunks, channels), np.nan, dtype=np.float32)
     lists = {name: getattr(items, name) for name in ("reads", "places", "read_start", "write_start", "chunks")}
     numbers = {"chunk_count": chunks, "channels": channels, "groups": groups}
@@ -80,7 +80,7 @@ def forward(
     _run("dcn_run_train_forward", _Forward, x.shape[1], tensors | lists | numbers)
     if lanes is None:
         return y, None
-    totals = lanes.sum(axis=3, dtype=np.float64)
+    totals = lanes.sum(axis=3)
     return y, np.stack([np.where(items.counts > 0, shift, 0).astype(np.float64), totals[..., 0], totals[..., 1]])
 
 
