@@ -1,8 +1,9 @@
 """What oneDNN, with which PyTorch computes convolutions on CPUs, gets wrong in a training step.
 
 The gradient towards the weights of a 1x1 convolution with a stride and few input channels, on images in channels_last
-memory format and with several threads, writes outside its memory: with fewer than 16 channels on processors with
-AVX-512, fewer than 8 with AVX2 (PyTorch 2.14, oneDNN 3.12; oneDNN issue 6035). What lay there is lost, or the process.
+memory format, writes outside its memory: with fewer than 16 channels and several threads on processors with AVX-512,
+fewer than 8 and any number of threads with AVX2 (PyTorch 2.14, oneDNN 3.12; oneDNN issue 6035). What lay there is lost,
+or the process.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from dcn_plugin.engine.native import native_problem
 from dcn_plugin.engine.row_layout import Geometry, gather, number_rows
 from dcn_plugin.engine.training.block import Norm, RowsBlock
 from dcn_plugin.models.resnet import cifar_resnet
+from dcn_plugin.support.onednn import check_channels_last
 from dcn_plugin.surgery import undefectify
 from dcn_plugin.training import TrainConfig, isolated_rng, train
 from recipes import benchmark
@@ -60,7 +61,7 @@ class Options:
 
 
 QUICK = Options(
-    width=4, small_width=4, batch=4, layer_batch=4, layer_rounds=2, rounds=2, small_rounds=2, epoch_steps=2, epochs=2,
+    width=16, small_width=16, batch=4, layer_batch=4, layer_rounds=2, rounds=2, small_rounds=2, epoch_steps=2, epochs=2,
     compile=0,
 )  # fmt: skip
 
@@ -110,6 +111,7 @@ def network(p: float, width: int, seed: int) -> nn.Module:
     with isolated_rng(seed):
         plain = cifar_resnet(width=width)
     model = dcn.defectify(plain, p=p, input_size=(3, 32, 32), seed=seed)
+    check_channels_last(model, torch.device("cpu"))
     return model.train().to(memory_format=torch.channels_last)
 
 

@@ -21,7 +21,7 @@ def test_the_layer_has_the_gradient_of_the_dense_convolution() -> None:
 
 
 def test_a_step_changes_the_weights_of_its_network() -> None:
-    model = bench.network(0.5, 4, seed=0)
+    model = bench.network(0.5, 16, seed=0)
     before = model.state_dict()["conv1.weight"].clone()
     bench.stepper(model, model, TINY)()
     assert not torch.equal(before, model.state_dict()["conv1.weight"])
