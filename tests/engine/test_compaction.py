@@ -32,6 +32,7 @@ from tests.engine.compacted import (
     input_gradient,
     randomised,
     rows,
+    rows_cost_nothing,
     small,
     through_pickle,
 )
@@ -299,7 +300,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
 
     def rig(**times: float) -> Judge:
         judge = Judge(times)
-        monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
+        rows_cost_nothing(monkeypatch)
         monkeypatch.setattr(ladder, "raced", judge)
         return judge
 
@@ -373,7 +374,7 @@ def test_each_batch_runs_as_was_found_for_its_size(model: nn.Module, monkeypatch
         Rung(4, ("compact", "images", "model"), {"model": 2.0, "images": 1.5, "compact": 0.5}, one_thread=True),
         Rung(8, ("compact", "model"), {"model": 4.0, "images": 4.0, "compact": 1.0}, one_thread=True),
     ]
-    monkeypatch.setattr(engine_model.Measured, "_on_rows", lambda *_: 1e-6)
+    rows_cost_nothing(monkeypatch)
     monkeypatch.setattr(engine_model, "climb", lambda *_, **__: Ladder(found, True, True))
     made = dcn.compact(model, batch_size=8)
     assert made.plan.ways == ((1, "model"), (2, "images"), (4, "compact"))

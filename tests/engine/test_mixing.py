@@ -14,11 +14,10 @@ import dcn_plugin as dcn
 from dcn_plugin.engine import compaction as engine_model
 from dcn_plugin.engine import ladder
 from dcn_plugin.engine.capture import capture
-from dcn_plugin.engine.measured_costs import Measured
 from dcn_plugin.engine.mixing import check_graph, first_mixing
 from dcn_plugin.errors import TraceError
 from tests.engine.cases import needs_c
-from tests.engine.compacted import LIMIT, choice_wins, error
+from tests.engine.compacted import LIMIT, choice_wins, error, rows_cost_nothing
 from tests.engine.small_nets import Program, pictures, programs, randomised
 from tests.models.timm_checks import seeded
 
@@ -152,7 +151,7 @@ def defective(then: Callable[[Net, Tensor], Tensor]) -> nn.Module:
 
 def rows_always_win(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if all that runs on rows were twice as fast: batches are cut wherever they may be."""
-    monkeypatch.setattr(Measured, "_on_rows", lambda *_: 1e-6)
+    rows_cost_nothing(monkeypatch)
     monkeypatch.setattr(ladder, "raced", choice_wins)
 
 
