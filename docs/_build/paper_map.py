@@ -19,6 +19,7 @@ from dcn_plugin.experiments.datasets import DATA
 from dcn_plugin.experiments.effects import Effect
 from dcn_plugin.experiments.scales import SCALES
 from dcn_plugin.experiments.verdict import signed
+from docs._build.effects_picture import effects_picture
 
 __all__ = ["paper_pages"]
 
@@ -45,10 +46,18 @@ def _record(path: Path) -> dict[str, Any] | None:
 
 def _overview(specs: Mapping[str, RecipeSpec], records: Mapping[str, dict[str, Any] | None]) -> str:
     lines = [_INTRO, f"{sum(r is not None for r in records.values())} of {len(specs)} recipes have a committed record.", ""]
+    ordered = sorted(specs.items(), key=lambda item: _place(item[1]))
+    verdicts = {
+        f"{match[0]}, recipe {name}": _verdict(spec, record)
+        for group in _GROUPS
+        for name, spec in ordered
+        if _group(spec) == group and (record := records[name]) and (match := _REPRODUCED.match(spec.reproduces))
+    }
+    lines += [effects_picture(verdicts), ""]
     for group in _GROUPS:
         heads = "| of the paper | what it shows | recipe | our numbers | verdict |"
         lines += [f"## {group}", "", heads, "|---|---|---|---|---|"]
-        for name, spec in sorted(specs.items(), key=lambda item: _place(item[1])):
+        for name, spec in ordered:
             if _group(spec) == group:
                 shown = f"| {_cell(spec.reproduces)} | {_cell(spec.title)} | [{name}]({name}.md) |"
                 lines.append(f"{shown} {_state(records[name])} | {_word(spec, records[name])} |")
