@@ -17,6 +17,7 @@ MEASURED = {
     "fine_tuning": "From a trained network to a defective one",
     "bench_masks": "What masks cost",
     "bench_export": "What masks cost in runtimes",
+    "bench_export/avx2": "What masks cost in runtimes, without AVX-512",
     "bench_engine": "Compact inference",
     "bench_training": "What the training loop costs",
     "bench_training_engine": "Training on the neurons that exist",
@@ -34,7 +35,7 @@ def measured_pages(recipes: Path, out: Path) -> list[str]:
 
     Args:
         recipes: the recipes folder.
-        out: ``NAME.md``, ``NAME/`` and ``index.md`` are written there.
+        out: ``NAME.md``, ``NAME/`` and ``index.md`` are written there, with ``_`` for the slash of a folder in a folder.
 
     Returns:
         Names of the folders that have a record.
@@ -43,22 +44,22 @@ def measured_pages(recipes: Path, out: Path) -> list[str]:
     found, rows = [], []
     for name, title in MEASURED.items():
         readme, record = recipes / name / "README.md", recipes / name / "record.json"
-        committed = readme.is_file() and record.is_file()
-        rows.append(f"| [{title}]({name}.md) | `recipes/{name}` | {'committed' if committed else 'no committed record'} |")
+        committed, page = readme.is_file() and record.is_file(), name.replace("/", "_")
+        rows.append(f"| [{title}]({page}.md) | `recipes/{name}` | {'committed' if committed else 'no committed record'} |")
         if not committed:
-            (out / f"{name}.md").write_text(f"# {title}\n\nThere is no committed record of `recipes/{name}` yet.\n")
+            (out / f"{page}.md").write_text(f"# {title}\n\nThere is no committed record of `recipes/{name}` yet.\n")
             continue
         found.append(name)
         text = readme.read_text(encoding="utf-8")
-        (out / name).mkdir()
+        (out / page).mkdir()
         for picture in [match for match in _IMAGE.findall(text) if (recipes / name / match).is_file()]:
-            shutil.copy(recipes / name / picture, out / name / Path(picture).name)
-            text = text.replace(f"]({picture})", f"]({name}/{Path(picture).name})")
+            shutil.copy(recipes / name / picture, out / page / Path(picture).name)
+            text = text.replace(f"]({picture})", f"]({page}/{Path(picture).name})")
         files = sorted((recipes / name).glob("*.json"))
         for file in files:
-            shutil.copy(file, out / name / file.name)
-        text += f"\nAll counts: {', '.join(f'[{file.name}]({name}/{file.name})' for file in files)}.\n"
-        (out / f"{name}.md").write_text(text, encoding="utf-8")
+            shutil.copy(file, out / page / file.name)
+        text += f"\nAll counts: {', '.join(f'[{file.name}]({page}/{file.name})' for file in files)}.\n"
+        (out / f"{page}.md").write_text(text, encoding="utf-8")
     table = "\n".join(["| what | folder | record |", "|---|---|---|", *rows])
     (out / "index.md").write_text(f"{_INTRO}\n{table}\n", encoding="utf-8")
     return found

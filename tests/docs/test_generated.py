@@ -233,12 +233,18 @@ def test_measured_folders_become_pages_and_missing_ones_say_so(tmp_path: Path) -
     (folder / "README.md").write_text("# Masks\n\n![a plot](plot.png)\n")
     (folder / "plot.png").write_bytes(b"png")
     (folder / "record.json").write_text("{}")
-    assert measured_pages(tmp_path / "recipes", tmp_path / "out") == ["bench_masks"]
+    inner = tmp_path / "recipes" / "bench_export" / "avx2"
+    inner.mkdir(parents=True)
+    (inner / "README.md").write_text("# Runtimes\n")
+    (inner / "record.json").write_text("{}")
+    assert measured_pages(tmp_path / "recipes", tmp_path / "out") == ["bench_masks", "bench_export/avx2"]
+    assert "[record.json](bench_export_avx2/record.json)" in (tmp_path / "out" / "bench_export_avx2.md").read_text()
+    assert "](bench_export_avx2.md)" in (tmp_path / "out" / "index.md").read_text()
     page = (tmp_path / "out" / "bench_masks.md").read_text()
     assert "![a plot](bench_masks/plot.png)" in page and "[record.json](bench_masks/record.json)" in page
     assert (tmp_path / "out" / "bench_masks" / "plot.png").read_bytes() == b"png"
     assert "no committed record" in (tmp_path / "out" / "coverage.md").read_text()
-    assert (tmp_path / "out" / "index.md").read_text().count("no committed record") == len(MEASURED) - 1
+    assert (tmp_path / "out" / "index.md").read_text().count("no committed record") == len(MEASURED) - 2
 
 
 def test_the_demo_table_holds_mean_and_range_over_the_seeds(tmp_path: Path) -> None:
