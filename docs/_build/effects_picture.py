@@ -19,7 +19,7 @@ COLOURS: Mapping[Word, str] = {
     "contradicts": "#d64545",
     "undecided": "#858585",
 }
-"""Read on white and on the dark theme's grey; the word stands beside each."""
+"""Of dot and interval: seen on white and on the dark theme's grey. The word stands beside each."""
 
 # Lengths in units of the picture, which is as wide as a phone and grows with its place.
 WIDTH, MARGIN, LINE, HEAD, TICKS = 360, 12, 34, 40, 18
@@ -48,8 +48,8 @@ class Axis:
 def effects_picture(verdicts: Mapping[str, Verdict]) -> str:
     """An HTML figure with an SVG picture; empty where no effect has a number of the paper.
 
-    A line holds one effect: a diamond for the paper's, a dot and a 95 % interval for ours, in the colour of the word
-    that stands at its right end.
+    A line holds one effect: a diamond for the paper's, a dot and a 95 % interval for ours, in the colour of the verdict,
+    whose word stands at the right end in the colour of all text.
 
     Args:
         verdicts: name of a table or figure -> its verdict, in the order in which they are drawn.
@@ -99,7 +99,7 @@ def _line(effect: Effect, word: Word, axis: Axis, top: float) -> Iterator[str]:
     told = f"ours {signed(effect.ours, effect.unit)}, the paper's {signed(effect.paper, effect.unit)}: {word}"
     yield f"<title>{escape(f'{effect.row}, {effect.column}: {told}')}</title>"
     yield f'<text x="0" y="{top + 10:g}">{escape(f"{effect.row}, {effect.column}")}</text>'
-    yield f'<text x="{WIDTH}" y="{top + 10:g}" text-anchor="end" style="fill: {colour}" font-weight="bold">{word}</text>'
+    yield f'<text x="{WIDTH}" y="{top + 10:g}" text-anchor="end" font-weight="bold">{word}</text>'
     if math.isfinite(effect.low) and math.isfinite(effect.high):
         ends = f'x1="{axis.at(effect.low)}" y1="{y:g}" x2="{axis.at(effect.high)}" y2="{y:g}"'
         yield f'<line class="interval" {ends} stroke="{colour}" stroke-width="3" opacity="0.6"/>'
