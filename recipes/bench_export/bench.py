@@ -148,8 +148,8 @@ def measure(options: Options, command: str) -> dict[str, Any]:
 
 
 _IN_TORCH = (
-    "In torch all three run in channels_last memory format, and batch norms are folded by `for_export` alone; the other "
-    "runtimes fold them in all three."
+    "In torch all three run in channels_last memory format, and batch norms are folded by `for_export` alone; the "
+    "other runtimes fold them in all three."
 )
 
 

@@ -8,7 +8,8 @@ under noise.
 
 Networks lie in ``--work`` (shared with ``defective recipe run``), and so do finished measurements: a run that was
 stopped goes on with the same command. ``record.json`` and ``README.md`` are written beside this script, or into
-``--out``.
+``--out``. ``--only SEED`` measures one seed and keeps those that the record has: a machine that is lent for a few hours
+is enough, and the next may be another one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from torch import nn
 
 import dcn_plugin as dcn
 from dcn_plugin.attacks import PGD, Attack
+from dcn_plugin.errors import DataError
 from dcn_plugin.evaluate import Result, ResultFile, RunDirectory, gaussian, hardware, package_versions, transfer
 from dcn_plugin.experiments.datasets import RecipeData, open_data
 from dcn_plugin.experiments.finished_seeds import now
@@ -45,6 +47,8 @@ NET, VARIANT = "resnet18", "0.3-Bottom"
 STANDARD, SCRATCH, THIRD = "standard", "from scratch", "from scratch, a third"
 LEVELS = (16, 32, 64)  # of noise, in grey levels
 RECALIBRATED_ON = 2000  # training images
+# Settings of a record that may differ from seed to seed: what each result says of its machine stands in the result.
+OF_A_RUN = ("seeds", "schedule", "versions", "hardware")
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,10 @@ class Measurement:
         self.store = RunDirectory(work / "store")
         self.networks = TrainedNetworks(work / "networks", data, device=device, store=self.store, progress=progress)
 
-    def results(self, seeds: int) -> Iterator[Result]:
+    def results(self, seeds: Iterable[int]) -> Iterator[Result]:
         """Train what is missing, and measure every network of every seed."""
         test = self.data.test(self.scale.images)
-        for seed in range(seeds):
+        for seed in seeds:
             standard, scratch = self.job("Standard", seed), self.job(VARIANT, seed)
             third = dataclasses.replace(scratch, scale=self.lasting(self.epochs(1 / 3)))
             other = self.job("Standard", seed, run=SOURCE)
@@ -176,8 +180,8 @@ class Measurement:
         return net.eval()
 
 
-def make(measurement: Measurement, seeds: int, command: str) -> ResultFile:
-    """Everything, and the settings that it came from."""
+def make(measurement: Measurement, seeds: Sequence[int], command: str) -> ResultFile:
+    """Everything of some seeds, and the settings that it came from."""
     start = time.perf_counter()
     results = tuple(measurement.results(seeds))
     scale = measurement.scale
@@ -187,7 +191,7 @@ def make(measurement: Measurement, seeds: int, command: str) -> ResultFile:
         "variant": VARIANT,
         "data": measurement.data.title,
         "scale": scale.to_json(),
-        "seeds": list(range(seeds)),
+        "seeds": list(seeds),
         "lr": measurement.lr,
         "recalibrated_on": RECALIBRATED_ON,
         "schedule": measurement.overhead(),
@@ -203,11 +207,37 @@ def make(measurement: Measurement, seeds: int, command: str) -> ResultFile:
     return ResultFile(json.loads(json.dumps(spec)), results, run)
 
 
+def joined(record: ResultFile, earlier: ResultFile) -> ResultFile:
+    """The record with the seeds of an earlier one that it does not have.
+
+    Raises:
+        DataError: the earlier record was made by other settings, so that its seeds are none of this measurement.
+    """
+    differing = sorted(
+        name
+        for name in record.spec.keys() | earlier.spec.keys()
+        if name not in OF_A_RUN and record.spec.get(name) != earlier.spec.get(name)
+    )
+    if differing:
+        raise DataError(
+            "The record that the seed is to be added to was made by other settings.",
+            ", ".join(differing),
+            "equal settings",
+            "name another folder with --out, or measure all seeds anew",
+        )
+    kept = [result for result in earlier.results if result.seed not in record.spec["seeds"]]
+    results = tuple(sorted([*kept, *record.results], key=lambda result: result.seed or 0))
+    seeds = sorted({*record.spec["seeds"], *earlier.spec["seeds"]})
+    return dataclasses.replace(record, spec={**record.spec, "seeds": seeds}, results=results)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="small", help="default: small")
     parser.add_argument("--data", type=Path, help="root of CIFAR-10; the digits of scale smoke come along")
-    parser.add_argument("--seeds", type=int, default=3, help="default: 3")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--seeds", type=int, default=3, help="measure so many seeds, from 0 on (default: 3)")
+    which.add_argument("--only", type=int, metavar="SEED", help="measure this seed and add it to the record")
     parser.add_argument("--lr", type=float, default=0.1, help="highest learning rate of a fine-tuning (default: 0.1)")
     parser.add_argument("--work", type=Path, default=Path("recipe-runs"), help="default: recipe-runs")
     parser.add_argument("--out", type=Path, help="folder for record.json and README.md (default: beside the script)")
@@ -219,12 +249,15 @@ def main() -> None:
     scale = scale_for(args.scale, "cifar10")
     data = open_data(scale.data or "cifar10", args.data)
     # Not the folders that were given: they belong to the machine.
-    command = f"python -m recipes.fine_tuning.measure --scale {args.scale} --seeds {args.seeds} --lr {args.lr:g}"
+    chosen = f"--seeds {args.seeds}" if args.only is None else f"--only {args.only}"
+    command = f"python -m recipes.fine_tuning.measure --scale {args.scale} {chosen} --lr {args.lr:g}"
     progress = not args.no_progress
     measurement = Measurement(scale, data, args.work, args.lr, torch.device(args.device), progress=progress)
-    record = make(measurement, args.seeds, command)
     folder = args.out or HERE
     folder.mkdir(parents=True, exist_ok=True)
+    record = make(measurement, range(args.seeds) if args.only is None else [args.only], command)
+    if args.only is not None and (folder / "record.json").is_file():
+        record = joined(record, ResultFile.read(folder / "record.json"))
     record.write(folder / "record.json")
     write_atomic(folder / "README.md", page(record))
     print(page(record), file=sys.stdout)

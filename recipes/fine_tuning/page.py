@@ -57,12 +57,13 @@ def page(record: ResultFile) -> str:
         for row in rows
     ]
     first, scale = record.results[0], spec["scale"]
+    processors = ", ".join(dict.fromkeys(str(result.hardware["processor"]) for result in record.results))
     seeds = ", ".join(map(str, spec["seeds"]))
     lines = [
         "# From a trained network to a defective one",
         "",
         f"Made by `{record.run['command']}` (seeds {seeds}; torch {first.versions['torch']}, timm "
-        f"{first.versions['timm']}; {first.hardware['processor']}). {spec['data']}, {first.n_total} test images, "
+        f"{first.versions['timm']}; {processors}). {spec['data']}, {first.n_total} test images, "
         f"ResNet-18 at width {scale['width']}. Rows without a spread are of one seed. All counts are in `record.json`.",
         "",
         *_conclusions(record),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dcn_plugin as dcn
+from dcn_plugin.errors import DataError
 from dcn_plugin.evaluate import Result, ResultFile
 from dcn_plugin.experiments.datasets import open_data
 from dcn_plugin.experiments.scales import scale_for
@@ -33,7 +34,7 @@ def smoke(work: Path) -> Measurement:
 def record(work: Path) -> ResultFile:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "ARMS", {name: ARMS[name] for name in FEW})
-        return make(smoke(work), 1, "python -m recipes.fine_tuning.measure --scale smoke")
+        return make(smoke(work), [0], "python -m recipes.fine_tuning.measure --scale smoke")
 
 
 def test_every_row_is_measured_under_everything(record: ResultFile, tmp_path: Path) -> None:
@@ -78,11 +79,27 @@ def test_fine_tuned_networks_start_from_the_standard_one_and_have_the_masks_of_t
 def test_a_second_run_reuses_what_is_there(record: ResultFile, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "ARMS", {name: ARMS[name] for name in FEW})
     again = smoke(work)
-    results = list(again.results(1))
+    results = list(again.results([0]))
     assert [dataclasses.replace(result, versions={}, hardware={}) for result in results] == [
         dataclasses.replace(result, versions={}, hardware={}) for result in record.results
     ]
     assert again.store.measured == 0
+
+
+def test_a_seed_of_another_machine_joins_the_record_and_other_settings_do_not(record: ResultFile) -> None:
+    other = dataclasses.replace(
+        record,
+        spec={**record.spec, "seeds": [1], "hardware": {"processor": "abacus"}},
+        results=tuple(dataclasses.replace(r, seed=1, hardware={"processor": "abacus"}) for r in record.results),
+    )
+    both = measure.joined(other, record)
+    assert both.spec["seeds"] == [0, 1]
+    assert both.results == (*record.results, *other.results)
+    assert measure.joined(record, both).results == both.results  # measured anew: in the place of what was there
+    assert f"{record.results[0].hardware['processor']}, abacus)" in page(both)
+    for change in ({"lr": 9.0}, {"new": 1}):
+        with pytest.raises(DataError, match=rf"other settings\. Got: '{next(iter(change))}'"):
+            measure.joined(dataclasses.replace(other, spec={**other.spec, **change}), record)
 
 
 def invented(record: ResultFile, changes: dict[str, int]) -> ResultFile:
