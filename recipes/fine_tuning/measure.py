@@ -30,7 +30,6 @@ from torch import nn
 
 import dcn_plugin as dcn
 from dcn_plugin.attacks import PGD, Attack
-from dcn_plugin.errors import DataError
 from dcn_plugin.evaluate import Result, ResultFile, RunDirectory, gaussian, hardware, package_versions, transfer
 from dcn_plugin.experiments.datasets import RecipeData, open_data
 from dcn_plugin.experiments.finished_seeds import now
@@ -47,8 +46,6 @@ NET, VARIANT = "resnet18", "0.3-Bottom"
 STANDARD, SCRATCH, THIRD = "standard", "from scratch", "from scratch, a third"
 LEVELS = (16, 32, 64)  # of noise, in grey levels
 RECALIBRATED_ON = 2000  # training images
-# Settings of a record that may differ from seed to seed: what each result says of its machine stands in the result.
-OF_A_RUN = ("seeds", "schedule", "versions", "hardware")
 
 
 @dataclass(frozen=True)
@@ -180,26 +177,34 @@ class Measurement:
         return net.eval()
 
 
-def make(measurement: Measurement, seeds: Sequence[int], command: str) -> ResultFile:
-    """Everything of some seeds, and the settings that it came from."""
-    start = time.perf_counter()
-    results = tuple(measurement.results(seeds))
+def settings(measurement: Measurement) -> dict[str, Any]:
+    """All that the seeds of a record have in common, as JSON values."""
     scale = measurement.scale
-    spec = {
+    common = {
         "name": "fine_tuning",
         "net": NET,
         "variant": VARIANT,
         "data": measurement.data.title,
         "scale": scale.to_json(),
-        "seeds": list(seeds),
         "lr": measurement.lr,
         "recalibrated_on": RECALIBRATED_ON,
-        "schedule": measurement.overhead(),
         "epochs": {
             **{STANDARD: scale.training.epochs, SCRATCH: scale.training.epochs, THIRD: measurement.epochs(1 / 3)},
             **{name: measurement.epochs(arm.share) if arm.share else 0 for name, arm in ARMS.items()},
         },
         "arms": {name: {**dataclasses.asdict(arm), "gradual": dict(arm.gradual)} for name, arm in ARMS.items()},
+    }
+    return json.loads(json.dumps(common))  # type: ignore[no-any-return]
+
+
+def make(measurement: Measurement, seeds: Sequence[int], command: str) -> ResultFile:
+    """Everything of some seeds, and the settings that it came from."""
+    start = time.perf_counter()
+    results = tuple(measurement.results(seeds))
+    spec = {
+        **settings(measurement),
+        "seeds": list(seeds),
+        "schedule": measurement.overhead(),
         "versions": package_versions(),
         "hardware": hardware(measurement.device),
     }
@@ -207,26 +212,15 @@ def make(measurement: Measurement, seeds: Sequence[int], command: str) -> Result
     return ResultFile(json.loads(json.dumps(spec)), results, run)
 
 
-def joined(record: ResultFile, earlier: ResultFile) -> ResultFile:
-    """The record with the seeds of an earlier one that it does not have.
+def differing(measurement: Measurement, record: ResultFile) -> list[str]:
+    """Names of the settings that a record was made by and this measurement has otherwise."""
+    return [name for name, value in settings(measurement).items() if record.spec.get(name) != value]
 
-    Raises:
-        DataError: the earlier record was made by other settings, so that its seeds are none of this measurement.
-    """
-    differing = sorted(
-        name
-        for name in record.spec.keys() | earlier.spec.keys()
-        if name not in OF_A_RUN and record.spec.get(name) != earlier.spec.get(name)
-    )
-    if differing:
-        raise DataError(
-            "The record that the seed is to be added to was made by other settings.",
-            ", ".join(differing),
-            "equal settings",
-            "name another folder with --out, or measure all seeds anew",
-        )
+
+def joined(record: ResultFile, earlier: ResultFile) -> ResultFile:
+    """The record with the seeds of an earlier one, of the same settings, that it does not have."""
     kept = [result for result in earlier.results if result.seed not in record.spec["seeds"]]
-    results = tuple(sorted([*kept, *record.results], key=lambda result: result.seed or 0))
+    results = tuple(sorted([*kept, *record.results], key=lambda result: result.seed))
     seeds = sorted({*record.spec["seeds"], *earlier.spec["seeds"]})
     return dataclasses.replace(record, spec={**record.spec, "seeds": seeds}, results=results)
 
@@ -255,9 +249,16 @@ def main() -> None:
     measurement = Measurement(scale, data, args.work, args.lr, torch.device(args.device), progress=progress)
     folder = args.out or HERE
     folder.mkdir(parents=True, exist_ok=True)
-    record = make(measurement, range(args.seeds) if args.only is None else [args.only], command)
+    earlier = None
     if args.only is not None and (folder / "record.json").is_file():
-        record = joined(record, ResultFile.read(folder / "record.json"))
+        earlier = ResultFile.read(folder / "record.json")
+        if names := differing(measurement, earlier):  # before hours are spent
+            parser.error(
+                f"the record in {folder} was made with another {', '.join(names)}; name another folder with --out"
+            )
+    record = make(measurement, range(args.seeds) if args.only is None else [args.only], command)
+    if earlier is not None:
+        record = joined(record, earlier)
     record.write(folder / "record.json")
     write_atomic(folder / "README.md", page(record))
     print(page(record), file=sys.stdout)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import dcn_plugin as dcn
-from dcn_plugin.errors import DataError
 from dcn_plugin.evaluate import Result, ResultFile
 from dcn_plugin.experiments.datasets import open_data
 from dcn_plugin.experiments.scales import scale_for
@@ -86,7 +85,7 @@ def test_a_second_run_reuses_what_is_there(record: ResultFile, work: Path, monke
     assert again.store.measured == 0
 
 
-def test_a_seed_of_another_machine_joins_the_record_and_other_settings_do_not(record: ResultFile) -> None:
+def test_a_seed_of_another_machine_joins_the_record(record: ResultFile) -> None:
     other = dataclasses.replace(
         record,
         spec={**record.spec, "seeds": [1], "hardware": {"processor": "abacus"}},
@@ -97,9 +96,21 @@ def test_a_seed_of_another_machine_joins_the_record_and_other_settings_do_not(re
     assert both.results == (*record.results, *other.results)
     assert measure.joined(record, both).results == both.results  # measured anew: in the place of what was there
     assert f"{record.results[0].hardware['processor']}, abacus)" in page(both)
-    for change in ({"lr": 9.0}, {"new": 1}):
-        with pytest.raises(DataError, match=rf"other settings\. Got: '{next(iter(change))}'"):
-            measure.joined(dataclasses.replace(other, spec={**other.spec, **change}), record)
+
+
+def test_a_seed_of_other_settings_is_refused_before_it_is_measured(
+    record: ResultFile, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "ARMS", {name: ARMS[name] for name in FEW})
+    assert measure.differing(smoke(work), record) == []
+    record.write(tmp_path / "record.json")
+    monkeypatch.setattr(measure, "make", lambda *_: pytest.fail("measured"))
+    command = ["measure", "--scale", "smoke", "--out", str(tmp_path), "--work", str(work), "--only", "1", "--lr", "9"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        measure.main()
+    assert "was made with another lr; name another folder with --out" in capsys.readouterr().err
+    assert ResultFile.read(tmp_path / "record.json") == record
 
 
 def invented(record: ResultFile, changes: dict[str, int]) -> ResultFile:
