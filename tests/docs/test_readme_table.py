@@ -38,3 +38,11 @@ def test_a_record_without_a_row_is_no_empty_cell() -> None:
     record["spec"]["numbers"] = [number for number in record["spec"]["numbers"] if number["row"] != "0.1-Bottom"]
     with pytest.raises(KeyError, match=r"0\.1-Bottom"):
         readme_table(record)
+
+
+def test_small_networks_pay_more_clean_accuracy_than_the_papers_as_the_text_says() -> None:
+    numbers = json.loads(RECORD.read_text(encoding="utf-8"))["spec"]["numbers"]
+    clean = {number["row"]: number for number in numbers if number["column"] == "clean"}
+    standard, *defective = (clean[row] for row in ROWS)
+    for row in defective:
+        assert standard["ours"] - row["ours"] > standard["paper"] - row["paper"]
