@@ -70,7 +70,7 @@ def compact(
             know it.
         use_cache: under "auto", take what was measured on this machine, for a network of the same kinds of layers or
             for layers of these kinds in any network, and keep what is measured now: see
-            :mod:`dcn_plugin.engine.cache_folder`.
+            :mod:`dcn_plugin.support.cache_folder`.
 
     Returns:
         The compact model; ``print(it.plan)`` says what runs how, and why.

@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 import torch
 
-from dcn_plugin.engine.cache_folder import Key, machine, read_record, write_record
 from dcn_plugin.engine.capture import shape_of
 from dcn_plugin.engine.clock import is_quiet
 from dcn_plugin.engine.ladder import Ladder, Rung
 from dcn_plugin.engine.liveness import Live
+from dcn_plugin.engine.machine_key import MEASURED, machine
 from dcn_plugin.engine.measured_costs import Measured, kind_of
 from dcn_plugin.engine.partition import Choice, list_bytes
 from dcn_plugin.engine.steps import Step
+from dcn_plugin.support.cache_folder import Key
 
 __all__ = ["Decision", "decision_key", "read_decision", "write_decision"]
 
@@ -69,7 +70,7 @@ def read_decision(key: Key, steps: list[Step], live: Live, measured: Measured | 
 
     What was measured on a busy machine is taken while it is busy: an idle one can do better.
     """
-    raw = read_record(key)
+    raw = MEASURED.read(key)
     if raw is None:
         return None
     try:
@@ -108,7 +109,7 @@ def write_decision(key: Key, decision: Decision, steps: list[Step], measured: Me
         "ladder": decision.ladder,
         "note": decision.note,
     }
-    write_record(key, record)
+    MEASURED.write(key, record)
 
 
 def _operations(step: Step) -> str:

@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from dcn_plugin.engine.cache_folder import Key, machine, read_record, write_record
+from dcn_plugin.engine.machine_key import MEASURED, machine
+from dcn_plugin.support.cache_folder import Key
 
 __all__ = ["read_layer_times", "write_layer_times"]
 
@@ -21,7 +22,7 @@ def read_layer_times(device: torch.device, backend: str) -> dict[str, list[float
     Returns:
         Kind -> numbers, see :class:`dcn_plugin.engine.measured_costs.Measured`; empty where nothing is kept.
     """
-    record = read_record(_key(device, backend)) or {}
+    record = MEASURED.read(_key(device, backend)) or {}
     kinds = record.get("kinds")
     if not isinstance(kinds, dict):
         return {}
@@ -31,7 +32,7 @@ def read_layer_times(device: torch.device, backend: str) -> dict[str, list[float
 def write_layer_times(device: torch.device, backend: str, kinds: dict[str, list[float]]) -> None:
     """Keep what was measured, beside what other programs have kept meanwhile."""
     key = _key(device, backend)
-    write_record(key, {"kinds": {**read_layer_times(device, backend), **kinds}})
+    MEASURED.write(key, {"kinds": {**read_layer_times(device, backend), **kinds}})
 
 
 def _key(device: torch.device, backend: str) -> Key:

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 import dcn_plugin as dcn
-from dcn_plugin.engine import cache_folder as cache_files
-from dcn_plugin.engine import clock, compaction, decision_cache, ladder, measured_costs
-from dcn_plugin.engine.cache_folder import cache_folder
+from dcn_plugin.engine import clock, compaction, decision_cache, ladder, machine_key, measured_costs
+from dcn_plugin.engine.machine_key import MEASURED
 from dcn_plugin.engine.measured_costs import Measured
 from dcn_plugin.models import cifar_resnet
 from tests.engine.cases import needs_c
@@ -114,7 +113,7 @@ def test_what_may_change_a_decision_is_measured_anew(
     if change == "budget":
         options["max_packed_bytes"] = 2**29
     if change == "threads":
-        monkeypatch.setattr(cache_files, "hardware", lambda device: {"threads": 99})
+        monkeypatch.setattr(machine_key, "hardware", lambda device: {"threads": 99})
     if change == "damaged":
         file.write_bytes(file.read_bytes()[:-40])
     if change == "foreign":
@@ -195,8 +194,8 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path: Path, monkeypat
 def test_the_folder_is_torchs_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DCN_ENGINE_CACHE")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert cache_folder() == tmp_path / "dcn_plugin" / "engine"
+    assert MEASURED.path == tmp_path / "dcn_plugin" / "engine"
     monkeypatch.setenv("DCN_ENGINE_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
+    assert MEASURED.path == tmp_path / "own"
     monkeypatch.setenv("DCN_ENGINE_CACHE", "off")
-    assert cache_folder() is None
+    assert MEASURED.path is None
