@@ -22,6 +22,7 @@ from dcn_plugin.layers import Normalized
 from dcn_plugin.models import MaskExpectation
 from dcn_plugin.models.paper_variants import build_variant
 from dcn_plugin.support.atomic_file import write_atomic
+from dcn_plugin.support.onednn import narrow_strided_conv
 from dcn_plugin.training import (
     Engine,
     TrainConfig,
@@ -37,7 +38,7 @@ from dcn_plugin.training.baselines import BASELINES, apply_baseline, training_co
 from dcn_plugin.training.distillation import answers_needed
 from dcn_plugin.training.history import History
 
-__all__ = ["TrainedNetworks", "at_hand", "build", "public_attacks", "public_jobs"]
+__all__ = ["TrainedNetworks", "at_hand", "build", "public_attacks", "public_jobs", "training_of"]
 
 _LAST = "last.safetensors"
 _ON_IMAGENET = {
@@ -109,6 +110,20 @@ def _imagenet(job: Job, info: DataInfo) -> nn.Module:
     model: Any = timm.create_model("defective_resnet18_cifar", seed=job.masks_seed, **options)
     model.init_weights()  # as timm starts the standard one
     return cast(nn.Module, model)
+
+
+def training_of(job: Job, net: nn.Module, device: torch.device) -> TrainConfig:
+    """How a network is trained: as its scale says, in another memory format where oneDNN is wrong in that one.
+
+    Args:
+        job: says the scale.
+        net: what :func:`build` makes of it; the channel ablation (DC) has a few channels only.
+        device: where it is to train.
+    """
+    config = dataclasses.replace(job.scale.training, seed=job.order_seed)
+    if device.type == "cpu" and narrow_strided_conv(net) is not None:
+        config = dataclasses.replace(config, channels_last=False)
+    return config
 
 
 def public_jobs(job: Job) -> list[Job]:
@@ -194,8 +209,7 @@ class TrainedNetworks:
         images = self.data.train(job.scale.train_images)
         live = job.network.norm_statistics == "live"
         config = dataclasses.replace(
-            job.scale.training,
-            seed=job.order_seed,
+            training_of(job, net, self.device),
             # Masks that change with every step are no list of neurons that an engine could skip.
             engine="c" if live else "dense" if job.network.redrawn else self.engine,
             norm_statistics=job.network.norm_statistics,

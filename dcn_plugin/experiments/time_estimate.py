@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dcn_plugin.experiments.attack_names import read_attack
 from dcn_plugin.experiments.datasets import DATA
 from dcn_plugin.experiments.measurements import Measurement
-from dcn_plugin.experiments.network_store import PUBLIC_STEPS, at_hand, build, public_jobs
+from dcn_plugin.experiments.network_store import PUBLIC_STEPS, at_hand, build, public_jobs, training_of
 from dcn_plugin.experiments.networks import ROUNDS, Job
 from dcn_plugin.support.model_state import device_of
 from dcn_plugin.support.onednn import check_channels_last
@@ -74,7 +74,8 @@ class _StepTimes:
 
 
 def _time_step(job: Job, device: torch.device) -> float:
-    net, config = build(job).to(device), job.scale.training
+    net = build(job).to(device)
+    config = training_of(job, net, device)
     # A whole batch: with fewer images the fixed cost of a step counts too much.
     count = min(config.batch_size, 128 if job.data != "imagenet" else 4)
     images = torch.rand(count, *DATA[job.data].shape, generator=torch.Generator().manual_seed(0))

@@ -12,10 +12,20 @@ from dcn_plugin.errors import SpecError
 from dcn_plugin.evaluate import RunDirectory
 from dcn_plugin.evaluate.relations import relation
 from dcn_plugin.experiments.datasets import open_data
-from dcn_plugin.experiments.network_store import TrainedNetworks, at_hand, build, public_attacks, public_jobs
+from dcn_plugin.experiments.measurements import measurements_of
+from dcn_plugin.experiments.network_store import (
+    TrainedNetworks,
+    at_hand,
+    build,
+    public_attacks,
+    public_jobs,
+    training_of,
+)
 from dcn_plugin.experiments.networks import PUBLIC, Job, jobs_of, read_network
+from dcn_plugin.experiments.recipe import list_recipes, load_recipe, recipes_root
 from dcn_plugin.experiments.scales import scale_for
 from dcn_plugin.models import MaskExpectation
+from dcn_plugin.support.onednn import check_channels_last, narrow_strided_conv
 
 TINY = dataclasses.replace(scale_for("smoke", "cifar10"), train_images=32)
 
@@ -24,6 +34,9 @@ def jobs(text: object, *, data: str = "digits", full: bool = False) -> list[Job]
     scale = scale_for("full", data) if full else TINY
     network = read_network(text, net="resnet18")  # type: ignore[arg-type]
     return jobs_of([network], seed=0, scale=scale, data=data)
+
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -209,3 +222,34 @@ def test_pubdef_attacks_its_public_networks_as_the_recipe_says() -> None:
     assert plain.name != low.name
     assert "by mi-fgsm(8,0.25), ti-fgsm(8,5)" in low.title
     assert public_jobs(plain) == public_jobs(low)  # the public networks are the same
+
+
+def test_a_network_of_few_channels_is_trained_in_the_memory_format_that_is_right(networks: TrainedNetworks) -> None:
+    """ResNet-18 of width 16 has 5 channels under the ablation DC at p = 0.3: too few for oneDNN in channels_last."""
+    training = dataclasses.replace(TINY.training, channels_last=True)
+    scale = dataclasses.replace(TINY, width=16, training=training)
+    jobs = [Job(read_network(text, net="resnet18"), 0, 0, scale, "digits") for text in ("0.3-Bottom DC", "0.3-Bottom")]
+    assert [training_of(job, build(job), CPU).channels_last for job in jobs] == [False, True]
+    assert training_of(jobs[0], build(jobs[0]), torch.device("meta")).channels_last, "the fault is the CPU's"
+    networks.train(jobs[0])
+    assert networks.has(jobs[0])
+
+
+def test_every_network_of_every_recipe_can_be_trained_on_a_cpu() -> None:
+    specs = [load_recipe(name) for name in list_recipes(recipes_root())]
+    kinds = {
+        (job.network.net, job.network.variant, job.data): job
+        for spec in specs
+        for cell in measurements_of(spec, "small", [0])
+        for job in cell.jobs
+    }
+    narrow = []
+    for job in kinds.values():
+        net = build(job)
+        narrow += [job.title] if narrow_strided_conv(net) else []
+        if (config := training_of(job, net, CPU)).channels_last:
+            check_channels_last(net, CPU)
+        assert config == dataclasses.replace(
+            job.scale.training, seed=job.order_seed, channels_last=config.channels_last
+        )
+    assert any("DC" in title for title in narrow), "the recipes have networks for which this matters"
