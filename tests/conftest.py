@@ -6,7 +6,7 @@ import os
 
 # Before torch, timm and huggingface_hub are imported; processes that a test starts inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["DCN_ENGINE_CACHE"] = "off"
+os.environ["DCN_ENGINE_CACHE"] = os.environ["DCN_STEPS_CACHE"] = "off"
 UNDER_XDIST = "PYTEST_XDIST_WORKER" in os.environ
 if UNDER_XDIST:
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -14,6 +14,7 @@ from dcn_plugin.cli.processes import launched, open_accelerator
 from dcn_plugin.errors import DataError, DcnError
 
 if TYPE_CHECKING:
+    from dcn_plugin.experiments.datasets import RecipeData
     from dcn_plugin.experiments.recipe import RecipeSpec
     from dcn_plugin.experiments.run import Plan
 
@@ -89,25 +90,30 @@ def _run(args: argparse.Namespace) -> int:
     first = accelerator is None or accelerator.is_main_process
     # All are planned before the first is run: what is misspelt or not there shows now, and not after hours.
     specs = [load_recipe(name, args.recipes) for name in dict.fromkeys(args.recipe)]
-    plans = [_plan(args, spec, accelerator) for spec in specs]
+    opened: dict[str, RecipeData] = {}
+    plans = [_plan(args, spec, accelerator, opened) for spec in specs]
     if first:
         _tell_plans(plans)
     if args.dry_run and first:
         _show_missing(plans)
     for number, plan in enumerate(plans if not args.dry_run else []):
         # What recipes share, an earlier one has trained by now.
-        _run_one(args, _plan(args, plan.spec, accelerator) if number else plan, show=first)
+        _run_one(args, _plan(args, plan.spec, accelerator, opened) if number else plan, show=first)
     if accelerator is not None:
         accelerator.end_training()
     return 0
 
 
-def _plan(args: argparse.Namespace, spec: RecipeSpec, accelerator: Any) -> Plan:
+def _plan(args: argparse.Namespace, spec: RecipeSpec, accelerator: Any, opened: dict[str, RecipeData]) -> Plan:
+    """What a recipe needs; its data set is opened once for all recipes."""
+    from dcn_plugin.experiments.datasets import open_data
     from dcn_plugin.experiments.run import plan_recipe
 
-    seeds = range(args.seed, args.seed + args.seeds)
+    seeds, name = range(args.seed, args.seed + args.seeds), spec.data_at(args.scale)
+    if name not in opened:
+        opened[name] = open_data(name, args.data)
     return plan_recipe(
-        spec, args.scale, data=args.data, out=args.out, seeds=seeds, accelerator=accelerator, engine=args.engine
+        spec, args.scale, data=opened[name], out=args.out, seeds=seeds, accelerator=accelerator, engine=args.engine
     )
 
 

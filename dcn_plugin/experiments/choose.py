@@ -30,7 +30,8 @@ from dcn_plugin.data import ImageFiles, ImageSet
 from dcn_plugin.errors import AlreadyDefectiveError, SpecError
 from dcn_plugin.evaluate import RunDirectory, correct_on, model_key, transfer
 from dcn_plugin.evaluate.cache_keys import digest
-from dcn_plugin.experiments.time_estimate import FORWARD, Estimate, seconds_per_image
+from dcn_plugin.experiments.step_times import Span, on_threads, time_step
+from dcn_plugin.experiments.time_estimate import FORWARD, Estimate
 from dcn_plugin.support.atomic_file import check_output, write_atomic
 from dcn_plugin.support.environment import hardware, package_versions
 from dcn_plugin.support.model_state import copy_of, device_of
@@ -40,7 +41,7 @@ from dcn_plugin.training import TrainConfig, train
 __all__ = ["Candidate", "Choice", "Trial", "choose_defects", "plan_rounds"]
 
 SCHEMA = 1
-TIMED = 64  # images of a batch that is timed
+TIMED = 32  # images of a batch that is timed
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,8 @@ class _Bench:
     def estimate(self, network: nn.Module, rounds: Sequence[tuple[int, int]]) -> Estimate:
         """What everything takes on this machine, if nothing of it is there."""
         images, _ = next(iter(self.data.batches(min(self.config.batch_size, TIMED))))
-        seconds = seconds_per_image(copy_of(network), images, self.config)
+        timed = time_step(copy_of(network), images, self.config)
+        seconds = on_threads(Span(timed.fastest, timed.fastest, timed.slowest), device_of(network))
         passes = sum(count * epochs for count, epochs in rounds)
         steps = len(self.sources) * sum(getattr(attack, "steps", 1) for attack in self.attacks)
         shown = FORWARD * (1 + len(self.sources) * len(self.attacks)) * (1 + sum(count for count, _ in rounds))

@@ -31,7 +31,7 @@ from dcn_plugin.experiments.measurements import Entry, Measurement, measure, mea
 from dcn_plugin.experiments.network_store import TrainedNetworks, shortened
 from dcn_plugin.experiments.networks import Job
 from dcn_plugin.experiments.recipe import RecipeSpec
-from dcn_plugin.experiments.time_estimate import Estimate, estimate
+from dcn_plugin.experiments.time_estimate import Estimate, Remaining, estimate
 from dcn_plugin.experiments.verdict import verdict_of
 from dcn_plugin.support.atomic_file import check_output, write_atomic
 from dcn_plugin.training import Engine
@@ -79,7 +79,7 @@ class Plan:
         return [cell for place, cell in enumerate(self.cells) if place not in self.finished]
 
     def expect(self) -> Estimate:
-        """How long that takes one process here: a step of every kind of network is timed."""
+        """How long that takes one process here: steps of the largest networks are timed."""
         return estimate(self.train, self.missing, self.device)
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ def plan_recipe(
     spec: RecipeSpec,
     scale: str,
     *,
-    data: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | RecipeData | None = None,
     out: str | os.PathLike[str] = "recipe-runs",
     seeds: Sequence[int] = (0,),
     device: torch.device | None = None,
@@ -126,7 +126,8 @@ def plan_recipe(
     Args:
         spec: the recipe.
         scale: "smoke", "small" or "full".
-        data: root of its data set; not needed for "smoke".
+        data: root of its data set; not needed for "smoke". Or the data set, opened: recipes that run one after the
+            other then read its images once.
         out: the output folder; other recipes may have written into it.
         seeds: one replicate each.
         device: where the networks compute; by default the accelerator's, or CUDA where there is one.
@@ -147,7 +148,9 @@ def plan_recipe(
         raise SpecError("The seeds are not usable.", chosen, "one or more different ints >= 0")
     folder = Path(out)
     check_output(folder)
-    images = open_data(spec.data_at(scale), data)
+    images = data if isinstance(data, RecipeData) else open_data(spec.data_at(scale), data)
+    if images.name != spec.data_at(scale):
+        raise SpecError("The data are not the recipe's.", images.name, spec.data_at(scale))
     default = _device(accelerator)
     where = device or default
     cells = tuple(measurements_of(spec, scale, chosen, copy=images.title))
@@ -199,13 +202,16 @@ def run_recipe(
         progress=progress,
         engine=plan.engine,
     )
+    finished, missing = dict(plan.finished), plan.missing
+    left = Remaining(plan.train, missing, plan.device)
     for number, job in enumerate(plan.train, 1):
-        say(f"[{number}/{len(plan.train)}] training {job.title}, seed {job.seed}")
+        say(f"[{number}/{len(plan.train)}] training {job.title}, seed {job.seed}{left}")
+        begun = time.perf_counter()
         networks.train(job)
-    finished = dict(plan.finished)
-    missing = plan.missing
+        left.finished("training", time.perf_counter() - begun)
     for number, cell in enumerate(missing, 1):
-        say(f"[{number}/{len(missing)}] measuring {cell.title}")
+        say(f"[{number}/{len(missing)}] measuring {cell.title}{left}")
+        begun = time.perf_counter()
         pictures = _pictures(plan.out, plan.spec, plan.scale)
         records = measure(
             cell, networks, plan.data, store, pictures=pictures, accelerator=accelerator, progress=progress
@@ -213,6 +219,7 @@ def run_recipe(
         if team.leads:
             store.write_unit(cell.key(plan.data.stamp, plan.device), records)
         finished[plan.cells.index(cell)] = cell.entries(records)
+        left.finished("measuring", time.perf_counter() - begun)
     entries = [entry for place in range(len(plan.cells)) for entry in finished[place]]
     scale = plan.spec.scale(plan.scale)
     numbers = compare(plan.spec, scale, entries)

@@ -1,28 +1,23 @@
-"""What a run will take on this machine: a few steps are timed, and the rest is counted."""
+"""What a run will take on this machine: the steps are counted, and those of the largest networks are timed."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from dcn_plugin.experiments.attack_names import read_attack
 from dcn_plugin.experiments.datasets import DATA
 from dcn_plugin.experiments.measurements import Measurement
-from dcn_plugin.experiments.network_store import PUBLIC_STEPS, at_hand, build, public_jobs, training_of
+from dcn_plugin.experiments.network_store import PUBLIC_STEPS, at_hand, public_jobs
 from dcn_plugin.experiments.networks import ROUNDS, Job
-from dcn_plugin.support.model_state import device_of
-from dcn_plugin.support.onednn import check_channels_last
-from dcn_plugin.training import TrainConfig
+from dcn_plugin.experiments.step_times import Kind, Passes, Span, StepTimes
 from dcn_plugin.training.baselines import BASELINES
 from dcn_plugin.training.distillation import answers_needed
-from dcn_plugin.training.precision import autocast
 
-__all__ = ["FORWARD", "Estimate", "estimate", "seconds_per_image"]
+__all__ = ["FORWARD", "Estimate", "Remaining", "estimate"]
 
 FORWARD = 1 / 3
 """A forward pass is about a third of forward and backward."""
@@ -30,127 +25,134 @@ FORWARD = 1 / 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left to do, in seconds.
+    """What is left to do, if nothing else runs on the machine.
 
     Args:
         training: of the networks that are missing.
         measuring: of the measurements that are missing; attacks that stop early, or find it hard, take less or more.
+        timed: kinds of networks whose steps were timed.
+        scaled: kinds of networks whose time is taken from others, by their multiply-adds.
     """
 
-    training: float
-    measuring: float
+    training: Span
+    measuring: Span
+    timed: int = 1
+    scaled: int = 0
 
     def __str__(self) -> str:
-        both = _time(self.training + self.measuring)
-        return f"about {both} (training {_time(self.training)}, measuring {_time(self.measuring)})"
+        both = self.training + self.measuring
+        parts = f"training {_time(self.training.likely)}, measuring {_time(self.measuring.likely)}"
+        kinds = f"{self.timed} {'kind' if self.timed == 1 else 'kinds'} of network timed"
+        kinds += f", {self.scaled} scaled by multiply-adds" if self.scaled else ""
+        return f"about {_time(both.likely)}, between {_time(both.low)} and {_time(both.high)} ({parts}; {kinds})"
 
 
 def estimate(jobs: Sequence[Job], measurements: Iterable[Measurement], device: torch.device) -> Estimate:
-    """Time a few training steps of every kind of network, and count the steps.
+    """Count the steps, time those of the networks that most of the work is of, and scale the others.
+
+    It takes seconds, also on a busy machine, and what was timed is kept for the next estimate, see
+    :mod:`dcn_plugin.experiments.step_times`.
 
     Args:
         jobs: the networks that have to be trained.
         measurements: that have to run.
         device: where they compute.
     """
-    seconds = _StepTimes(device)
-    training = sum(_training(job, seconds) for job in jobs)
-    measuring = sum(_measuring(measurement, seconds) for measurement in measurements)
-    return Estimate(training, measuring)
+    training = [passes for job in jobs for passes in _training(job)]
+    measuring = [passes for measurement in measurements for passes in _measuring(measurement)]
+    seconds = StepTimes(device)
+    seconds.measure([*training, *measuring])
+    kinds = {Kind.of(job): seconds.is_timed(job) for job, _ in (*training, *measuring)}
+    timed = sum(kinds.values())
+    return Estimate(seconds.total(training), seconds.total(measuring), timed, len(kinds) - timed)
 
 
-class _StepTimes:
-    """Seconds of forward and backward of one image, measured once for every kind of network."""
+class Remaining:
+    """What is left of a run, from what its finished parts took.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._times: dict[tuple[str, str, int, str], float] = {}
-
-    def __getitem__(self, job: Job) -> float:
-        kind = (job.network.net, job.network.variant.kind, job.scale.width, job.data)
-        if kind not in self._times:
-            self._times[kind] = _time_step(job, self._device)
-        return self._times[kind]
-
-
-def _time_step(job: Job, device: torch.device) -> float:
-    net = build(job).to(device)
-    config = training_of(job, net, device)
-    # A whole batch: with fewer images the fixed cost of a step counts too much.
-    count = min(config.batch_size, 128 if job.data != "imagenet" else 4)
-    images = torch.rand(count, *DATA[job.data].shape, generator=torch.Generator().manual_seed(0))
-    return seconds_per_image(net, images, config)
-
-
-def seconds_per_image(net: nn.Module, images: Tensor, config: TrainConfig) -> float:
-    """Time a few training steps without the optimiser's.
+    Where some networks are trained, the others are expected to take as much longer or shorter than they were estimated;
+    likewise measurements. Nothing is timed for it.
 
     Args:
-        net: on the device where it is to train; left in training mode and in the memory format of ``config``.
-        images: (N, C, H, W), one batch.
-        config: says the memory format and the precision.
-
-    Returns:
-        Seconds of forward and backward of one image.
+        jobs: the networks that have to be trained, in their order.
+        measurements: that have to run after them, in their order.
+        device: where they compute.
     """
-    device = device_of(net)
-    if config.channels_last:
-        check_channels_last(net, device)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    net.train().to(memory_format=layout)
-    images = images.to(device, memory_format=layout)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=device)
-    elapsed = []
-    for _ in range(4):
-        start = time.perf_counter()
-        with autocast(config.amp, device):
-            loss = F.cross_entropy(net(images), labels)
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elapsed.append(time.perf_counter() - start)
-        net.zero_grad()
-    # The first one allocates; of the others the one that other programs disturbed least.
-    return min(elapsed[1:]) / len(images)
+
+    def __init__(self, jobs: Sequence[Job], measurements: Sequence[Measurement], device: torch.device) -> None:
+        seconds = StepTimes(device)
+        self._left = {
+            "training": [seconds.total(_training(job)).likely for job in jobs],
+            "measuring": [seconds.total(_measuring(measurement)).likely for measurement in measurements],
+        }
+        self._expected = dict.fromkeys(self._left, 0.0)
+        self._taken = dict.fromkeys(self._left, 0.0)
+
+    def finished(self, phase: Literal["training", "measuring"], seconds: float) -> None:
+        """The next part of a phase is finished.
+
+        Args:
+            phase: that it is of.
+            seconds: that it took.
+        """
+        self._expected[phase] += self._left[phase].pop(0)
+        self._taken[phase] += seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """What is left; None: nothing is finished, so that nothing is known yet."""
+        expected, taken = sum(self._expected.values()), sum(self._taken.values())
+        if not expected:
+            return None
+        left = 0.0
+        for phase, parts in self._left.items():
+            known = self._expected[phase] > 0  # else the other phase has to speak for this one
+            rate = self._taken[phase] / self._expected[phase] if known else taken / expected
+            left += rate * sum(parts)
+        return left
+
+    def __str__(self) -> str:
+        seconds = self.seconds
+        return "" if seconds is None else f", about {_time(seconds)} left"
 
 
-def _training(job: Job, seconds: _StepTimes) -> float:
+def _training(job: Job) -> Passes:
     scale = job.scale
     images = min(scale.train_images or DATA[job.data].train_images, DATA[job.data].train_images)
-    passes = float(scale.training.epochs)
+    epochs = scale.training.epochs
     if job.targets:
         sizes = (
             answers_needed(at_hand(job), rounds=number, budget=job.scale.answers) for number in range(1, ROUNDS + 1)
         )
-        return passes * sum(sizes) * seconds[job]
+        return [(job, epochs * sum(sizes))]
     defence = BASELINES.get(job.network.defence or "standard", BASELINES["standard"])
     if defence.madry:
-        passes *= 1 + min(defence.madry["steps"], scale.max_steps or defence.madry["steps"])
-    attacked = 0.0
-    if defence.pubdef:
-        passes *= 2
-        texts = job.network.public_attacks
-        steps = sum(read_attack(text).gradients(scale) for text in texts) if texts else PUBLIC_STEPS
-        attacked = steps * sum(seconds[public] for public in public_jobs(job))
-    return images * (passes * seconds[job] + attacked)
+        epochs *= 1 + min(defence.madry["steps"], scale.max_steps or defence.madry["steps"])
+    if not defence.pubdef:
+        return [(job, images * epochs)]
+    texts = job.network.public_attacks
+    steps = sum(read_attack(text).gradients(scale) for text in texts) if texts else PUBLIC_STEPS
+    return [(job, 2 * images * epochs), *((public, images * steps) for public in public_jobs(job))]
 
 
-def _measuring(measurement: Measurement, seconds: _StepTimes) -> float:
+def _measuring(measurement: Measurement) -> Passes:
     scale, attacks, sources = measurement.scale, measurement.attacks, measurement.sources
     test_images = DATA[measurement.data].test_images
     images = min(measurement.images or test_images, test_images)
-    targets = sum(seconds[job] for jobs in measurement.rows.values() for job in jobs)
-    passes = sum(attack.gradients(scale) for attack in attacks.values())
+    steps = sum(attack.gradients(scale) for attack in attacks.values())
+    attacked: Passes = []
     if measurement.protocol.takes("count"):
-        return min(images, scale.count) * passes * FORWARD * targets
-    if sources:
-        attacked = sum(max(1, job.network.redrawn) * seconds[job] for jobs in sources.values() for job in jobs)
-        forward = (1 + len(attacks) * len(sources)) * FORWARD * targets
-        return images * (passes * attacked + forward)
-    if attacks:
-        return images * passes * targets
-    changes = len(measurement.strengths) or 1
-    return images * (1 + changes) * FORWARD * targets
+        passes = min(images, scale.count) * steps * FORWARD
+    elif sources:
+        passes = images * (1 + len(attacks) * len(sources)) * FORWARD
+        attacked = [
+            (job, images * steps * max(1, job.network.redrawn)) for source in sources.values() for job in source
+        ]
+    elif attacks:
+        passes = images * steps
+    else:
+        passes = images * (1 + (len(measurement.strengths) or 1)) * FORWARD
+    return [*attacked, *((job, passes) for row in measurement.rows.values() for job in row)]
 
 
 def _time(seconds: float) -> str:

@@ -20,12 +20,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import dcn_plugin as dcn
@@ -36,9 +37,9 @@ from dcn_plugin.experiments.finished_seeds import now
 from dcn_plugin.experiments.network_store import TrainedNetworks, build
 from dcn_plugin.experiments.networks import SOURCE, Job, read_network
 from dcn_plugin.experiments.scales import SCALES, Scale, scale_for
-from dcn_plugin.experiments.time_estimate import seconds_per_image
 from dcn_plugin.support.atomic_file import write_atomic
 from dcn_plugin.training import GradualDefects, TrainConfig, load_network, load_weights, train
+from dcn_plugin.training.precision import autocast
 from recipes.fine_tuning.page import page
 
 HERE = Path(__file__).parent
@@ -136,15 +137,23 @@ class Measurement:
 
     def overhead(self, steps: int = 200) -> dict[str, float]:
         """Median seconds of a step of the schedule, and of the training step that it stands in front of."""
-        net, batch = build(self.job(VARIANT, 0)).to(self.device), self.scale.training.batch_size
-        images, _ = next(iter(self.data.train(batch).batches(batch)))
-        step = seconds_per_image(net, images, self.scale.training) * len(images)
-        gradual, elapsed = GradualDefects(net, steps), []
-        for _ in range(steps):
-            start = time.perf_counter()
-            gradual.step()
-            elapsed.append(time.perf_counter() - start)
-        return {"step_s": round(statistics.median(elapsed), 6), "training_step_s": round(step, 6)}
+        training = self.scale.training
+        layout = torch.channels_last if training.channels_last else torch.contiguous_format
+        net = build(self.job(VARIANT, 0)).to(self.device, memory_format=layout).train()
+        images, labels = next(iter(self.data.train(training.batch_size).batches(training.batch_size)))
+        images, labels = images.to(self.device, memory_format=layout), labels.to(self.device)
+        gradual = GradualDefects(net, steps)
+
+        def step() -> None:
+            with autocast(training.amp, self.device):
+                loss = F.cross_entropy(net(images), labels)
+            loss.backward()
+            net.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        training_step = median_seconds(step, 5)
+        return {"step_s": median_seconds(gradual.step, steps), "training_step_s": training_step}
 
     def config(self, arm: Arm, job: Job) -> TrainConfig:
         """How an arm is fine-tuned: as from scratch, but for its epochs, learning rate and masks."""
@@ -175,6 +184,16 @@ class Measurement:
             )
             load_network(net, last)
         return net.eval()
+
+
+def median_seconds(call: Callable[[], object], times: int) -> float:
+    """Of a call, to the microsecond."""
+    elapsed = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        elapsed.append(time.perf_counter() - start)
+    return round(statistics.median(elapsed), 6)
 
 
 def settings(measurement: Measurement) -> dict[str, Any]:

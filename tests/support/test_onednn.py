@@ -13,7 +13,7 @@ from dcn_plugin.checkpoint.train_config import TrainConfig
 from dcn_plugin.engine.capture import simplified, traced
 from dcn_plugin.errors import SpecError
 from dcn_plugin.experiments.scales import scale_for
-from dcn_plugin.experiments.time_estimate import seconds_per_image
+from dcn_plugin.experiments.step_times import time_step
 from dcn_plugin.support.onednn import check_channels_last, narrow_strided_conv, without_narrow_strides
 from dcn_plugin.training.loop import train
 from tests.nets import Residual
@@ -50,7 +50,7 @@ def test_the_training_loop_refuses_them_in_channels_last() -> None:
     with pytest.raises(SpecError, match=r"issue 6035.*Got: '6 input.*Allowed: at least 16.*channels_last=False"):
         train(net, data, config)
     with pytest.raises(SpecError, match="6035"):
-        seconds_per_image(net, torch.rand(2, 6, 8, 8), config)
+        time_step(net, torch.rand(2, 6, 8, 8), config)
     assert all(value.is_contiguous() for value in net.parameters())
     check_channels_last(net, torch.device("meta"))
     check_channels_last(dcn.defectify(Residual(16, 8, 2), p=0.5, input_size=(16, 8, 8), blocks=(0,)), CPU)
