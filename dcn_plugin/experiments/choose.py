@@ -30,7 +30,7 @@ from dcn_plugin.data import ImageFiles, ImageSet
 from dcn_plugin.errors import AlreadyDefectiveError, SpecError
 from dcn_plugin.evaluate import RunDirectory, correct_on, model_key, transfer
 from dcn_plugin.evaluate.cache_keys import digest
-from dcn_plugin.experiments.step_times import Span, on_threads, time_step
+from dcn_plugin.experiments.step_times import on_threads, time_step
 from dcn_plugin.experiments.time_estimate import FORWARD, Estimate
 from dcn_plugin.support.atomic_file import check_output, write_atomic
 from dcn_plugin.support.environment import hardware, package_versions
@@ -276,8 +276,7 @@ class _Bench:
     def estimate(self, network: nn.Module, rounds: Sequence[tuple[int, int]]) -> Estimate:
         """What everything takes on this machine, if nothing of it is there."""
         images, _ = next(iter(self.data.batches(min(self.config.batch_size, TIMED))))
-        timed = time_step(copy_of(network), images, self.config)
-        seconds = on_threads(Span(timed.fastest, timed.fastest, timed.slowest), device_of(network))
+        seconds = on_threads(time_step(copy_of(network), images, self.config).span, device_of(network))
         passes = sum(count * epochs for count, epochs in rounds)
         steps = len(self.sources) * sum(getattr(attack, "steps", 1) for attack in self.attacks)
         shown = FORWARD * (1 + len(self.sources) * len(self.attacks)) * (1 + sum(count for count, _ in rounds))

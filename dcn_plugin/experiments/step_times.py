@@ -40,7 +40,9 @@ BUDGET = 8.0
 WORK = 2e9
 """A step that is timed has about so many multiply-adds in its forward pass: a second on one core."""
 IMAGES = (2, 32)
-"""Fewest and most images of such a step. With 32 an image takes within a tenth of what it takes among 128."""
+"""Fewest and most images of such a step."""
+WHOLE_BATCH = 0.9
+"""What an image takes at least among the 128 of a training step, over what it takes among so few."""
 SERIAL = (0.0, 0.15, 1 / 3)
 """Share of a step that further threads do not shorten: least, likely and most.
 
@@ -105,6 +107,11 @@ class Timed:
     fastest: float
     slowest: float
 
+    @property
+    def span(self) -> Span:
+        """What an image takes in a whole batch, on one thread."""
+        return Span(WHOLE_BATCH * self.fastest, self.fastest, self.slowest)
+
 
 Passes = Sequence[tuple[Job, float]]
 """(network, how many images go forward and backward through it)."""
@@ -155,7 +162,7 @@ class StepTimes:
         """
         timed = self._timed.get(Kind.of(job))
         if timed is not None:
-            return on_threads(Span(timed.fastest, timed.fastest, timed.slowest), self._device)
+            return on_threads(timed.span, self._device)
         rates = self._rates(Kind.of(job)) or [1.0]
         likely = statistics.geometric_mean(rates)
         spread = max(likely / min(rates), max(rates) / likely) if len(rates) > 1 else UNLIKE

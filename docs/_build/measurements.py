@@ -22,6 +22,7 @@ MEASURED = {
     "bench_training": "What the training loop costs",
     "bench_training_engine": "Training on the neurons that exist",
     "bench_recipes": "A recipe's second run",
+    "bench_estimate": "A recipe's expected time",
     "bench_attacks": "Attacks beside Foolbox and ART",
     "pretrained": "The networks that come with the package",
 }

@@ -18,6 +18,7 @@ from dcn_plugin.experiments.scales import scale_for
 from dcn_plugin.experiments.step_times import (
     SERIAL,
     UNLIKE,
+    WHOLE_BATCH,
     Kind,
     Span,
     StepTimes,
@@ -96,7 +97,7 @@ def test_what_was_timed_lies_between_its_fastest_and_its_slowest_step(timed: lis
     times.measure([(job("Standard"), 2)])
     work = times.work(job("Standard")) * SECOND_A_MILLION
     total = times.total([(job("Standard"), 2), (job("Standard", seed=1), 1)])
-    assert dataclasses.astuple(total) == pytest.approx((3 * work, 3 * work, 4.5 * work))
+    assert dataclasses.astuple(total) == pytest.approx((3 * WHOLE_BATCH * work, 3 * work, 4.5 * work))
 
 
 def test_networks_of_other_widths_are_other_kinds() -> None:
