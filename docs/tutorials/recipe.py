@@ -57,10 +57,11 @@ main(["recipe", "run", "places.toml", "--scale", "smoke", "--out", "runs", "--no
 main(["recipe", "run", "places.toml", "--scale", "smoke", "--out", "runs", "--dry-run"])
 
 # %% [markdown]
-# The expected time comes with bounds and holds for a machine that nothing else uses;
-# [measured](../measured/bench_estimate.md). For numbers that mean something, run it at scale `small` (two cores, hours) or `full` (the paper's networks) with
-# `--data CIFAR_ROOT`. To keep it, make it a folder `recipes/places/recipe.toml` and commit its `record.json` beside
-# it. All entries are described in [recipes](../howto/recipes.md).
+# The expected time comes with bounds and holds for a machine that nothing else uses
+# ([measured](../measured/bench_estimate.md)). For numbers that mean something, run it at scale `small` (two cores,
+# hours) or `full` (the paper's networks) with `--data CIFAR_ROOT`. To keep it, make it a folder
+# `recipes/places/recipe.toml` and commit its `record.json` beside it. All entries are described in
+# [recipes](../howto/recipes.md).
 #
 # A misspelt entry is an error that names the nearest:
 
