@@ -20,7 +20,7 @@ from dcn_plugin.support.randomness import raw_draws
 from dcn_plugin.support.suggestions import check_known
 from dcn_plugin.training.split import part_of
 
-__all__ = ["DATA", "DataInfo", "RecipeData", "open_data"]
+__all__ = ["DATA", "SPLIT_MNIST", "DataInfo", "RecipeData", "image_counts", "open_data"]
 
 Images = ImageSet | ImageFiles
 
@@ -100,6 +100,19 @@ DATA = {
 }
 """Name -> what is known of it."""
 
+SPLIT_MNIST = "MNIST (test images split 8,000 / 2,000)"
+"""Title of the MNIST that is made of its test images alone."""
+
+
+def image_counts(name: str, title: str = "") -> tuple[int, int]:
+    """How many training and test images a data set has, without opening it.
+
+    Args:
+        name: one of :data:`DATA`.
+        title: which copy of it, see :attr:`RecipeData.title`; "" is the published one.
+    """
+    return (8_000, 2_000) if title == SPLIT_MNIST else (DATA[name].train_images, DATA[name].test_images)
+
 
 @dataclass(frozen=True)
 class RecipeData:
@@ -127,7 +140,7 @@ class RecipeData:
             endings = (os.path.splitext(file.name)[1].lower() for file in _files_below(self.root, ("test",)))
             copied = next(filter(None, endings), "") in (".jpg", ".jpeg")
             return "CIFAR-10 (JPEG copy)" if copied else "CIFAR-10 (image folder)"
-        return "MNIST (test images split 8,000 / 2,000)" if self.kind == "t10k" else self.info.title
+        return SPLIT_MNIST if self.kind == "t10k" else self.info.title
 
     @functools.cached_property
     def stamp(self) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from dcn_plugin.experiments.attack_names import read_attack
-from dcn_plugin.experiments.datasets import DATA
+from dcn_plugin.experiments.datasets import image_counts
 from dcn_plugin.experiments.measurements import Measurement
 from dcn_plugin.experiments.network_store import PUBLIC_STEPS, at_hand, public_jobs
 from dcn_plugin.experiments.networks import ROUNDS, Job
@@ -118,7 +118,8 @@ class Remaining:
 
 def _training(job: Job) -> Passes:
     scale = job.scale
-    images = min(scale.train_images or DATA[job.data].train_images, DATA[job.data].train_images)
+    known, _ = image_counts(job.data, job.copy)
+    images = min(scale.train_images or known, known)
     epochs = scale.training.epochs
     if job.targets:
         sizes = (
@@ -137,8 +138,8 @@ def _training(job: Job) -> Passes:
 
 def _measuring(measurement: Measurement) -> Passes:
     scale, attacks, sources = measurement.scale, measurement.attacks, measurement.sources
-    test_images = DATA[measurement.data].test_images
-    images = min(measurement.images or test_images, test_images)
+    _, known = image_counts(measurement.data, measurement.jobs[0].copy)
+    images = min(measurement.images or known, known)
     steps = sum(attack.gradients(scale) for attack in attacks.values())
     attacked: Passes = []
     if measurement.protocol.takes("count"):

@@ -54,7 +54,7 @@ class Options:
     """
 
     epochs: int = 3
-    images: int = 1437
+    images: int = DATA["digits"].train_images
     recipes: int = 0
     nets: int = len(NETS)
 
@@ -173,6 +173,7 @@ def training(net: str, variant: str, scale: Any) -> Job:
 def page(record: dict[str, Any]) -> str:
     """The record as a page."""
     machine, options = record["hardware"], record["options"]
+    images = record["trainings"][0]["images"] // options["epochs"]
     lines = [
         "# Whether a recipe's estimate is quick and right",
         "",
@@ -194,7 +195,7 @@ def page(record: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"Trainings at scale small, {options['epochs']} epoch(s) of {options['images']} digits, loader, optimiser and "
+        f"Trainings at scale small, {options['epochs']} epoch(s) of {images} digits, loader, optimiser and "
         "files included, beside what was estimated: from timed steps of the same kind, and scaled by multiply-adds "
         "from those of ResNet-18.",
         "",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dcn_plugin.experiments import step_times
-from dcn_plugin.experiments.datasets import DATA
+from dcn_plugin.experiments.datasets import DATA, SPLIT_MNIST
 from dcn_plugin.experiments.measurements import Measurement, measurements_of
 from dcn_plugin.experiments.network_store import PUBLIC_STEPS, build
 from dcn_plugin.experiments.networks import Job, jobs_of, read_network
@@ -151,3 +151,12 @@ def test_a_source_under_masks_drawn_anew_takes_a_pass_for_each_of_them(tmp_path:
     entry = 'protocol = "transfer"\nsources = { one = { variant = "0.3-Bottom", redrawn = 5 } }\nattacks = ["fgsm(16)"]'
     expected = 16 * (5 + (1 + 1) * FORWARD * TARGETS)
     assert estimate([], planned(tmp_path, entry), CPU).measuring.likely == pytest.approx(expected)
+
+
+def test_the_images_of_a_split_mnist_are_counted_as_they_are(seconds: list[Job]) -> None:
+    """Without MNIST's training file its test images are split, and there are an eighth of the images to train on."""
+    (published,) = jobs("Standard", images=None)
+    published = dataclasses.replace(published, data="mnist")
+    split = dataclasses.replace(published, copy=SPLIT_MNIST)
+    expected = [estimate([job], [], CPU).training.likely for job in (published, split)]
+    assert expected == [4 * 60_000, 4 * 8_000]
