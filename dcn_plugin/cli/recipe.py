@@ -1,4 +1,4 @@
-"""``defective recipe list`` and ``defective recipe run``: the paper's tables and figures again, at three sizes."""
+"""``defective recipe list`` and ``defective recipe run``: the paper's tables and figures again, at several sizes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def _add_run(actions: Commands) -> None:
         "--scale",
         default="smoke",
         metavar="SCALE",
-        help="smoke (embedded digits, seconds; default), small (two CPU cores, hours) or full (the paper's)",
+        help="smoke (embedded digits, seconds; default), small (two CPU cores, hours), medium (twice as wide, a day) "
+        "or full (the paper's)",
     )
     parser.add_argument("--data", metavar="ROOT", help="folder of the data set; 'recipe list' shows which")
     parser.add_argument(
@@ -164,7 +165,7 @@ def _command(args: argparse.Namespace, name: str) -> str:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from dcn_plugin.experiments.recipe import list_recipes, load_recipe, recipes_root
+    from dcn_plugin.experiments.recipe import further_records, list_recipes, load_recipe, recipes_root
 
     root = Path(args.recipes) if args.recipes is not None else recipes_root()
     names = list_recipes(root)
@@ -175,6 +176,8 @@ def _list(args: argparse.Namespace) -> int:
         spec = load_recipe(name, root)
         print(f"{name:<{width}}  {spec.reproduces}: {spec.title}")
         print(f"{'':<{width}}  scales: {_scales(spec)}; record: {_state(spec, root / name)}")
+        for scale in further_records(root / name):
+            print(f"{'':<{width}}  record of scale {scale}: {_state(spec, root / name / scale)}")
     print()
     for line in _layouts():
         print(line)

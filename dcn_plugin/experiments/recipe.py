@@ -22,7 +22,10 @@ from dcn_plugin.experiments.paper_tables import CLEAN, PaperTable, paper_numbers
 from dcn_plugin.experiments.scales import SCALES, Scale, scale_for
 from dcn_plugin.support.suggestions import check_known, closest
 
-__all__ = ["MEASURES", "PICTURES", "Measure", "RecipeSpec", "list_recipes", "load_recipe", "recipes_root"]
+__all__ = [
+    *("MEASURES", "PICTURES", "Measure", "RecipeSpec"),
+    *("further_records", "list_recipes", "load_recipe", "recipes_root"),
+]
 
 SpecError = errors.SpecError
 
@@ -127,11 +130,16 @@ class RecipeSpec:
             SpecError: an unknown scale; the nearest names are in the message.
         """
         check_known("scale", name, SCALES)
-        return scale_for(name, self.data, {k: v for k, v in self.scales.get(name, {}).items() if k != "rows"})
+        return scale_for(name, self.data, {k: v for k, v in self.changes(name).items() if k != "rows"})
+
+    def changes(self, scale: str) -> dict[str, Any]:
+        """What the recipe changes in a scale: at scale medium also what it changes at scale small, but its size."""
+        small = self.scales.get("small", {}) if scale == "medium" else {}
+        return {k: v for k, v in small.items() if k not in ("width", "epochs")} | dict(self.scales.get(scale, {}))
 
     def rows_at(self, scale: str) -> dict[str, tuple[Network, ...]]:
         """The rows of a scale: all, or those that it names."""
-        chosen = self.scales.get(scale, {}).get("rows")
+        chosen = self.changes(scale).get("rows")
         return dict(self.rows) if chosen is None else {label: self.rows[label] for label in chosen}
 
     def data_at(self, scale: str) -> str:
@@ -161,6 +169,15 @@ def list_recipes(root: str | os.PathLike[str]) -> list[str]:
     names = sorted(path.parent.name for path in Path(root).glob(f"*/{FILE}"))
     first = [name for name in names if name.startswith(("table", "figure", "appendix"))]
     return sorted(first, key=lambda name: "tfa".index(name[0])) + [name for name in names if name not in first]
+
+
+def further_records(folder: str | os.PathLike[str]) -> list[str]:
+    """Scales of which a recipe's folder holds a record beside the one that its page is about, ``record.json``.
+
+    Args:
+        folder: of the recipe; the record of a scale lies in ``<scale>/record.json``.
+    """
+    return [scale for scale in SCALES if (Path(folder) / scale / "record.json").is_file()]
 
 
 def load_recipe(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> RecipeSpec:

@@ -125,7 +125,7 @@ def plan_recipe(
 
     Args:
         spec: the recipe.
-        scale: "smoke", "small" or "full".
+        scale: "smoke", "small", "medium" or "full".
         data: root of its data set; not needed for "smoke". Or the data set, opened: recipes that run one after the
             other then read its images once.
         out: the output folder; other recipes may have written into it.

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from dcn_plugin.experiments.recipe import further_records
 from docs._build.cache import cached, fingerprint
 from docs._build.cli_reference import cli_page
 from docs._build.demo import demo_snippet, run_demo
@@ -56,9 +57,12 @@ def _paper_map(out: Path) -> None:
     (out / "records").mkdir(parents=True)
     for name, text in paper_pages(RECIPES).items():
         (out / name).write_text(text, encoding="utf-8")
-        record = RECIPES / Path(name).stem / "record.json"
-        if record.is_file():
-            shutil.copy(record, out / "records" / f"{Path(name).stem}.json")
+        recipe = Path(name).stem
+        records = {recipe: RECIPES / recipe / "record.json"}
+        records |= {f"{recipe}-{scale}": RECIPES / recipe / scale / "record.json" for scale in further_records(RECIPES / recipe)}
+        for record, file in records.items():
+            if file.is_file():
+                shutil.copy(file, out / "records" / f"{record}.json")
 
 
 def _long_results() -> dict[str, Path]:

@@ -17,6 +17,7 @@ from dcn_plugin.experiments import RecipeSpec, Verdict, list_recipes, load_recip
 from dcn_plugin.experiments.comparison import Number
 from dcn_plugin.experiments.datasets import DATA
 from dcn_plugin.experiments.effects import Effect
+from dcn_plugin.experiments.recipe import further_records
 from dcn_plugin.experiments.scales import SCALES
 from dcn_plugin.experiments.verdict import signed
 from docs._build.effects_picture import effects_picture
@@ -36,12 +37,17 @@ def paper_pages(root: Path) -> dict[str, str]:
     """
     specs = {name: load_recipe(name, root) for name in list_recipes(root)}
     records = {name: _record(root / name / "record.json") for name in specs}
-    pages = {f"{name}.md": _page(spec, records[name]) for name, spec in specs.items()}
+    pages = {f"{name}.md": _page(spec, records[name], _further(root / name)) for name, spec in specs.items()}
     return {"map.md": _overview(specs, records)} | pages
 
 
 def _record(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _further(folder: Path) -> dict[str, dict[str, Any]]:
+    """Scale -> record, of those beside the one that the page is about."""
+    return {scale: record for scale in further_records(folder) if (record := _record(folder / scale / "record.json"))}
 
 
 def _overview(specs: Mapping[str, RecipeSpec], records: Mapping[str, dict[str, Any] | None]) -> str:
@@ -102,7 +108,7 @@ def _verdict(spec: RecipeSpec, record: Mapping[str, Any]) -> Verdict:
     return verdict_of(spec, numbers, map(Result.from_dict, record["results"]))
 
 
-def _page(spec: RecipeSpec, record: dict[str, Any] | None) -> str:
+def _page(spec: RecipeSpec, record: dict[str, Any] | None, further: Mapping[str, dict[str, Any]]) -> str:
     title = spec.title if spec.title.endswith("?") else f"{spec.title}."
     lines = [f"# {spec.reproduces}", "", f"{title} Back to the [paper map](map.md).", "", *_commands(spec)]
     if record is None:
@@ -110,7 +116,8 @@ def _page(spec: RecipeSpec, record: dict[str, Any] | None) -> str:
         lines += [*_paper_table(spec), *_paper_source(spec)]
     else:
         lines += [*_verdict_lines(spec, _verdict(spec, record)), "## Numbers", ""]
-        lines += [*_both_table(record), *_paper_source(spec), *_provenance(spec, record)]
+        lines += [*_both_table(record), *_paper_source(spec), *_provenance(spec, record, f"{spec.name}.json")]
+        lines += _by_scale(spec, record, further)
     if spec.inferred or spec.skip:
         lines += ["## What to know", ""]
         lines += [f"- Inferred, since neither paper nor code states it: {text}" for text in spec.inferred]
@@ -175,11 +182,11 @@ def _verdict_lines(spec: RecipeSpec, verdict: Verdict) -> Iterator[str]:
     ))
 
 
-def _effect(verdict: Verdict, one: Effect | None) -> str:
+def _effect(verdict: Verdict, one: Effect | None, *, paper: bool = True) -> str:
     if one is None:
         return ""
     known = [] if math.isinf(one.high - one.low) else [f"{_bare(one.low, one)} to {_bare(one.high, one)}"]
-    known += [] if one.paper is None else [f"paper {_bare(one.paper, one)}"]
+    known += [] if one.paper is None or not paper else [f"paper {_bare(one.paper, one)}"]
     word = verdict.words.get(one)
     return _bare(one.ours, one) + (f" ({'; '.join(known)})" if known else "") + (f": {word}" if word else "")
 
@@ -209,7 +216,37 @@ def _both(number: Mapping[str, Any] | None) -> str:
     return ours if number["paper"] is None else f"{ours} ({_number(number['paper'])})"
 
 
-def _provenance(spec: RecipeSpec, record: dict[str, Any]) -> Iterator[str]:
+def _by_scale(spec: RecipeSpec, record: dict[str, Any], further: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """The effects of all records side by side."""
+    if not further:
+        return
+    yield from ("## By scale", "", _BY_SCALE, "")
+    records = [record, *further.values()]
+    verdicts = [_verdict(spec, each) for each in records]
+    effects = [{(one.row, one.against, one.column): one for one in verdict.effects} for verdict in verdicts]
+    paper = {place: one.paper for known in effects for place, one in known.items()}
+    yield from _table(["effect", "column", *map(_size, records), "paper"], (
+        [
+            f"{row} against {against}",
+            column,
+            *(_effect(verdict, known.get((row, against, column)), paper=False) for verdict, known in zip(verdicts, effects)),
+            "" if value is None else _bare(value, next(known[place] for known in effects if place in known)),
+        ]
+        for place, value in paper.items()
+        for row, against, column in [place]
+    ))
+    for scale, other in further.items():
+        yield from (f"### Scale {scale}", "", _cell(_verdict(spec, other).sentence), "")
+        yield from _provenance(spec, other, f"{spec.name}-{scale}.json")
+
+
+def _size(record: Mapping[str, Any]) -> str:
+    scale, seeds = record["spec"]["scale"], len(record["spec"]["seeds"])
+    size = f"{scale['name']}: width {scale['width']}, {scale['training']['epochs']} epochs"
+    return f"{size}, {seeds} seed{'' if seeds == 1 else 's'}"
+
+
+def _provenance(spec: RecipeSpec, record: dict[str, Any], file: str) -> Iterator[str]:
     own, run = record["spec"], record["run"]
     yield from (str(own["caveats"]), "")
     yield f"- Command: `{run.get('command') or f'defective recipe run {spec.name} --scale ' + own['scale']['name']}`"
@@ -218,7 +255,7 @@ def _provenance(spec: RecipeSpec, record: dict[str, Any]) -> Iterator[str]:
     yield f"- Versions: {', '.join(f'{name} {version}' for name, version in own['versions'].items())}"
     yield f"- Machine: {', '.join(f'{name}: {value}' for name, value in own['hardware'].items())}"
     yield f"- Finished: {run.get('finished', 'not stated')}"
-    yield from (f"- Record: [record.json](records/{spec.name}.json)", "")
+    yield from (f"- Record: [record.json](records/{file})", "")
 
 
 def _table(heads: list[str], rows: Any) -> Iterator[str]:
@@ -245,8 +282,8 @@ in [`recipes/`](../howto/recipes.md). A recipe trains the networks, measures the
 versions, machine and counts. Our numbers on these pages are read from the records that are committed, when the site is built.
 The paper's numbers are shown with or without one.
 
-A recipe has three scales: `smoke` (embedded digits, seconds: does it run?), `small` (two CPU cores, hours: smaller networks,
-fewer epochs) and `full` (the paper's networks and schedule). Numbers of another scale than `full` are no attempt to hit the
+A recipe has four scales: `smoke` (embedded digits, seconds: does it run?), `small` (two CPU cores, hours: smaller networks,
+fewer epochs), `medium` (twice the width, about twice the epochs) and `full` (the paper's networks and schedule). Numbers of another scale than `full` are no attempt to hit the
 paper's. What is compared is the effect, a row less its standard row: the column *verdict* says whether ours agrees with the
 paper's, is weaker or stronger, contradicts it, or is undecided by what was measured. The pages hold the figures and the likely
 reason.
@@ -255,6 +292,9 @@ reason.
 _EFFECTS = """An effect is a number less that of the row it is held against, in percentage points; of distances it is the
 ratio (x). In brackets: its 95 % interval, and the effect of the paper's numbers. With one seed the interval is that of the
 images, and says nothing about other training runs. The rule for the words stands at the top of `dcn_plugin/experiments/verdict.py`."""
+
+_BY_SCALE = """The same effects in the records of all scales: whether one shrinks or grows as networks become wider and are trained
+for longer. In brackets: its 95 % interval."""
 
 _NOT_RERUN = """## Figures without numbers
 

@@ -73,7 +73,13 @@ def test_the_list_tells_what_a_committed_record_holds(tmp_path: Path, capsys: py
     (out / "tiny" / "smoke" / "record.json").rename(path.with_name("record.json"))
     capsys.readouterr()
     assert cli.main(["recipe", "list", "--recipes", str(tmp_path)]) == 0
-    assert "record: smoke, width 8, 1 epochs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "record: smoke, width 8, 1 epochs" in printed and "record of scale" not in printed
+    path.with_name("medium").mkdir()
+    path.with_name("record.json").rename(path.parent / "medium" / "record.json")
+    assert cli.main(["recipe", "list", "--recipes", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "record: none" in printed and "record of scale medium: smoke, width 8" in printed
     path.with_name("record.json").write_text("{}")
     assert cli.main(["recipe", "list", "--recipes", str(tmp_path)]) == 0
     assert "cannot be read" in capsys.readouterr().out

@@ -121,6 +121,36 @@ def test_a_record_is_shown_with_its_verdict_its_effects_and_the_likely_reason(re
     assert re.fullmatch(r"x 1\.10 \(x 1\.\d\d to x 1\.\d\d; paper x 4\.79\): weaker", cell)
 
 
+def test_the_records_of_two_scales_stand_side_by_side(recipes: Path) -> None:
+    rest = {"figure": "median_distance", "seeds": 2, "counted": 9, "difference": 0.0, "inferred": False}
+    rest |= {"column": "median_squared_l2_per_element"}
+    shown = {"small": (16, 8, 1.1e-5), "medium": (32, 15, 2e-5)}
+    for name, (width, epochs, ours) in shown.items():
+        size = {"scale": name, "width": width, "epochs": epochs}
+        numbers = [
+            Number(row="Standard CNN", ours=1e-5, spread=2e-8, paper=7.3e-06, **rest, **size),
+            Number(row="Defective CNN", ours=ours, spread=2e-8, paper=3.5e-05, **rest, **size),
+        ]
+        scale = {"name": name, "width": width, "training": {"epochs": epochs}}
+        spec = {"numbers": [number.to_json() for number in numbers], "scale": scale, "caveats": f"About {name}."}
+        spec |= {"seeds": [0, 1], "versions": {}, "hardware": {}, "data": ""}
+        folder = recipes / "table06" / ("" if name == "small" else name)
+        folder.mkdir(exist_ok=True)
+        record = {"spec": spec, "run": {"command": f"make {name}"}, "results": []}
+        (folder / "record.json").write_text(json.dumps(record))
+    (recipes / "table06" / "finding.toml").write_text('reason = "The toys are small."\n')
+    page = paper_pages(recipes)["table06.md"]
+    side = page.partition("## By scale")[2]
+    heads = next(line for line in side.splitlines() if line.startswith("| effect"))
+    assert "small: width 16, 8 epochs, 2 seeds | medium: width 32, 15 epochs, 2 seeds | paper" in heads
+    column, small, medium, paper = cells_of(side, "Defective CNN against Standard CNN")
+    assert column.replace("\\", "") == "median_squared_l2_per_element" and paper == "x 4.79"
+    assert small.startswith("x 1.10 (x 1.") and medium.startswith("x 2.00 (x ")
+    assert "paper" not in small and "About medium." in side and "records/table06-medium.json" in side
+    assert "`make small`" in page and "`make medium`" in side
+    assert "## By scale" not in page.partition("## By scale")[0]
+
+
 @pytest.mark.slow
 def test_a_committed_record_stands_beside_the_papers_numbers(recipes: Path, tmp_path: Path) -> None:
     command = "defective recipe run table06 --scale smoke"

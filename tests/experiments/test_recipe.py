@@ -7,7 +7,8 @@ import pytest
 import dcn_plugin.errors as errors
 from dcn_plugin.errors import DataError, DcnError, SpecError
 from dcn_plugin.experiments.networks import SOURCE, TARGET
-from dcn_plugin.experiments.recipe import list_recipes, load_recipe, recipes_root
+from dcn_plugin.experiments.recipe import further_records, list_recipes, load_recipe, recipes_root
+from dcn_plugin.experiments.scales import SCALES
 from tests.experiments.recipe_files import TINY, write_recipe
 
 
@@ -28,6 +29,25 @@ def test_scales_change_what_the_recipe_names_and_nothing_else(tmp_path: Path) ->
     full = spec.scale("full")
     assert (full.width, full.training.epochs, full.training.milestones) == (64, 350, (150, 250))
     assert [spec.data_at(scale) for scale in ("smoke", "small", "full")] == ["digits", "cifar10", "cifar10"]
+
+
+def test_what_a_recipe_changes_at_scale_small_it_changes_at_medium_but_for_the_size(tmp_path: Path) -> None:
+    small = '[small]\nepochs = 3\nwidth = 8\nimages = 20\ndata = "mnist"\nrows = ["ResNet-18 0.3-Bottom"]\n'
+    spec = load_recipe(write_recipe(tmp_path, f"{TINY}\n{small}"))
+    medium = spec.scale("medium")
+    assert (medium.width, medium.training.epochs, medium.images, spec.data_at("medium")) == (32, 15, 20, "mnist")
+    assert list(spec.rows_at("medium")) == ["ResNet-18 0.3-Bottom"]
+    spec = load_recipe(write_recipe(tmp_path, f"{TINY}\n{small}[medium]\nimages = 30\nepochs = 20\n"))
+    medium = spec.scale("medium")
+    assert (medium.width, medium.training.epochs, medium.images) == (32, 20, 30)
+
+
+def test_the_records_of_further_scales_lie_below_the_recipe(tmp_path: Path) -> None:
+    assert further_records(tmp_path) == []
+    for folder in ("", "medium", "full", "elsewhere"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "record.json").write_text("{}")
+    assert further_records(tmp_path) == ["medium", "full"]
 
 
 def test_a_recipe_like_another_has_its_entries_but_for_its_own(tmp_path: Path) -> None:
@@ -114,7 +134,7 @@ def test_every_committed_recipe_is_valid_at_every_scale(name: str) -> None:
     from dcn_plugin.experiments.measurements import measurements_of
 
     spec = load_recipe(name)
-    for scale in ("smoke", "small", "full"):
+    for scale in SCALES:
         cells = measurements_of(spec, scale, [0])
         assert {row for cell in cells for row in cell.rows} == set(spec.rows_at(scale))
     if spec.numbers is not None and "only" not in spec.raw:

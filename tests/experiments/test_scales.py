@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from dcn_plugin.errors import SpecError
@@ -28,6 +30,14 @@ def test_an_option_that_is_younger_than_the_names_counts_where_it_is_used() -> N
 def test_the_full_scale_trains_on_imagenet_as_the_authors_did() -> None:
     training = scale_for("full", "imagenet").training
     assert (training.epochs, training.min_scale, training.flip, training.pca_color) == (100, 0.08, True, 0.1)
+
+
+def test_the_medium_scale_is_small_but_twice_as_wide_with_about_twice_the_epochs_and_images() -> None:
+    small, medium = (scale_for(name, "cifar10") for name in ("small", "medium"))
+    assert (medium.width, medium.training.epochs, medium.images) == (32, 15, 2000)
+    size = {"name": "small", "width": small.width, "images": small.images}
+    assert dataclasses.replace(medium, training=medium.training.lasting(small.training.epochs), **size) == small  # type: ignore[arg-type]
+    assert job("Standard").name != job("Standard", scale="medium").name
 
 
 def test_an_unknown_scale_or_setting_is_refused_with_the_nearest_name() -> None:
