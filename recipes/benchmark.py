@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +33,41 @@ def head(options: Any, command: str, *, schema: int = 1, packages: Iterable[str]
         "versions": {**package_versions(), **{name: metadata.version(name) for name in packages}},
         "hardware": hardware(),
     }
+
+
+class Parts:
+    """Figures of a long benchmark, kept one by one: a run that was stopped goes on with the same command.
+
+    Args:
+        folder: one file a part; None: nothing is kept.
+        key: JSON values that all parts depend on, the code included. Figures of another key count as not there.
+    """
+
+    def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+        self.seconds = 0.0
+        """What the measuring of all parts took, in this run and in earlier ones."""
+
+    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+        """Figures that were kept, or that are measured and kept now.
+
+        Args:
+            name: of the part, and of its file; letters, digits, "_", "." and "-".
+            measure: takes the figures, JSON values.
+        """
+        file = None if self._folder is None else self._folder / f"{name}-{self._digest}.json"
+        if file is not None and file.is_file():
+            kept = json.loads(file.read_text("utf-8"))
+        else:
+            begin = time.perf_counter()
+            figures = measure()
+            kept = {"figures": json.loads(json.dumps(figures)), "seconds": time.perf_counter() - begin}
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(file, json.dumps(kept, indent=1) + "\n")
+        self.seconds += kept["seconds"]
+        return kept["figures"]
 
 
 def main(

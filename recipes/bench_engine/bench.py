@@ -1,8 +1,9 @@
 """How fast compact models are: beside the same networks without masks, as fast as PyTorch runs those.
 
-Run it on an idle machine: ``.venv/bin/python -m recipes.bench_engine.bench``, about five minutes on two cores. It
-writes ``record.json`` and ``README.md`` beside itself. ``--quick`` is a smoke test whose figures mean nothing; it
-writes only where ``--out`` says.
+Run it on an idle machine: ``.venv/bin/python -m recipes.bench_engine.bench``, some minutes on two cores with AVX-512
+and half an hour without. It writes ``record.json`` and ``README.md`` beside itself; the figures of each part are kept
+in ``parts`` as they come, and a run that was stopped goes on where it was. ``--quick`` is a smoke test whose figures
+mean nothing; it writes only where ``--out`` says.
 
 Each ratio comes from rounds in which the sides were timed one after the other in one run, so that a change in the
 machine's speed falls on all of them.
@@ -10,15 +11,17 @@ machine's speed falls on all of them.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dcn_plugin.engine.bench import measure_speed
+from dcn_plugin.engine.machine_key import machine
 from recipes import benchmark
 from recipes.bench_engine.cases import attack, bottom_of, compaction, compaction_calls, gpu, layer, network
 from recipes.bench_engine.children import on_avx2, peak_memory, with_compiled
@@ -89,37 +92,27 @@ class Line:
         return self.value < self.must if self.largest else self.value >= self.must
 
 
-def run(options: Options, command: str) -> dict[str, Any]:
-    """Measure everything."""
-    begin = time.perf_counter()
+def run(options: Options, command: str, *, parts: Path | None = None) -> dict[str, Any]:
+    """Measure everything, part by part.
+
+    Args:
+        options: what the figures depend on.
+        command: that made the record.
+        parts: folder in which the figures of each part are kept; None: nowhere.
+    """
     torch.set_num_threads(options.threads)
     seed, rounds, batch = options.seed, options.rounds, options.batch
+    head = benchmark.head(options, command)
+    part = benchmark.Parts(parts, {"options": head["options"], **machine(torch.device("cpu"))})
     nets = {p: network(SMALL, p=p, seed=seed, width=options.width) for p in P}
-    record: dict[str, Any] = {
-        **benchmark.head(options, command),
-        "seed": seed,
-        "layer": {str(p): layer(p, batch=batch, rounds=rounds, seed=seed) for p in (0.5, *P)},
-        "bottom": {
-            str(p): measure_speed(bottom_of(net), batch_size=batch, rounds=rounds, seed=seed).to_json()
-            for p, net in nets.items()
-        },
-        "whole": {
-            str(p): measure_speed(net, batch_size=batch, rounds=rounds, seed=seed).to_json() for p, net in nets.items()
-        },
-        "batch_1": measure_speed(nets[0.3], batch_size=1, rounds=options.single_rounds, seed=seed).to_json(),
-        "attack": attack(nets[0.3], batch=batch, steps=options.attack_steps, rounds=options.attack_rounds, seed=seed),
-        "compaction": compaction(nets[0.3], batch=batch),
-    }
     large = network(LARGE, p=0.3, seed=seed, img_size=options.large_size)
-    record["large"] = measure_speed(
-        large, batch_size=options.large_batch, rounds=options.large_rounds, seed=seed
-    ).to_json()
-    record["compaction_calls"] = {
-        SMALL: compaction_calls(nets[0.3], batch=batch),
-        LARGE: compaction_calls(large, batch=options.large_batch),
-    }
-    record["nothing_to_skip"] = _nothing_to_skip(options)
-    del large
+
+    def speed(net: nn.Module, batch_size: int, rounds: int = rounds) -> Callable[[], dict[str, Any]]:
+        return lambda: measure_speed(net, batch_size=batch_size, rounds=rounds, seed=seed).to_json()
+
+    def calls(net: nn.Module, batch_size: int) -> Callable[[], dict[str, Any]]:
+        return lambda: compaction_calls(net, batch=batch_size)
+
     shared = {
         "name": SMALL,
         "p": 0.3,
@@ -129,15 +122,32 @@ def run(options: Options, command: str) -> dict[str, Any]:
         "threads": options.threads,
         "make": {"width": options.width},
     }
-    record["avx2"] = on_avx2(shared)
-    record["memory"] = peak_memory(shared)
-    record["compiled"] = with_compiled(shared, limit_s=options.compile_limit_s)
-    record["gpu"] = (
-        {str(p): gpu(net, batch=options.gpu_batch, rounds=rounds, seed=seed) for p, net in nets.items()}
+    attacked = {"steps": options.attack_steps, "rounds": options.attack_rounds, "seed": seed}
+    record: dict[str, Any] = {
+        **head,
+        "seed": seed,
+        "layer": {
+            str(p): part(f"layer-{p}", partial(layer, p, batch=batch, rounds=rounds, seed=seed)) for p in (0.5, *P)
+        },
+        "bottom": {str(p): part(f"bottom-{p}", speed(bottom_of(net), batch)) for p, net in nets.items()},
+        "whole": {str(p): part(f"whole-{p}", speed(net, batch)) for p, net in nets.items()},
+        "batch_1": part("batch-1", speed(nets[0.3], 1, options.single_rounds)),
+        "attack": part("attack", partial(attack, nets[0.3], batch=batch, **attacked)),
+        "compaction": part("compaction", partial(compaction, nets[0.3], batch=batch)),
+        "large": part("large", speed(large, options.large_batch, options.large_rounds)),
+        "compaction_calls": {
+            SMALL: part("calls-small", calls(nets[0.3], batch)),
+            LARGE: part("calls-large", calls(large, options.large_batch)),
+        },
+        "nothing_to_skip": part("nothing-to-skip", partial(_nothing_to_skip, options)),
+        "avx2": part("avx2", partial(on_avx2, shared)),
+        "memory": part("memory", partial(peak_memory, shared)),
+        "compiled": part("compiled", partial(with_compiled, shared, limit_s=options.compile_limit_s)),
+        "gpu": {str(p): gpu(net, batch=options.gpu_batch, rounds=rounds, seed=seed) for p, net in nets.items()}
         if torch.cuda.is_available()
-        else {"reason": "no GPU"}
-    )
-    record["seconds"] = time.perf_counter() - begin
+        else {"reason": "no GPU"},
+    }
+    record["seconds"] = part.seconds
     record["limits"] = [{**asdict(line), "holds": line.holds} for line in figures(record)]
     return record
 
@@ -348,7 +358,7 @@ def main() -> None:
         options=Options(),
         quick=QUICK,
         settable=asdict(Options()),
-        measure=run,
+        measure=partial(run, parts=HERE / "parts"),
         page=markdown,
     )
 

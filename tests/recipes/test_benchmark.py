@@ -62,3 +62,38 @@ def test_a_smoke_test_does_not_replace_the_record(
     call(monkeypatch, tmp_path, "--quick", "--out", str(tmp_path / "elsewhere"))
     assert json.loads((tmp_path / "elsewhere" / "record.json").read_text())["options"]["images"] == 1
     assert not (tmp_path / "record.json").exists()
+
+
+def test_a_part_that_was_measured_is_kept_and_not_measured_again(tmp_path: Path) -> None:
+    measured: list[str] = []
+
+    def take(name: str) -> dict[str, object]:
+        measured.append(name)
+        return {"quartiles": (1, 2), "speedup": 1.5}
+
+    first = benchmark.Parts(tmp_path / "parts", {"width": 8})
+    figures = first("layer-0.3", lambda: take("layer"))
+    assert figures == {"quartiles": [1, 2], "speedup": 1.5}
+    again = benchmark.Parts(tmp_path / "parts", {"width": 8})
+    assert again("layer-0.3", lambda: take("layer")) == figures
+    assert again.seconds == first.seconds > 0
+    assert measured == ["layer"]
+    again("layer-0.1", lambda: take("other part"))
+    benchmark.Parts(tmp_path / "parts", {"width": 16})("layer-0.3", lambda: take("other options"))
+    assert measured == ["layer", "other part", "other options"]
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:
+    parts = benchmark.Parts(None, {})
+    assert [parts("it", lambda: 1), parts("it", lambda: 2)] == [1, 2]
+
+
+def test_a_part_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    parts = benchmark.Parts(tmp_path, {})
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts("it", fail)
+    assert not list(tmp_path.iterdir()) and parts("it", lambda: 3) == 3
