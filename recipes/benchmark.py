@@ -77,9 +77,10 @@ def main(
     options: Any,
     quick: Any,
     settable: Iterable[str],
-    measure: Callable[[Any, str], dict[str, Any]],
+    measure: Callable[..., dict[str, Any]],
     page: Callable[[Any], str],
     script: str = "bench",
+    roots: Iterable[str] = (),
     beside: str | None = None,
 ) -> None:
     """Measure, and write the record and README.md.
@@ -92,6 +93,8 @@ def main(
         measure: (options, command) -> the record.
         page: the record as Markdown; with ``beside`` it takes all records of the folder by the names of their files.
         script: that was run: "bench" writes record.json, another one a file of its own name.
+        roots: names of further arguments of ``measure`` that the command line may set: folders of this machine, which
+            the record calls ROOT.
         beside: name of another record that the page tells about, if it is there.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,12 +102,17 @@ def main(
     parser.add_argument("--out", type=Path, help="folder for the record and README.md (default: beside the script)")
     for name in settable:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {getattr(options, name)}")
+    for name in roots:
+        parser.add_argument(f"--{name}", type=Path, metavar="ROOT", help="folder of the data")
     given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
+    folders = {name: given.pop(name) for name in roots if name in given}
     is_quick, out = given.pop("quick"), given.pop("out", None)
     if is_quick and out is None:
         parser.error("--quick needs --out: its figures must not replace the record")
     command = " ".join([f"python -m recipes.{here.name}.{script}", *sys.argv[1:]])
-    record = measure(replace(quick if is_quick else options, **given), command)
+    for root in folders.values():
+        command = command.replace(str(root), "ROOT")
+    record = measure(replace(quick if is_quick else options, **given), command, **folders)
     folder = here if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     name = "record" if script == "bench" else script

@@ -3,7 +3,8 @@
 Run it with ``.venv/bin/python -m recipes.bench_attacks.distances``, a few hours on two cores. Distances do not depend
 on the machine's speed: other programs may run beside it. It writes ``distances.json`` and ``README.md`` beside itself.
 Each part's figures are kept in ``parts`` as they come; a run that was killed goes on where it stopped, and one after a
-change runs only the parts that the change may touch. ``--quick`` is a smoke test whose figures mean nothing; its record
+change runs only the parts that the change may touch. ``--data ROOT --natural-images 24`` attacks networks of CIFAR-10
+too; without it all images are digits, enlarged. ``--quick`` is a smoke test whose figures mean nothing; its record
 goes only where ``--out`` says.
 
 Every tool starts from the same adversarial images (uniform noise, bisected towards the clean image), and a query is
@@ -32,7 +33,7 @@ import dcn_plugin
 from dcn_plugin.attacks import BoundaryAttack, HopSkipJump
 from dcn_plugin.support.atomic_file import write_atomic
 from recipes import benchmark
-from recipes.bench_attacks.nets import Net, build
+from recipes.bench_attacks.nets import SHAPES, Net, build
 from recipes.bench_attacks.page import RIVAL_NAMES, markdown
 from recipes.bench_attacks.rivals import RIVALS, Distances
 
@@ -51,6 +52,8 @@ KINDS: dict[str, tuple[str, float | None]] = {
     "tiny-defective": ("tiny", 0.3),
     "cifar": ("cifar", None),
     "cifar-defective": ("cifar", 0.3),
+    "natural": ("natural", None),
+    "natural-defective": ("natural", 0.3),
 }
 WORKERS = 2
 #: The modules of this folder that distances depend on.
@@ -68,6 +71,11 @@ class Options:
     cifar_width: int = 16
     cifar_images: int = 24
     cifar_art_images: int = 4
+    natural_width: int = 16
+    natural_images: int = 0  # more with --natural-images and --data
+    natural_art_images: int = 4
+    natural_train_images: int = 20_000
+    natural_epochs: int = 6
     epochs: int = 4
     budgets: tuple[int, int, int] = (1000, 5000, 25_000)  # HopSkipJump: the first two
 
@@ -88,11 +96,26 @@ def median(values: Tensor) -> float:
     return float(values.quantile(0.5))
 
 
-def trained(options: Options, kind: str) -> Net:
-    """Train one network."""
+def kinds(options: Options) -> list[str]:
+    """The networks that are attacked: those of natural images where there are some."""
+    return [kind for kind, (shape, _) in KINDS.items() if getattr(options, f"{shape}_images")]
+
+
+def trained(options: Options, data: Path | None, kind: str) -> Net:
+    """Train one network.
+
+    Args:
+        options: its width, images and epochs.
+        data: root of CIFAR-10, for natural images.
+        kind: of :data:`KINDS`.
+    """
     shape, bottom = KINDS[kind]
     width, images = getattr(options, f"{shape}_width"), getattr(options, f"{shape}_images")
-    return build(shape, width=width, images=images, epochs=options.epochs, seed=options.seed, bottom=bottom)
+    shared: dict[str, Any] = {"width": width, "images": images, "seed": options.seed, "bottom": bottom}
+    if shape != "natural":
+        return build(shape, epochs=options.epochs, **shared)
+    more = {"epochs": options.natural_epochs, "train_images": options.natural_train_images, "root": data}
+    return build(shape, **shared, **more)
 
 
 @dataclass(frozen=True)
@@ -157,12 +180,10 @@ class Part:
         return digest.hexdigest()
 
 
-PARTS = [
-    Part(kind, attack, tool)
-    for kind in reversed(KINDS)  # the slow ones first
-    for attack in OURS
-    for tool in ("ours", "plain", "bet", *RIVAL_NAMES)
-]
+def parts_of(options: Options) -> list[Part]:
+    """All parts, the slow ones first."""
+    tools = ("ours", "plain", "bet", *RIVAL_NAMES)
+    return [Part(kind, attack, tool) for kind in reversed(kinds(options)) for attack in OURS for tool in tools]
 
 
 def measure(part: Part, net: Net, budgets: tuple[int, ...], seed: int) -> Made:
@@ -223,22 +244,26 @@ def over_rivals(ours: Tensor, rivals: Mapping[str, Tensor]) -> dict[str, dict[st
     }
 
 
-def run(options: Options, command: str, *, parts: Path | None = None) -> dict[str, Any]:
+def run(options: Options, command: str, *, parts: Path | None = None, data: Path | None = None) -> dict[str, Any]:
     """Measure everything, two parts at a time, each in a process of its own with one thread.
 
     Args:
         options: what the figures depend on.
         command: that made the record.
         parts: folder in which each part's figures are kept as soon as they are there, and looked for before it is run.
+        data: root of CIFAR-10, for natural images.
     """
+    if options.natural_images and data is None:
+        raise SystemExit("--natural-images needs --data, the root of CIFAR-10")
+    all_kinds, all_parts = kinds(options), parts_of(options)
     head = benchmark.head(options, command, packages=("foolbox", "adversarial-robustness-toolbox"))
     head["hardware"]["threads"] = 1  # of each process
     made: dict[Part, Made] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        nets = dict(zip(KINDS, pool.map(partial(trained, options), KINDS), strict=True))
+        nets = dict(zip(all_kinds, pool.map(partial(trained, options, data), all_kinds), strict=True))
         running: dict[Future[Made], Part] = {}
-        for part in PARTS:
+        for part in all_parts:
             if (kept := part.kept(parts, head)) is not None:
                 made[part] = kept
                 continue
@@ -252,12 +277,12 @@ def run(options: Options, command: str, *, parts: Path | None = None) -> dict[st
             part.keep(parts, head, made[part])
     found = {
         kind: {
-            attack: compare({part.tool: made[part] for part in PARTS if (part.kind, part.attack) == (kind, attack)})
+            attack: compare({part.tool: made[part] for part in all_parts if (part.kind, part.attack) == (kind, attack)})
             for attack in OURS
         }
-        for kind in KINDS
+        for kind in all_kinds
     }
-    return {**head, "nets": {kind: {**nets[kind].about(), **found[kind]} for kind in KINDS}}
+    return {**head, "nets": {kind: {**nets[kind].about(), **found[kind]} for kind in all_kinds}}
 
 
 def main() -> None:
@@ -266,7 +291,8 @@ def main() -> None:
         __doc__,
         options=Options(),
         quick=QUICK,
-        settable=("tiny_images", "tiny_art_images", "cifar_images", "cifar_art_images", "seed"),
+        settable=(*(f"{shape}_{images}" for shape in SHAPES for images in ("images", "art_images")), "seed"),
+        roots=("data",),
         measure=partial(run, parts=HERE / "parts"),
         page=markdown,
         script="distances",

@@ -90,7 +90,7 @@ def markdown(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _made(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = ["The networks were trained on scikit-learn's digits, enlarged."]
+    lines = ["The networks were trained on scikit-learn's digits, enlarged, where nothing else is said."]
     if times := records.get("record"):
         machine, versions = times["hardware"], times["versions"]
         lines[0] += (

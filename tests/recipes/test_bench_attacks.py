@@ -18,6 +18,7 @@ from recipes.bench_attacks.nets import _OnlyStart
 from recipes.bench_attacks.page import figures, markdown
 from recipes.bench_attacks.rivals import RIVALS, BudgetSpentError, Watch
 from tests.attack_oracles import Counting, grey, right
+from tests.image_files import pixels, write_image
 from tests.toys import linear_model
 
 
@@ -72,7 +73,7 @@ def test_the_benchmark_runs_and_names_every_limit(tmp_path: Path) -> None:
     small = replace(distances.QUICK, tiny_images=2, cifar_images=2, budgets=(40, 80, 120))
     records = {"record": times, "distances": distances.run(small, "smoke test", parts=tmp_path)}
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    assert len(kept) == len(distances.PARTS) == 4 * 2 * 5
+    assert len(kept) == len(distances.parts_of(small)) == 4 * 2 * 5
     lost = next(iter(kept))
     lost.unlink()
     again = distances.run(small, "smoke test", parts=tmp_path)
@@ -94,6 +95,26 @@ def test_the_benchmark_runs_and_names_every_limit(tmp_path: Path) -> None:
     # Each alone makes a page, too.
     assert [len(figures({name: record})) for name, record in records.items()] == [7, 4 * (4 + 5)]
     assert "distances.json" not in markdown({"record": times})
+
+
+@pytest.mark.slow
+def test_networks_of_natural_images_are_attacked_where_there_are_some(tmp_path: Path) -> None:
+    root = tmp_path / "cifar"
+    for part, count in (("train", 30), ("test", 4)):
+        for label in range(10):
+            for number in range(count):
+                # Classes of another grey each, so that a network has some of them right.
+                shade = pixels(32, 32, seed=number) // 8 + 22 * label
+                write_image(root / part / f"class{label}" / f"{number}.png", shade)
+    options = replace(distances.QUICK, tiny_images=2, cifar_images=0, natural_images=2, natural_width=8)
+    options = replace(options, natural_art_images=1, natural_train_images=300, natural_epochs=20, budgets=(40, 80, 120))
+    assert distances.kinds(options) == ["tiny", "tiny-defective", "natural", "natural-defective"]
+    with pytest.raises(SystemExit, match="--data"):
+        distances.run(options, "smoke test")
+    record = distances.run(options, "smoke test", data=root)
+    names = [net["network"] for net in record["nets"].values()]
+    assert [name.endswith("input 3x32x32, CIFAR-10 (image folder)") for name in names] == [False, False, True, True]
+    assert "0.3-Bottom" in names[3] and names[3] in markdown({"distances": record})
 
 
 def test_the_committed_page_is_that_of_the_committed_records() -> None:

@@ -64,6 +64,31 @@ def test_a_smoke_test_does_not_replace_the_record(
     assert not (tmp_path / "record.json").exists()
 
 
+def test_a_folder_of_the_machine_reaches_the_measurement_and_not_the_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Path] = []
+
+    def measure(options: Options, command: str, *, data: Path) -> dict[str, Any]:
+        seen.append(data)
+        return benchmark.head(options, command)
+
+    given = ["--out", str(tmp_path / "out"), "--data", str(tmp_path / "images")]
+    monkeypatch.setattr("sys.argv", ["program", *given])
+    benchmark.main(
+        tmp_path / "name",
+        "about",
+        options=Options(),
+        quick=Options(),
+        settable=(),
+        roots=("data",),
+        measure=measure,
+        page=lambda told: "page",
+    )
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert seen == [tmp_path / "images"] and record["command"].endswith("--data ROOT")
+
+
 def test_a_part_that_was_measured_is_kept_and_not_measured_again(tmp_path: Path) -> None:
     measured: list[str] = []
 
